@@ -1,0 +1,57 @@
+# Everything a checkout needs. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test soak ui check format lock clean
+
+# The first interpreter that Shardline supports; PYTHON=/path/to/python overrides it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,13))' 2>/dev/null && { echo $$p; break; }; done)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RECIPE ?= python_lm
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help:            ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo "  Variables: RECIPE=python_lm|digits|tabular|yours, PYTHON=python3.12, ARGS='...'"
+
+setup: $(STAMP)  ## the environment in .venv, from requirements.lock
+
+$(STAMP): pyproject.toml requirements.lock
+	@[ -n "$(PYTHON)" ] || { echo "Shardline needs Python 3.11, 3.12 or 3.13; none was found. Set PYTHON=/path/to/python." >&2; exit 1; }
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+repro: setup     ## raw data → tracked, evaluated, registered model (RECIPE=name; only what is stale)
+	@$(BIN)/shardline repro --recipe $(RECIPE) $(ARGS)
+
+test: setup      ## the whole test suite (ARGS='-k name' for a part)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak" $(ARGS)
+
+soak: setup      ## the long tests
+	@$(BIN)/python -m pytest -m soak $(ARGS)
+
+ui: setup        ## MLflow UI over the project's runs, on http://127.0.0.1:5000
+	@$(BIN)/shardline ui $(ARGS)
+
+check: setup     ## format, lint, types, import contracts: what CI asks before the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/python -m pip check
+
+format: setup    ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup      ## resolve requirements.lock anew for Python 3.11 to 3.13
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --no-annotate \
+		--no-header --quiet pyproject.toml --output-file requirements.lock
+
+clean:           ## remove the environment; data, models and runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache shardline.egg-info

@@ -1,0 +1,215 @@
+"""The `shardline` command. Nothing heavy is imported here: `--help` answers at once, each command imports its own."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from storage.errors import Interrupted, ShardlineError
+
+app = typer.Typer(
+    name="shardline",
+    help="From raw data to a tracked, resumable, sharded training run.\n\n"
+    "`shardline repro` runs what is stale: ingest → curate → shard → train → evaluate → package → promote. "
+    "The stages are also commands of their own; DVC calls them so.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help="A recipe of `shardline recipes`; by default the current folder's params.yaml."
+    ),
+]
+ZoneName = Literal["raw", "curated", "shards"]
+STAGES, LOOK, USE = "Stages (run by DVC, in this order)", "Look", "Use"
+
+
+def main() -> None:
+    """Entry point: run a command; report our own errors without a traceback."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except ShardlineError as error:
+        _leave(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _leave("Interrupted. What was finished is kept; the same command goes on from there.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted("Terminated. What was finished is kept; the same command goes on from there.", signum)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"shardline: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _workspace(recipe: str | None) -> Any:
+    from pipelines.workspace import Workspace, project_root, recipe_folder
+
+    return Workspace.open(None if recipe is None else recipe_folder(project_root(), recipe))
+
+
+def _data_stage(name: str, recipe: str | None) -> None:
+    from pipelines.ingest import data_stage
+    from pipelines.ingest.stage import journal_of, run
+    from pipelines.progress import say
+
+    ws = _workspace(recipe)
+    say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
+
+
+@app.command(rich_help_panel=USE)
+def repro(
+    recipe: Recipe = None,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage, stale or not.")] = False,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+) -> None:
+    """Run what is stale of a recipe: new source files, changed parameters, missing outs. Resumes what was cut off."""
+    from pipelines.repro import repro as run
+
+    sys.exit(run(recipe, force=force, until=until))
+
+
+@app.command(rich_help_panel=STAGES)
+def ingest(recipe: Recipe = None) -> None:
+    """Fetch sources into the raw zone, byte for byte; only files that are new or changed."""
+    _data_stage("ingest", recipe)
+
+
+@app.command(rich_help_panel=STAGES)
+def curate(recipe: Recipe = None) -> None:
+    """Type, validate, deduplicate and split the raw files; set aside, with a reason, what can't be used."""
+    _data_stage("curate", recipe)
+
+
+@app.command(rich_help_panel=STAGES)
+def shard(recipe: Recipe = None) -> None:
+    """Write the curated samples, shuffled, as Arrow shards that training maps."""
+    _data_stage("shard", recipe)
+
+
+@app.command(rich_help_panel=STAGES)
+def train(recipe: Recipe = None) -> None:
+    """Train the model of params.yaml on the shards; goes on from the last checkpoint when it was cut off."""
+    from pipelines.training import train as run
+
+    run(_workspace(recipe))
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(recipe: Recipe = None) -> None:
+    """Measure the model on held-out samples beside its baselines."""
+    from pipelines.evaluation import evaluate as run
+
+    run(_workspace(recipe))
+
+
+@app.command(rich_help_panel=STAGES)
+def package(recipe: Recipe = None) -> None:
+    """Write the model with signature, input example and model card, as MLflow serves it."""
+    from pipelines.release import package as run
+
+    run(_workspace(recipe))
+
+
+@app.command(rich_help_panel=STAGES)
+def promote(recipe: Recipe = None) -> None:
+    """Register the model as candidate; make it champion if the gate passes."""
+    from pipelines.release import promote as run
+
+    run(_workspace(recipe))
+
+
+@app.command(rich_help_panel=USE)
+def generate(
+    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
+    tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Tokens (bytes) to write.")] = 300,
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the likeliest K tokens only.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    alias: Annotated[str, typer.Option(help="champion, candidate, or a version number.")] = "champion",
+    recipe: Recipe = None,
+) -> None:
+    """Write text with a registered language model."""
+    from pipelines.release import generate as run
+
+    run(recipe, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias)
+
+
+@app.command(rich_help_panel=USE)
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Images, or CSV files with the features' columns.")],
+    alias: Annotated[str, typer.Option(help="champion, candidate, or a version number.")] = "champion",
+    recipe: Recipe = None,
+) -> None:
+    """Classify files with a registered model: one line a file (or a row), label and probability."""
+    from pipelines.release import predict as run
+
+    run(recipe, files, alias=alias)
+
+
+@app.command(rich_help_panel=LOOK)
+def recipes() -> None:
+    """The recipes of this project: what they make of which sources, and how far each has come."""
+    from pipelines.inspect import show_recipes
+
+    show_recipes()
+
+
+@app.command(rich_help_panel=LOOK)
+def params(
+    section: Annotated[str | None, typer.Argument(help="Only names that start with this: train, stream.lanes.")] = None,
+) -> None:
+    """Every parameter: type, range, default and meaning."""
+    from pipelines.inspect import show_params
+
+    show_params(section)
+
+
+@app.command(rich_help_panel=LOOK)
+def show(zone: Annotated[ZoneName, typer.Argument(help="Zone.")] = "shards", recipe: Recipe = None) -> None:
+    """What a zone's manifest holds: version, lineage, splits, objects."""
+    from pipelines.inspect import show_zone
+
+    show_zone(_workspace(recipe), zone)
+
+
+@app.command(rich_help_panel=LOOK)
+def verify(
+    zone: Annotated[ZoneName | None, typer.Argument(help="Zone; all of them by default.")] = None,
+    recipe: Recipe = None,
+) -> None:
+    """Read every object again and compare its digest with the manifest's."""
+    from pipelines.inspect import verify_zones
+
+    verify_zones(_workspace(recipe), zone)
+
+
+@app.command(rich_help_panel=LOOK)
+def ui(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is for this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Browse the runs and the registry: MLflow's UI over the project's store."""
+    from pipelines.inspect import open_ui
+
+    open_ui(host, port)
+
+
+if __name__ == "__main__":
+    main()

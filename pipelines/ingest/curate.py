@@ -1,0 +1,159 @@
+"""curate: raw → curated. Typed, validated, deduplicated and split, in Parquet.
+
+An item is a group of raw files; it makes one object for each split that occurs in it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from pipelines.ingest.readers import KINDS, READERS, Rows, detect
+from pipelines.ingest.stage import Item, Result, group
+from pipelines.params import Curate
+from pipelines.workspace import Workspace
+from storage.digest import digest_json, keyed_fraction
+from storage.errors import DataError
+from storage.lake import Zone
+from storage.manifest import Manifest
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class CurateStage:
+    """Reads groups of raw files into one Parquet object for each split."""
+
+    params: Curate
+    seed: int
+    source: Zone
+    zone: Zone
+    name: str = "curate"
+
+    @classmethod
+    def of(cls, ws: Workspace) -> "CurateStage":
+        return cls(ws.params.curate, ws.params.seed, ws.zone("raw"), ws.zone("curated"))
+
+    @property
+    def max_quarantined(self) -> int:
+        return self.params.max_quarantined
+
+    def plan(self) -> list[Item]:
+        """One item a group of files, cut by content so that one more file changes one group."""
+        files = self.source.manifest().records()
+        if self.params.deduplicate:
+            seen: set[str] = set()
+            files = [file for file in files if not (file["digest"] in seen or seen.add(file["digest"]))]  # type: ignore[func-returns-value]
+        reader = detect(file["name"] for file in files) if self.params.reader == "auto" else self.params.reader
+        settings = self.params.model_dump(exclude={"files_per_object", "max_quarantined"})
+        items = []
+        for positions in group([file["name"] for file in files], self.params.files_per_object):
+            members = [{k: files[i][k] for k in ("name", "path", "digest")} for i in positions]
+            named = [[member["name"], member["digest"]] for member in members]
+            items.append(
+                Item(
+                    key=digest_json(["curate", VERSION, self.seed, reader, settings, named]),
+                    label=f"{members[0]['name']} … {members[-1]['name']}",
+                    bytes=sum(files[i]["bytes"] for i in positions),
+                    payload={
+                        "reader": reader,
+                        "files": members,
+                        "after": files[positions[0] - 1]["name"] if positions[0] else "",
+                    },
+                )
+            )
+        return items
+
+    def work(self, item: Item) -> Result:
+        """Read the group's files and write a Parquet object for each split."""
+        reader, files = item.payload["reader"], item.payload["files"]
+        ids: list[str] = []
+        tables: list[pa.Table] = []
+        aside: list[dict[str, Any]] = []
+        for file in files:
+            rows = READERS[reader](file["name"], self.source.read(file["path"], file["digest"]), self.params)
+            rows = _distinct(rows) if self.params.deduplicate and KINDS[reader] == "table" else rows
+            ids += rows.ids
+            aside += rows.quarantined
+            if rows.ids:
+                tables.append(rows.table)
+        if not ids:
+            return Result(item.key, [], aside)
+        try:
+            table = pa.concat_tables(tables)
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{item.label}: the files' columns differ: {error}. Name them in curate.features."
+            ) from error
+        table = table.add_column(0, "id", pa.array(ids, pa.large_string()))
+        splits = pa.array([self.split(name) for name in ids])
+        records = []
+        for split in SPLITS:
+            part = table.filter(pa.compute.equal(splits, split))
+            if part.num_rows:
+                stored = self.zone.publish(_parquet(part), ".parquet")
+                about = {
+                    "path": stored.path,
+                    "digest": stored.digest,
+                    "bytes": stored.bytes,
+                    "rows": part.num_rows,
+                }
+                stats = json.dumps(_facts(part), sort_keys=True)
+                records.append({**about, "after": item.payload["after"], "split": split, "stats": stats})
+        return Result(item.key, records, aside)
+
+    def split(self, name: str) -> str:
+        """The split of a sample: by a hash of the seed and its name, so that it never moves when others come or go."""
+        at, shares = keyed_fraction("split", self.seed, name), self.params.split
+        return "train" if at < shares.train else "val" if at < shares.train + shares.val else "test"
+
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
+        """The curated manifest: a row an object."""
+        records = [{**record, "key": result.key} for result in results for record in result.records]
+        if not records:
+            raise DataError(
+                "curate: nothing is left: every file is empty or quarantined. Check curate.reader and its settings."
+            )
+        counts = {split: sum(r["rows"] for r in records if r["split"] == split) for split in SPLITS}
+        counts["quarantined"] = sum(len(result.quarantined) for result in results)
+        kind = KINDS[items[0].payload["reader"]]
+        return Manifest.build(
+            "curated", records, kind=kind, counts=counts, parents={"raw": self.source.manifest().digest}
+        )
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Rows without those equal to an earlier one."""
+    seen: set[tuple[Any, ...]] = set()
+    keep = []
+    for position, row in enumerate(zip(*(column.to_pylist() for column in rows.table.columns), strict=True)):
+        if row not in seen:
+            seen.add(row)
+            keep.append(position)
+    if len(keep) == len(rows.ids):
+        return rows
+    return Rows([rows.ids[i] for i in keep], rows.table.take(pa.array(keep, pa.int64())), rows.quarantined)
+
+
+def _facts(table: pa.Table) -> dict[str, Any]:
+    """What the shard stage must know of an object before it reads it: classes, features, image sizes."""
+    facts: dict[str, Any] = {}
+    if "label" in table.column_names and table["label"].type == pa.string():
+        facts["labels"] = sorted(set(table["label"].to_pylist()))
+    if "image" in table.column_names:
+        pairs = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
+        facts["sizes"] = sorted({(height, width) for height, width in pairs})[:3]
+    elif "label" in table.column_names:
+        facts["features"] = [name for name in table.column_names if name not in ("id", "label")]
+    return facts
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

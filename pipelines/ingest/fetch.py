@@ -1,0 +1,87 @@
+"""ingest: sources → raw. An item is a source file; its object is the file as it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from pipelines.ingest.sources import list_sources
+from pipelines.ingest.stage import Item, Result
+from pipelines.params import Ingest
+from pipelines.workspace import Workspace
+from storage.digest import digest_json
+from storage.errors import ShardlineError, SourceError
+from storage.lake import Zone
+from storage.manifest import Manifest
+
+VERSION = 1  # of what `work` makes; raise it when the same input gives another object
+
+
+@dataclass(frozen=True)
+class IngestStage:
+    """Copies what changed, byte for byte, and knows each file by name and fingerprint."""
+
+    params: Ingest
+    root: Path
+    state: Path
+    zone: Zone
+    name: str = "ingest"
+    max_quarantined: int = 0
+
+    @classmethod
+    def of(cls, ws: Workspace) -> "IngestStage":
+        return cls(ws.params.ingest, ws.root, ws.state, ws.zone("raw"))
+
+    def plan(self) -> list[Item]:
+        """One item a file. Lists the sources; reads no content beyond the fingerprints."""
+        return [
+            Item(
+                key=digest_json(["ingest", VERSION, file.name, file.fingerprint]),
+                label=file.name,
+                bytes=file.bytes,
+                payload={"name": file.name, "url": file.url},
+            )
+            for file in list_sources(self.params, self.root, self.state)
+        ]
+
+    def work(self, item: Item) -> Result:
+        """Copy one file into the zone in bounded memory."""
+        name, url = item.payload["name"], item.payload["url"]
+        try:
+            fs, path = url_to_fs(url)
+            stored = self.zone.publish_from(fs, path, PurePosixPath(name).suffix.lower())
+        except ShardlineError:
+            raise
+        except Exception as error:
+            raise SourceError(
+                f"{url}: cannot be read: {type(error).__name__}: {error}. What was fetched is kept: mend the source, "
+                "or leave the file out with ingest.exclude, and run the same command again."
+            ) from error
+        record: dict[str, Any] = {
+            "path": stored.path,
+            "digest": stored.digest,
+            "bytes": stored.bytes,
+            "rows": 1,
+        }
+        return Result(item.key, [{**record, "name": name}])
+
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
+        """The raw manifest, a row a file, by name."""
+        records = [{**record, "key": result.key} for result in results for record in result.records]
+        return Manifest.build("raw", records, kind="files", counts={"files": len(records)})
+
+
+def changed_sources(ws: Workspace) -> list[str]:
+    """Names of the files that came, went or changed since the raw zone was written; empty where it is up to date.
+
+    DVC can't watch globs and object stores, so `shardline repro` asks this before it runs `dvc repro`.
+    """
+    zone = ws.zone("raw")
+    if not zone.complete:
+        return []
+    now = {item.key: item.label for item in IngestStage.of(ws).plan()}
+    table = zone.manifest().table
+    then = dict(zip(table["key"].to_pylist(), table["name"].to_pylist(), strict=True))
+    return sorted({name for key, name in (now | then).items() if (key in now) != (key in then)})

@@ -1,0 +1,202 @@
+"""Readers: the bytes of a raw file → typed rows, and what had to be set aside.
+
+An author of a reader writes one function `(name, bytes, params) → Rows`. Names, splits, deduplication, Parquet and the
+quarantine are the stage's.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from pipelines.params import Curate
+from storage.errors import DataError
+
+#: Kinds of curated data: documents of text, encoded images with a label, rows of numbers with a label.
+KINDS = {"text": "text", "image_folder": "image", "csv": "table", "jsonl": "text", "parquet": "table"}
+_SUFFIXES = {
+    "csv": {".csv", ".tsv"},
+    "jsonl": {".jsonl", ".ndjson"},
+    "parquet": {".parquet"},
+    "image_folder": {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"},
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`ids` name the samples; `table` has their columns; `quarantined` are dicts with name and reason."""
+
+    ids: list[str]
+    table: pa.Table
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+
+
+Reader = Callable[[str, bytes, Curate], Rows]
+
+
+def detect(names: Iterable[str]) -> str:
+    """The reader for a dataset, by the suffixes of its files. Raises DataError when they don't agree."""
+    found = {
+        next(
+            (reader for reader, known in _SUFFIXES.items() if PurePosixPath(name).suffix.lower() in known),
+            "text",
+        )
+        for name in names
+    }
+    if len(found) > 1:
+        raise DataError(
+            f"curate.reader=auto: the sources mix {', '.join(sorted(found))}. Name one reader in curate.reader, and "
+            "leave the other files out with ingest.exclude."
+        )
+    return found.pop() if found else "text"
+
+
+def read_text(name: str, data: bytes, params: Curate) -> Rows:
+    """One document: the whole file, UTF-8."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        return _none(name, f"not UTF-8: {error.reason} at byte {error.start}", {"text": pa.large_string()})
+    return Rows([name], pa.table({"text": pa.array([text], pa.large_string())}))
+
+
+def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
+    """A document a line: the field `curate.text_field` of a JSON object."""
+    ids, texts, aside = [], [], []
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)[params.text_field]
+            if not isinstance(text, str):
+                raise TypeError(f"{params.text_field!r} is {type(text).__name__}, not a string")
+        except (ValueError, KeyError, TypeError) as error:
+            aside.append({"name": f"{name}:{number}", "reason": f"{type(error).__name__}: {error}"})
+            continue
+        ids.append(f"{name}:{number}")
+        texts.append(text)
+    return Rows(ids, pa.table({"text": pa.array(texts, pa.large_string())}), aside)
+
+
+_IMAGE = {"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32(), "label": pa.string()}
+
+
+def read_image(name: str, data: bytes, params: Curate) -> Rows:
+    """An encoded image, kept as it is once it has decoded whole; its folder's name is the label."""
+    from PIL import Image
+
+    label = PurePosixPath(name).parent.name
+    if not label:
+        return _none(name, "an image folder needs a folder for each class: <class>/<file>", _IMAGE)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            width, height = image.size
+    except Exception as error:  # Pillow's decoders raise many kinds
+        return _none(name, f"not decodable: {error}", _IMAGE)
+    columns = {"image": [data], "height": [height], "width": [width], "label": [label]}
+    return Rows([name], pa.table(columns, schema=pa.schema(_IMAGE)))
+
+
+def read_csv(name: str, data: bytes, params: Curate) -> Rows:
+    """A row a line, comma- (or, in .tsv, tab-) separated, with a header."""
+    aside: list[dict[str, Any]] = []
+
+    def wrong_fields(row: pyarrow.csv.InvalidRow) -> str:
+        reason = f"{row.actual_columns} fields where the header has {row.expected_columns}"
+        aside.append({"name": f"{name}:{row.number}", "reason": reason})
+        return "skip"
+
+    delimiter = "\t" if name.lower().endswith(".tsv") else ","
+    header = data[: data.find(b"\n") if b"\n" in data else len(data)].decode(errors="replace")
+    columns = [column.strip().strip('"') for column in header.rstrip("\r").split(delimiter)]
+    try:
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            pyarrow.csv.ReadOptions(use_threads=False),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_fields),
+            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        return _none(name, f"not a CSV table: {error}", {})
+    skipped = {int(entry["name"].rpartition(":")[2]) for entry in aside}
+    lines = [line for line in range(2, 2 + table.num_rows + len(skipped)) if line not in skipped]
+    rows = _numeric(name, table, lines, params)
+    return Rows(rows.ids, rows.table, [*aside, *rows.quarantined])
+
+
+def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
+    """A table of numbers, or of documents when it has the column `curate.text_field` and no `curate.label`."""
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+    except pa.ArrowInvalid as error:
+        return _none(name, f"not a Parquet file: {error}", {})
+    numbers = list(range(1, table.num_rows + 1))
+    return _numeric(name, table, numbers, params)
+
+
+def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Rows:
+    """Features as float64 and the label; rows in which one doesn't parse are set aside with the column's name."""
+    if params.label is None:
+        raise DataError(f"curate.label is not set: which column of {name} is to be predicted? {table.column_names}")
+    features = params.features or [column for column in table.column_names if column != params.label]
+    for column in (params.label, *features):
+        if column not in table.column_names:
+            from pipelines.params import suggestion
+
+            raise DataError(f"{name}: no column {column!r}{suggestion(column, table.column_names)}")
+    reasons: dict[int, str] = {}
+    columns: dict[str, pa.Array] = {}
+    for column in features:
+        columns[column] = _floats(table[column], column, reasons)
+    label = table[params.label].combine_chunks()
+    if params.target == "value":
+        columns["label"] = _floats(label, params.label, reasons)
+    else:
+        columns["label"] = label.cast(pa.string())
+        for row, value in enumerate(columns["label"].to_pylist()):
+            if value is None or not value.strip():
+                reasons.setdefault(row, f"column {params.label!r}: no label")
+    keep = pa.array([row for row in range(table.num_rows) if row not in reasons], pa.int64())
+    aside = [{"name": f"{name}:{lines[row]}", "reason": reason} for row, reason in sorted(reasons.items())]
+    clean = pa.table(columns).take(keep)
+    return Rows([f"{name}:{lines[row]}" for row in keep.to_pylist()], clean, aside)
+
+
+def _floats(column: Any, name: str, reasons: dict[int, str]) -> pa.Array:
+    """`column` as float64; notes in `reasons` the rows that aren't finite numbers."""
+    try:
+        numbers = column.cast(pa.float64())
+        values = numbers.to_pylist()
+    except pa.ArrowInvalid:
+        values = [_float(value) for value in column.to_pylist()]
+    for row, value in enumerate(values):
+        if value is None or value != value or value in (float("inf"), float("-inf")):
+            reasons.setdefault(row, f"column {name!r}: {column[row].as_py()!r} is not a finite number")
+    return pa.array(values, pa.float64())
+
+
+def _float(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _none(name: str, reason: str, columns: dict[str, pa.DataType]) -> Rows:
+    return Rows([], pa.schema(columns).empty_table(), [{"name": name, "reason": reason}])
+
+
+READERS: dict[str, Reader] = {
+    "text": read_text,
+    "image_folder": read_image,
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+}

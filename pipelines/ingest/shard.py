@@ -1,0 +1,174 @@
+"""shard: curated → shards. Samples in a keyed random order, in files that a training job maps.
+
+An item is a group of curated objects of one split: they are mixed and cut into shards. So memory is bounded by a group,
+every object is read once, and one more source file changes one group.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from pipelines.ingest.encode import (
+    SEPARATOR,
+    VOCABULARY,
+    Encoded,
+    encode_documents,
+    encode_inputs,
+    features,
+    merge_moments,
+    pixels,
+)
+from pipelines.ingest.stage import Item, Result, group
+from pipelines.params import Shard
+from pipelines.workspace import Workspace
+from storage.digest import digest_json, keyed_uint64
+from storage.lake import Zone
+from storage.manifest import Manifest
+
+VERSION = 1
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardStage:
+    """Mixes groups of curated objects into shards."""
+
+    params: Shard
+    seed: int
+    source: Zone
+    zone: Zone
+    name: str = "shard"
+    max_quarantined: int = 0
+
+    @classmethod
+    def of(cls, ws: Workspace) -> "ShardStage":
+        return cls(ws.params.shard, ws.params.seed, ws.zone("curated"), ws.zone("shards"))
+
+    def plan(self) -> list[Item]:
+        """One item a group of curated objects of one split; groups are drawn by a keyed hash of the objects' names."""
+        curated = self.source.manifest()
+        facts = _facts(curated)
+        settings = self.params.model_dump(exclude={"shuffle_objects"})
+        objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
+        items = []
+        for split in curated.splits:
+            members = [record for record in objects if record["split"] == split]
+            kind = curated.header["kind"]
+            for positions in group([m["after"] for m in members], self.params.shuffle_objects, split, self.seed):
+                part = [{k: members[i][k] for k in ("path", "digest")} for i in positions]
+                digests = [member["digest"] for member in part]
+                items.append(
+                    Item(
+                        key=digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests]),
+                        label=f"{split}: {len(part)} objects",
+                        bytes=sum(members[i]["bytes"] for i in positions),
+                        payload={"split": split, "kind": kind, "facts": facts, "objects": part},
+                    )
+                )
+        return items
+
+    def work(self, item: Item) -> Result:
+        """Read the group, put its rows in a keyed random order, and write them as shards of about `target_mb`."""
+        tables = [
+            pyarrow.parquet.read_table(pa.BufferReader(self.source.read(member["path"], member["digest"])))
+            for member in item.payload["objects"]
+        ]
+        table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.key))
+        records = []
+        for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
+            stored = self.zone.publish(shard.data, ".arrow")
+            about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": shard.rows}
+            stats = json.dumps(shard.moments, sort_keys=True) if shard.moments else None
+            records.append({**about, "split": item.payload["split"], "tokens": shard.tokens, "stats": stats})
+        return Result(item.key, records)
+
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
+        """The shards manifest, with the spec: what a model may know of the data."""
+        records = [{**record, "key": result.key} for result in results for record in result.records]
+        curated = self.source.manifest()
+        splits = sorted({record["split"] for record in records})
+        counts = {s: sum(r["rows"] for r in records if r["split"] == s) for s in splits}
+        kind = "tokens" if curated.header["kind"] == "text" else "samples"
+        return Manifest.build(
+            "shards",
+            records,
+            kind=kind,
+            spec=_spec(curated.header["kind"], _facts(curated), records, self.params),
+            counts=counts,
+            parents={"curated": curated.digest, **curated.header["parents"]},
+        )
+
+
+def _shuffled(rows: int, key: str) -> pa.Array:
+    """A permutation of `rows` that depends on `key` alone: ranks of Philox's raw 64-bit words, which NumPy keeps
+    stable over its versions (Salmon et al., 2011)."""
+    words = np.random.Philox(key=int(key[:32], 16)).random_raw(rows)
+    return pa.array(np.argsort(words, kind="stable"))
+
+
+def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) -> Iterator[Encoded]:
+    if kind == "text":
+        texts = [text.as_buffer() for text in table["text"]]
+        sizes = np.fromiter((2 * (text.size + 1) for text in texts), np.int64, len(texts))
+        for start, stop in _cuts(sizes, params.target_mb):
+            ids = table["id"][start:stop].to_pylist()
+            yield encode_documents([memoryview(text) for text in texts[start:stop]], ids)
+        return
+    if kind == "image":
+        inputs: Any = pixels(table, params)
+    else:
+        inputs = features(table, facts["features"])
+    labels = _labels(table["label"], facts)
+    row_bytes = np.full(len(inputs), inputs[0].nbytes + 8, np.int64)
+    for start, stop in _cuts(row_bytes, params.target_mb):
+        yield encode_inputs(inputs[start:stop], labels[start:stop], table["id"][start:stop].to_pylist())
+
+
+def _labels(column: pa.ChunkedArray, facts: dict[str, Any]) -> Any:
+    if facts["classes"] is None:
+        return column.to_numpy().astype(np.float32)
+    return pa.compute.index_in(column, pa.array(facts["classes"])).to_numpy().astype(np.int64)
+
+
+def _cuts(sizes: Any, target_mb: float) -> Iterator[tuple[int, int]]:
+    """Row ranges of shards of nearly equal bytes, as few as keep them at `target_mb` or below on average."""
+    ends = np.cumsum(sizes)
+    count = min(max(1, math.ceil(int(ends[-1]) / (target_mb * _MIB))), len(sizes))
+    at = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count, side="left") + 1
+    bounds = sorted({0, *at.tolist(), len(sizes)})
+    yield from pairwise(bounds)
+
+
+def _facts(curated: Manifest) -> dict[str, Any]:
+    """Classes (numbers in numeric order) and features of the whole dataset."""
+    known = [json.loads(stats) for stats in curated.table["stats"].to_pylist()]
+    labels = sorted({label for stats in known for label in stats.get("labels", [])})
+    if all(label.lstrip("-").isdigit() for label in labels):
+        labels.sort(key=int)
+    features = next((stats["features"] for stats in known if "features" in stats), None)
+    return {"classes": labels or None, "features": features}
+
+
+def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], params: Shard) -> dict[str, Any]:
+    if kind == "text":
+        return {"vocab_size": VOCABULARY, "dtype": "uint16", "separator": SEPARATOR, "encoding": "bytes"}
+    moments = [json.loads(r["stats"]) for r in records if r["split"] == "train" and r["stats"]]
+    mean, std = merge_moments(moments) if moments else (None, None)
+    shape = json.loads(records[0]["stats"])["shape"]
+    return {
+        "inputs": {"x": {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}},
+        "target": {"name": "label", "dtype": "int64" if facts["classes"] else "float32"},
+        "classes": facts["classes"],
+        "features": facts["features"],
+        "image_mode": params.image_mode if kind == "image" else None,
+        "mean": mean,
+        "std": std,
+    }

@@ -1,0 +1,209 @@
+"""A data stage is plan, work and commit, so that the same code runs on threads, processes and Prefect tasks.
+
+    plan()            the items, in order; pure: an item's key is the digest of its inputs, parameters and version
+    work(item)        idempotent; publishes the item's objects and says what they are
+    commit(results)   writes the manifest, last
+
+Results are appended to a journal as they come. An item whose result is in the journal, or in the zone's present
+manifest, and whose objects are there, is not worked again: a crash costs the unfinished items only.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.executors import Executor, choose_executor
+from pipelines.params import Compute
+from pipelines.progress import progress
+from pipelines.workspace import Workspace
+from storage.atomic import storage_errors, write_atomically
+from storage.digest import canonical_json, keyed_uint64
+from storage.errors import DataError, FormatError
+from storage.lake import Zone
+from storage.manifest import Manifest
+
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A unit of work. `payload` holds JSON values only, so that items travel to any process or machine."""
+
+    key: str
+    label: str
+    bytes: int
+    payload: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an item made: manifest `records` (without key) and what it set aside, each with name and reason."""
+
+    key: str
+    records: list[dict[str, Any]]
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of a stage did."""
+
+    stage: str
+    manifest: Manifest = field(repr=False)
+    items: int
+    worked: int
+    quarantined: int
+
+    def __str__(self) -> str:
+        objects = self.manifest.table.num_rows
+        size = sum(self.manifest.table["bytes"].to_pylist())
+        aside = f", {self.quarantined} quarantined (see {QUARANTINE})" if self.quarantined else ""
+        return (
+            f"{self.stage}: {self.worked} of {self.items} items worked, {self.items - self.worked} were there; "
+            f"{objects} objects, {human_bytes(size)}{aside}; version {self.manifest.digest[:12]}"
+        )
+
+
+class DataStage(Protocol):
+    """What the three data stages have in common. Implementations are cheap to pickle."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def zone(self) -> Zone: ...
+    @property
+    def max_quarantined(self) -> int: ...
+    def plan(self) -> list[Item]: ...
+    def work(self, item: Item) -> Result: ...
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest: ...
+
+
+def journal_of(ws: Workspace, stage: str) -> Path:
+    """Where a stage notes the results of a run that has not been committed."""
+    return ws.state / "journal" / f"{stage}.jsonl"
+
+
+def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | None = None) -> Summary:
+    """Plan, work what is not there, commit. Interrupted or killed, the same call goes on where it was."""
+    items = stage.plan()
+    known = pending(stage, items, journal)
+    todo = [item for item in items if item.key not in known]
+    executor = executor or choose_executor(compute, sum(item.bytes for item in todo))
+    with progress(stage.name, len(todo), "items") as advance, Journal(journal) as record:
+        for result in executor.map(stage.work, todo):
+            known[result.key] = result
+            record(result)
+            advance()
+    return commit(stage, items, known, journal, worked=len(todo))
+
+
+def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str, Result]:
+    """The results that are known already, by key; the items that are not in it are to be worked."""
+    wanted = {item.key for item in items}
+    known = {result.key: result for result in (*_committed(stage.zone), *read_journal(journal))}
+    sizes = stage.zone.sizes() if known else {}
+    return {
+        key: result
+        for key, result in known.items()
+        if key in wanted and all(sizes.get(record["path"]) == record["bytes"] for record in result.records)
+    }
+
+
+def commit(
+    stage: DataStage, items: Sequence[Item], results: dict[str, Result], journal: Path, *, worked: int
+) -> Summary:
+    """Check the quarantine, write quarantine.jsonl and then the manifest, and drop the journal."""
+    ordered = [results[item.key] for item in items]
+    aside = [{"key": result.key, **entry} for result in ordered for entry in result.quarantined]
+    if len(aside) > stage.max_quarantined:
+        shown = "\n".join(f"  {entry['name']}: {entry['reason']}" for entry in aside[:5])
+        raise DataError(
+            f"{stage.name}: unusable samples: {len(aside)}, more than curate.max_quarantined="
+            f"{stage.max_quarantined} allows. The first of them:\n{shown}\n"
+            "Mend the sources, or the reader's settings under `curate`, or raise curate.max_quarantined."
+        )
+    manifest = stage.build(items, ordered)
+    if aside:
+        write_atomically(stage.zone.folder / QUARANTINE, b"".join(canonical_json(entry) + b"\n" for entry in aside))
+    else:
+        (stage.zone.folder / QUARANTINE).unlink(missing_ok=True)
+    stage.zone.commit(manifest)
+    journal.unlink(missing_ok=True)
+    return Summary(stage.name, manifest, len(items), worked, len(aside))
+
+
+def _committed(zone: Zone) -> Iterator[Result]:
+    """The results that the present manifest holds. A manifest that cannot be read counts as none."""
+    if not zone.complete:
+        return
+    try:
+        records = zone.manifest().records()
+    except FormatError:
+        return
+    aside: dict[str, list[dict[str, Any]]] = {}
+    for entry in _json_lines(zone.folder / QUARANTINE):
+        aside.setdefault(entry.pop("key"), []).append(entry)
+    made: dict[str, list[dict[str, Any]]] = {key: [] for key in aside}
+    for record in records:
+        made.setdefault(record.pop("key"), []).append(record)
+    for key, objects in made.items():
+        yield Result(key, objects, aside.get(key, []))
+
+
+class Journal:
+    """Results of an uncommitted run, a JSON line each; a torn last line is ignored when read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> "Journal":
+        with storage_errors(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = self.file.open("ab+")
+            if self._handle.tell() and self.file.read_bytes()[-1:] != b"\n":
+                self._handle.write(b"\n")  # ends a line that a crash tore
+        return self
+
+    def __call__(self, result: Result) -> None:
+        with storage_errors(self.file):
+            self._handle.write(canonical_json(asdict(result)) + b"\n")
+            self._handle.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.close()
+
+
+def read_journal(file: Path) -> list[Result]:
+    """The results in a journal; none where there is no such file."""
+    return [Result(**entry) for entry in _json_lines(file)]
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue  # torn by a crash
+
+
+def group(names: Iterable[str], average: int, *salt: Any) -> list[list[int]]:
+    """Cut a list into groups of `average` names, by content: a group ends at a name whose hash says so (1 in
+    `average`), or at 4 x average. So a name that comes or goes changes its own group, seldom a neighbour's.
+    Returns lists of positions."""
+    groups: list[list[int]] = [[]]
+    for position, name in enumerate(names):
+        groups[-1].append(position)
+        if keyed_uint64("group", *salt, name) % average == 0 or len(groups[-1]) >= 4 * average:
+            groups.append([])
+    return [positions for positions in groups if positions]
+
+
+def human_bytes(count: float) -> str:
+    """1536 → '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

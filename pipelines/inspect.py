@@ -1,0 +1,131 @@
+"""What a person asks of a project: its recipes, parameters, zones and runs."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.ingest.stage import QUARANTINE, human_bytes
+from pipelines.params import FILENAME, describe, load_params, suggestion
+from pipelines.progress import progress, say
+from pipelines.workspace import Workspace, project_root
+from pipelines.workspace import recipes as find_recipes
+from storage.errors import DataError, DigestError, LakeError, ParamsError, ShardlineError
+from storage.lake import ZONES
+
+if TYPE_CHECKING:
+    from storage.manifest import Manifest
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+
+
+def show_recipes() -> None:
+    """One row a recipe."""
+    project = project_root()
+    table = _table("recipe", "sources", "model", "data", "promoted")
+    for name, folder in find_recipes(project).items():
+        try:
+            ws = Workspace(folder, project, load_params(folder / FILENAME))
+        except ShardlineError as error:
+            table.add_row(name, f"invalid: {str(error).splitlines()[1].strip()}")
+            continue
+        shards = ws.zone("shards")
+        version = shards.manifest().digest[:12] if shards.complete else "-"
+        promoted = "yes" if ws.promotion.is_file() else "-"
+        table.add_row(name, ", ".join(ws.params.ingest.sources), ws.params.model.name, version, promoted)
+    _print(table)
+
+
+def show_params(prefix: str | None) -> None:
+    """One row a parameter."""
+    rows = [row for row in describe() if row[0].startswith(prefix or "")]
+    if not rows:
+        raise ParamsError(f"No parameter starts with {prefix!r}{suggestion(str(prefix), [r[0] for r in describe()])}")
+    table = _table("parameter", "type", "default", "meaning")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    _print(table)
+
+
+def show_zone(ws: Workspace, name: str) -> None:
+    """Version, lineage, splits and the first objects of a zone."""
+    zone = ws.zone(name)
+    if not zone.complete:
+        raise DataError(f"{zone.folder}: no manifest yet. Run `shardline repro` first.")
+    manifest = zone.manifest()
+    say(f"zone      {name} at {zone.describe()}")
+    say(f"version   {manifest.digest}")
+    for parent, digest in manifest.header.get("parents", {}).items():
+        say(f"from      {parent} {digest}")
+    say(f"kind      {manifest.header['kind']}  {manifest.header.get('counts', {})}")
+    say(f"objects   {manifest.table.num_rows}, {human_bytes(_total(manifest))}")
+    if (zone.folder / QUARANTINE).is_file():
+        say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
+    columns = [c for c in manifest.table.column_names if c not in ("key", "stats", "digest")]
+    table = _table(*columns)
+    for row in manifest.table.slice(0, 10).select(columns).to_pylist():
+        table.add_row(*(str(row[column]) for column in columns))
+    _print(table)
+    if manifest.table.num_rows > 10:
+        say(f"… and {manifest.table.num_rows - 10} more")
+
+
+def _total(manifest: "Manifest") -> int:
+    return int(pa.compute.sum(manifest.table["bytes"]).as_py() or 0)
+
+
+def verify_zones(ws: Workspace, name: str | None) -> None:
+    """Re-read every object; raises DataError that lists the damaged ones."""
+    damaged: list[str] = []
+    for zone_name in [name] if name else ZONES:
+        zone = ws.zone(zone_name)
+        if not zone.complete:
+            say(f"{zone_name}: no manifest yet")
+            continue
+        manifest = zone.manifest()
+        bad = 0
+        with progress(f"verify {zone_name}", manifest.table.num_rows, "objects") as advance:
+            for record in manifest.table.select(["path", "digest"]).to_pylist():
+                try:
+                    zone.verify(record["path"], record["digest"])
+                except (DigestError, LakeError) as error:
+                    bad += 1
+                    damaged.append(str(error))
+                advance()
+        say(f"{zone_name}: {manifest.table.num_rows - bad} objects as the manifest says, {bad} not")
+    if damaged:
+        raise DataError("\n".join(damaged))
+
+
+def open_ui(host: str, port: int) -> None:
+    """Become `mlflow ui` over the project's store."""
+    project = project_root()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project}/.shardline/mlflow/mlflow.db"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    say(f"http://{host}:{port} shows the runs of {uri}; Ctrl-C ends it.")
+    os.execv(sys.executable, command)

@@ -1,0 +1,123 @@
+"""`shardline repro`: what `dvc repro` can't know by itself, before and after it.
+
+Before: a recipe's folder gets its dvc.yaml, and sources (globs, object stores) are asked what changed. After: a summary
+that names the data version, the metric beside its baseline, and how to open the run.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipelines.ingest.fetch import changed_sources
+from pipelines.progress import say
+from pipelines.workspace import DEFAULT_RECIPE, Workspace, project_root, recipe_folder
+from storage.errors import ParamsError
+
+PIPELINE = "dvc.yaml"
+
+
+def repro(recipe: str | None, *, force: bool = False, until: str | None = None) -> int:
+    """Run what is stale of `recipe` (None: the current folder's). Returns the exit code of `dvc repro`."""
+    ws = open_recipe(recipe)
+    if changed := changed_sources(ws):
+        names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        say(f"{len(changed)} source files changed: {names}")
+        if code := run_dvc(ws.root, "repro", "--force", "--single-item", "ingest"):
+            return code
+    code = run_dvc(ws.root, "repro", *(["--force"] if force else []), *([until] if until else []))
+    if code == 0 and until is None:
+        say("\n" + summary(ws))
+    return code
+
+
+def open_recipe(recipe: str | None) -> Workspace:
+    """The recipe's workspace, with its dvc.yaml in place: a copy of the project's where it has none of its own."""
+    project = project_root()
+    if not (project / ".dvc").is_dir():
+        raise ParamsError(f"{project} is no DVC project. Run `git init && dvc init` here, or change to one.")
+    folder = Path.cwd() if recipe is None else recipe_folder(project, recipe)
+    ws = Workspace.open(folder)
+    if not (folder / PIPELINE).is_file():
+        shutil.copyfile(project / PIPELINE, folder / PIPELINE)
+    return ws
+
+
+def run_dvc(folder: Path, *arguments: str) -> int:
+    """Run DVC in `folder`, with this environment's commands first on PATH. SIGINT and SIGTERM reach the stage that
+    runs, which saves and ends; DVC by itself leaves it running on SIGTERM."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    command = [sys.executable, "-m", "dvc", *arguments]
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PATH": path}, start_new_session=True)
+    with _forwarding(process):
+        return process.wait()
+
+
+@contextmanager
+def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    def forward(signum: int, frame: FrameType | None) -> None:
+        import psutil
+
+        try:
+            below = psutil.Process(process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+        # The innermost shardline command is the stage; it tells its own ranks.
+        stages = [p for p in below if any("shardline" in part for part in _command(p))]
+        for stage in stages[-1:] or [psutil.Process(process.pid)]:
+            stage.send_signal(signum)
+
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _command(process: "psutil.Process") -> list[str]:  # type: ignore[name-defined] # noqa: F821
+    import psutil
+
+    try:
+        return list(process.cmdline()[:2])
+    except psutil.Error:
+        return []
+
+
+def summary(ws: Workspace) -> str:
+    """A few lines: data version, metric against its baseline, registry, how to open the run."""
+    metrics = _json(ws.metrics("evaluate"))
+    promotion = _json(ws.promotion)
+    run = _json(ws.model / "run.json")
+    gate = ws.params.promote.gate
+    value = _dig(metrics, gate.metric)
+    line = f"{gate.metric} {value:.4f}" if isinstance(value, int | float) else f"{gate.metric} not measured"
+    if gate.baseline and isinstance(baseline := _dig(metrics, gate.baseline), int | float):
+        line += f" ({gate.baseline} {baseline:.4f})"
+    name = ws.params.recipe
+    here = "" if name == DEFAULT_RECIPE and ws.root == ws.project else f" --recipe {name}"
+    return "\n".join(
+        [
+            f"recipe   {name}",
+            f"data     {ws.zone('shards').manifest().digest[:12]} (shards; `shardline show{here}`)",
+            f"result   {line}",
+            f"model    {promotion.get('summary', 'not promoted')}",
+            f"run      {run.get('run_id') or 'not tracked'} in experiment {name} (`make ui`, then http://127.0.0.1:5000)",
+        ]
+    )
+
+
+def _json(file: Path) -> dict[str, object]:
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _dig(values: object, name: str) -> object:
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values

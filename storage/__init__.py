@@ -1,0 +1,1 @@
+"""Bytes: lakes, zones, manifests, shards, caches. Knows nothing of training, scheduling or tracking."""

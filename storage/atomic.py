@@ -1,0 +1,67 @@
+"""Files that are whole or absent: temp + fsync + rename, with a clear error for a full disk."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from typing_extensions import Buffer
+
+from storage.errors import LakeError
+
+
+@contextmanager
+def storage_errors(what: str | Path) -> Iterator[None]:
+    """Turn the operating system's write errors into a LakeError that names `what` and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LakeError(
+                f"{what}: no space left on the device. What was finished is kept; free some space, or place the zone "
+                "elsewhere with `lake.url`, then run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise LakeError(f"{what}: not writable ({error.strerror}). Check its permissions or `lake.url`.") from error
+        raise
+
+
+@contextmanager
+def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
+    """A temporary path beside `target`; synced and renamed to it when the block succeeds, removed when it fails.
+
+    `durable_name=False` leaves syncing the folder to the caller, who does so once for many files.
+    """
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(target)
+            if durable_name:
+                sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(target: Path, data: Buffer) -> Path:
+    """Write `data` to `target` so that a crash leaves the old file or the new one, never a part."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+    return target
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""The exceptions a user can meet.
+
+    ShardlineError            anything below; its text is meant to be read by a person
+    ├── ParamsError           params.yaml: an unknown name, a wrong type, a value out of range
+    ├── SourceError           a source that does not exist, matches nothing or cannot be read
+    ├── DataError             data that breaks its contract (too much quarantined, an empty split, …)
+    ├── FormatError           a file of ours with an unknown format version, or malformed
+    ├── DigestError           bytes that differ from the digest in the manifest
+    ├── LakeError             the lake cannot be read or written (full disk, permissions, network)
+    ├── TrackingError         MLflow is needed and cannot be used
+    └── Interrupted           SIGINT or SIGTERM: state was saved, the same command goes on
+
+A message says what happened, to which thing, the likely cause, and the setting to change.
+"""
+
+
+class ShardlineError(Exception):
+    """Base of all errors that are reported without a traceback. `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class ParamsError(ShardlineError):
+    exit_code = 2
+
+
+class SourceError(ShardlineError):
+    pass
+
+
+class DataError(ShardlineError):
+    pass
+
+
+class FormatError(ShardlineError):
+    pass
+
+
+class DigestError(ShardlineError):
+    """`what` holds bytes with digest `found` where the manifest says `expected`."""
+
+    def __init__(self, what: str, expected: str, found: str) -> None:
+        super().__init__(
+            f"{what}: digest mismatch. The manifest says {expected}, the bytes have {found}. "
+            "The file was damaged or replaced after it was written; restore it with `dvc checkout` or "
+            "`dvc pull`, or delete it and run the stage again."
+        )
+        self.what, self.expected, self.found = what, expected, found
+
+
+class LakeError(ShardlineError):
+    pass
+
+
+class TrackingError(ShardlineError):
+    pass
+
+
+class Interrupted(ShardlineError):
+    """Raised on SIGINT or SIGTERM once it is safe to leave; `signum` gives the exit code 128 + signum."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum

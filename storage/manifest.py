@@ -1,0 +1,107 @@
+"""Manifests: what a dataset version holds. The digest of a manifest *is* the version.
+
+A manifest is one Arrow IPC file: a row an object, and a JSON header in the schema's metadata. So a manifest of a
+million objects opens by mapping it, and nothing in it is ever unpickled. It is written last: its existence means that
+the version is complete.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+from storage.atomic import write_atomically
+from storage.digest import canonical_json, digest_bytes
+from storage.errors import FormatError
+
+FORMAT = 1
+FILENAME = "manifest.arrow"
+_METADATA_KEY = b"shardline"
+
+#: Columns of every manifest; a zone adds its own from `ZONE_COLUMNS`.
+CORE_COLUMNS: dict[str, pa.DataType] = {
+    "path": pa.string(),  # relative to the zone's root: objects/<digest><suffix>
+    "digest": pa.string(),  # hexadecimal BLAKE3 of the object's bytes
+    "bytes": pa.int64(),
+    "rows": pa.int64(),  # samples (documents of a token shard)
+    "key": pa.string(),  # of the item that made the object
+}
+ZONE_COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "raw": {"name": pa.string()},
+    # after: the raw file before the object's group, which names the group whatever comes or goes inside it
+    "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string()},
+    "shards": {"split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`header` (JSON values: format, zone, kind, spec, parents, counts) and `table`, a row an object."""
+
+    header: dict[str, Any]
+    table: pa.Table = field(repr=False)
+
+    @classmethod
+    def build(cls, zone: str, records: list[dict[str, Any]], **header: Any) -> "Manifest":
+        """A manifest of `zone` over `records`, which hold that zone's columns; their order is kept."""
+        schema = pa.schema({**CORE_COLUMNS, **ZONE_COLUMNS[zone]})
+        return cls({"format": FORMAT, "zone": zone, **header}, pa.Table.from_pylist(records, schema=schema))
+
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Open the manifest in file `path` (or in folder `path`). Raises FormatError for an unknown or damaged one."""
+        file = path / FILENAME if path.is_dir() or not path.suffix else path
+        if not file.is_file():
+            raise FormatError(f"{file}: no manifest. The stage that makes this zone has not finished: run `dvc repro`.")
+        return cls.from_bytes(file.read_bytes(), str(file))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str = "manifest") -> "Manifest":
+        """Decode a manifest; `what` names it in errors."""
+        try:
+            table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+            header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+        except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:
+            raise FormatError(f"{what}: not a Shardline manifest ({error}). Restore it with `dvc checkout`.") from error
+        if header.get("format") != FORMAT:
+            raise FormatError(
+                f"{what}: manifest format {header.get('format')!r}, but this Shardline reads format {FORMAT} only. "
+                "Use the Shardline that wrote it, or make the dataset again with `dvc repro --force`."
+            )
+        manifest = cls(header, table.replace_schema_metadata(None))
+        manifest.__dict__["encoded"] = data
+        return manifest
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The file's bytes; the same manifest always has the same."""
+        table = self.table.combine_chunks().replace_schema_metadata({_METADATA_KEY: canonical_json(self.header)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        return bytes(sink.getvalue().to_pybytes())
+
+    @cached_property
+    def digest(self) -> str:
+        """The dataset version: hexadecimal BLAKE3 of the file."""
+        return digest_bytes(self.encoded)
+
+    def save(self, folder: Path) -> Path:
+        """Write `folder/manifest.arrow` atomically and durably."""
+        return write_atomically(folder / FILENAME, self.encoded)
+
+    def select(self, split: str) -> pa.Table:
+        """The rows of one split, in order."""
+        return self.table.filter(pa.compute.equal(self.table["split"], split))
+
+    @property
+    def splits(self) -> list[str]:
+        return sorted(set(self.table["split"].to_pylist()))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The objects as dictionaries. Only for zones of modest size: it is O(objects) Python objects."""
+        return list(self.table.to_pylist())

@@ -1,0 +1,120 @@
+"""Reading of shards. A mapped shard costs no memory of its own, and its columns are the file's bytes."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from typing_extensions import Buffer
+
+from storage.digest import digest_bytes
+from storage.errors import DataError, DigestError, FormatError
+from storage.shards.schema import IDS, TOKENS, Column, Kind, decode_metadata, item
+
+
+class Shard:
+    """One open shard: `kind`, `rows` and `columns` (without `id`). Its arrays are read-only views of the file."""
+
+    def __init__(self, buffer: pa.Buffer, what: str) -> None:
+        self.what = what
+        self.buffer = buffer
+        self._batch = _read_batch(buffer, what)
+        self.kind: Kind
+        self.columns: dict[str, Column]
+        self.kind, self.columns = decode_metadata(self._batch.schema, what)
+        self._arrays = {name: self._view(name, column) for name, column in self.columns.items()}
+
+    @classmethod
+    def open(cls, source: Path | Buffer, what: str | None = None, digest: str | None = None) -> Self:
+        """Map the file `source`, or view the bytes `source`; `what` names it in errors.
+
+        With `digest`, the bytes are checked against it before anything is read from them. Raises DataError when the
+        file cannot be read, DigestError, or FormatError when it isn't a shard, is cut off, or has a format or codec
+        that this version doesn't know.
+        """
+        if isinstance(source, Path):
+            what = what or str(source)
+            buffer = _map_file(source, what)
+        else:
+            what = what or "a shard in memory"
+            buffer = pa.py_buffer(source)
+        if digest is not None and (found := digest_bytes(buffer)) != digest:
+            raise DigestError(what, digest, found)
+        return cls(buffer, what)
+
+    @property
+    def rows(self) -> int:
+        """Samples, or documents of a token shard."""
+        return int(self._batch.num_rows)
+
+    @property
+    def ids(self) -> pa.LargeStringArray:
+        """The rows' names, [rows]."""
+        return self._batch.column(IDS)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Column `name` as an array [rows, *shape]; for `tokens`, the flat stream. Raises DataError when missing."""
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise DataError(f"{self.what}: no column {name!r}, but {', '.join(self.columns)}.") from None
+
+    @property
+    def tokens(self) -> npt.NDArray[Any]:
+        """The token stream, [tokens]."""
+        return self.column(TOKENS)
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each document begins and, last, where the stream ends: int64 [rows + 1]."""
+        self.column(TOKENS)
+        offsets: npt.NDArray[np.int64] = self._batch.column(TOKENS).offsets.to_numpy()
+        return offsets
+
+    def _view(self, name: str, column: Column) -> npt.NDArray[Any]:
+        """The column's values without a copy, after checking that they are what the metadata says."""
+        element = pa.from_numpy_dtype(column.dtype)
+        shape: tuple[int, ...] = (self.rows, *column.shape)
+        if self.kind == "tokens":
+            expected, shape = pa.large_list(item(element)), (-1,)
+        elif column.shape:
+            expected = pa.list_(item(element), column.elements)
+        else:
+            expected = element
+        try:
+            stored = self._batch.column(name)
+            if stored.type != expected or stored.null_count:
+                raise ValueError(f"it holds {stored.type} and {stored.null_count} nulls, not {expected}")
+            values = stored if expected == element else stored.values
+            array: npt.NDArray[Any] = values.to_numpy(zero_copy_only=True).reshape(shape)
+            return array
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise FormatError(f"{self.what}: column {name!r} is malformed: {error}.") from error
+
+
+def _map_file(file: Path, what: str) -> pa.Buffer:
+    try:
+        with pa.memory_map(str(file)) as mapped:
+            return mapped.read_buffer()
+    except FileNotFoundError as error:
+        raise DataError(f"{what}: no such shard. Restore it with `dvc pull` or `dvc checkout`.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{what}: the shard cannot be read ({error}). Check its permissions, or restore it with `dvc checkout`."
+        ) from error
+
+
+def _read_batch(buffer: pa.Buffer, what: str) -> pa.RecordBatch:
+    try:
+        with pa.ipc.open_file(buffer) as file:
+            if file.num_record_batches != 1:
+                raise ValueError(f"{file.num_record_batches} record batches where a shard has one")
+            batch = file.get_batch(0)
+        batch.validate()
+        return batch
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise FormatError(
+            f"{what}: not a shard, or cut off ({error}). Restore it with `dvc checkout` or `dvc pull`, or make "
+            "the shards again with `dvc repro --force shard`."
+        ) from error

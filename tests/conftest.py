@@ -1,0 +1,104 @@
+"""What all tests share: a project in a temporary folder, and the `shardline` command run as a person runs it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# Quiet and offline, in this process and in all that it starts.
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.org",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.org",
+    }
+)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+#: A recipe so small that the whole job takes seconds: documents of a folder `texts/`, a two-layer transformer.
+TINY = {
+    "recipe": "tiny",
+    "seed": 7,
+    "ingest": {"sources": ["texts/**/*.txt"]},
+    "curate": {"split": {"train": 0.7, "val": 0.15, "test": 0.15}, "max_quarantined": 0, "files_per_object": 8},
+    "shard": {"target_mb": 0.01, "shuffle_objects": 8},
+    "stream": {"batch_size": 8, "seq_len": 32},
+    "model": {"name": "transformer", "args": {"d_model": 32, "layers": 1, "heads": 2}},
+    "train": {"steps": 12, "eval_every": 6, "checkpoint_every": 4, "log_every": 2, "lr": 0.003, "threads": 1},
+    "promote": {"gate": {"metric": "bits_per_byte", "mode": "min"}},
+}
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment of started commands: this interpreter's scripts first on PATH."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
+
+
+@pytest.fixture(scope="session")
+def run(environment: dict[str, str]) -> Run:
+    """Run a command in a folder; by default it must succeed."""
+
+    def call(*command: str, cwd: Path, code: int | None = 0, env: dict[str, str] | None = None, timeout: float = 120):  # type: ignore[no-untyped-def]
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**environment, **(env or {})},
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+        if code is not None:
+            assert done.returncode == code, f"{command} → {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call
+
+
+def write_texts(folder: Path, count: int = 24) -> None:
+    """`count` documents of distinct, repeatable text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        words = [f"def f{index}_{line}(x):\n    return x * {line} + {index}\n" for line in range(20 + index % 7)]
+        (folder / f"doc{index:03d}.txt").write_text("".join(words))
+
+
+def write_params(folder: Path, values: dict[str, object]) -> None:
+    """params.yaml of a recipe."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A folder with the tiny recipe and its texts; no git, no DVC."""
+    write_texts(tmp_path / "texts")
+    write_params(tmp_path, TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def project(recipe: Path, run: Run) -> Path:
+    """The tiny recipe in a git and DVC project of its own, committed."""
+    shutil.copy(REPOSITORY / "dvc.yaml", recipe)
+    shutil.copy(REPOSITORY / ".gitignore", recipe)
+    run("git", "init", "--quiet", cwd=recipe)
+    run("dvc", "init", "--quiet", cwd=recipe)
+    run("dvc", "config", "core.analytics", "false", cwd=recipe)
+    run("git", "add", "--all", cwd=recipe)
+    run("git", "commit", "--quiet", "--message", "start", cwd=recipe)
+    return recipe

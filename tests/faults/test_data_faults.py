@@ -1,0 +1,109 @@
+"""Data stages killed, terminated and starved of disk, for real."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TINY, Run, write_params, write_texts
+
+from storage.manifest import Manifest
+
+STAGES = ("ingest", "curate", "shard")
+
+#: Runs a stage in which the process gets a signal as the result of item `at` is noted.
+HARNESS = """
+import os, sys
+from pipelines.ingest import stage
+from pipelines import cli
+name, at, signum = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+note, count = stage.Journal.__call__, 0
+def noted(self, result):
+    global count
+    note(self, result)
+    count += 1
+    if count == at:
+        os.kill(os.getpid(), signum)
+stage.Journal.__call__ = noted
+sys.argv = ["shardline", name]
+cli.main()
+"""
+
+
+def _digest(folder: Path, zone: str) -> str:
+    return Manifest.load(folder / "data" / zone).digest
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_texts(folder / "texts")
+    write_params(folder, TINY)
+    for stage in STAGES:
+        run("shardline", stage, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("victim", STAGES)
+def test_a_stage_that_is_cut_off_goes_on(
+    run: Run, recipe: Path, undisturbed: Path, victim: str, signum: signal.Signals
+) -> None:
+    for stage in STAGES[: STAGES.index(victim)]:
+        run("shardline", stage, cwd=recipe)
+    done = run("python", "-c", HARNESS, victim, "2", str(int(signum)), cwd=recipe, code=None)
+    assert done.returncode == (-signum if signum == signal.SIGKILL else 128 + signum), done.stderr
+    assert "Traceback" not in done.stderr
+    zone = {"ingest": "raw", "curate": "curated", "shard": "shards"}[victim]
+    assert not (recipe / "data" / zone / "manifest.arrow").exists()
+    for stage in STAGES[STAGES.index(victim) :]:
+        done = run("shardline", stage, cwd=recipe)
+        if stage == victim:
+            worked, items = done.stdout.split(": ")[1].split(" items")[0].split(" of ")
+            assert int(worked) <= int(items) - 2  # two results had been noted
+    for zone in ("raw", "curated", "shards"):
+        assert _digest(recipe, zone) == _digest(undisturbed, zone)
+        assert not list((recipe / "data" / zone).rglob("*.tmp"))
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(run: Run, recipe: Path, undisturbed: Path) -> None:
+    """`data/` is a real file system of 12 KiB in a mount namespace of its own."""
+    (recipe / "data").mkdir()
+    mount = "mount -t tmpfs -o size=12k tmpfs data && exec shardline ingest"
+    done = run("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, cwd=recipe, code=1)
+    assert "no space left on the device" in done.stderr
+    assert "lake.url" in done.stderr
+    assert "Traceback" not in done.stderr
+    run("shardline", "ingest", cwd=recipe)
+    assert _digest(recipe, "raw") == _digest(undisturbed, "raw")
+
+
+def test_workers_end_with_a_killed_parent(run: Run, recipe: Path, environment: dict[str, str]) -> None:
+    """SIGKILL of the stage leaves no worker process behind."""
+    code = (
+        "import os, signal, psutil\n"
+        "from pipelines.executors import PoolExecutor\n"
+        "import operator\n"
+        "results = PoolExecutor(2, processes=True).map(operator.neg, range(50))\n"
+        "next(results)\n"
+        "print(*[p.pid for p in psutil.Process().children(recursive=True)], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (recipe / "main.py").write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
+    done = subprocess.run(["python", "main.py"], cwd=recipe, env=environment, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    workers = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_source_that_goes_while_it_is_read_is_named(run: Run, recipe: Path) -> None:
+    code = HARNESS.replace(
+        "os.kill(os.getpid(), signum)", "[p.unlink() for p in list(__import__('pathlib').Path('texts').iterdir())]"
+    )
+    write_params(recipe, {**TINY, "compute": {"engine": "threads", "workers": 1}})
+    done = run("python", "-c", code, "ingest", "1", "0", cwd=recipe, code=1)
+    assert "cannot be read" in done.stderr
+    assert "ingest.exclude" in done.stderr
+    assert not (recipe / "data" / "raw" / "manifest.arrow").exists()

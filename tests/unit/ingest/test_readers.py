@@ -1,0 +1,82 @@
+"""Readers: what becomes rows, what is set aside and why."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from pipelines.ingest.readers import detect, read_csv, read_image, read_jsonl, read_parquet, read_text
+from pipelines.params import Curate
+from storage.errors import DataError
+
+TABLE = Curate(label="y")
+
+
+def test_csv_sets_aside_rows_with_a_wrong_number_of_fields_or_no_number() -> None:
+    data = b"a,b,y\n1,2,cat\n3,4\n5,six,dog\n7,8,dog\n9,10,11,12\n1,nan,cat\n2,3,\n"
+    rows = read_csv("t.csv", data, TABLE)
+    assert rows.table.to_pydict() == {"a": [1.0, 7.0], "b": [2.0, 8.0], "label": ["cat", "dog"]}
+    assert rows.ids == ["t.csv:2", "t.csv:5"]
+    reasons = {entry["name"]: entry["reason"] for entry in rows.quarantined}
+    assert reasons == {
+        "t.csv:3": "2 fields where the header has 3",
+        "t.csv:6": "4 fields where the header has 3",
+        "t.csv:4": "column 'b': 'six' is not a finite number",
+        "t.csv:7": "column 'b': 'nan' is not a finite number",
+        "t.csv:8": "column 'y': no label",
+    }
+
+
+def test_csv_names_a_column_that_is_missing() -> None:
+    with pytest.raises(DataError, match="no column 'y'"):
+        read_csv("t.csv", b"a,b\n1,2\n", TABLE)
+    with pytest.raises(DataError, match=r"curate.label is not set"):
+        read_csv("t.csv", b"a,b\n1,2\n", Curate())
+
+
+def test_csv_chooses_features_and_regresses() -> None:
+    rows = read_csv("t.csv", b"a,b,y\n1,2,0.5\n3,4,x\n", Curate(label="y", features=["b"], target="value"))
+    assert rows.table.to_pydict() == {"b": [2.0], "label": [0.5]}
+    assert rows.quarantined[0]["name"] == "t.csv:3"
+
+
+def test_tabs_separate_tsv() -> None:
+    assert read_csv("t.tsv", b"a\ty\n1\tu\n", TABLE).table.to_pydict() == {"a": [1.0], "label": ["u"]}
+
+
+def test_jsonl_keeps_good_lines() -> None:
+    rows = read_jsonl("t.jsonl", b'{"text": "one"}\nnot json\n\n{"other": 1}\n{"text": 5}\n', Curate())
+    assert rows.ids == ["t.jsonl:1"]
+    assert [entry["name"] for entry in rows.quarantined] == ["t.jsonl:2", "t.jsonl:4", "t.jsonl:5"]
+
+
+def test_parquet_reads_the_same_columns() -> None:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"a": [1.0, None], "y": ["u", "v"]}), sink)
+    rows = read_parquet("t.parquet", sink.getvalue(), TABLE)
+    assert rows.table.to_pydict() == {"a": [1.0], "label": ["u"]}
+    assert read_parquet("bad.parquet", b"nonsense", TABLE).quarantined[0]["reason"].startswith("not a Parquet file")
+
+
+def test_images_must_decode_whole() -> None:
+    sink = io.BytesIO()
+    Image.new("L", (5, 4), 7).save(sink, "PNG")
+    whole = sink.getvalue()
+    rows = read_image("cat/1.png", whole, Curate())
+    assert rows.table.to_pydict() == {"image": [whole], "height": [4], "width": [5], "label": ["cat"]}
+    assert "not decodable" in read_image("cat/1.png", whole[: len(whole) // 2], Curate()).quarantined[0]["reason"]
+    assert "folder for each class" in read_image("1.png", whole, Curate()).quarantined[0]["reason"]
+
+
+def test_text_is_utf8() -> None:
+    assert read_text("a.txt", "né".encode(), Curate()).table.to_pydict() == {"text": ["né"]}
+    assert "not UTF-8" in read_text("a.txt", b"\xff", Curate()).quarantined[0]["reason"]
+
+
+def test_the_reader_is_found_by_suffix() -> None:
+    assert detect(["a.py", "b.md"]) == "text"
+    assert detect(["x/a.PNG", "y/b.jpeg"]) == "image_folder"
+    with pytest.raises(DataError, match=r"mix csv, text.*curate.reader"):
+        detect(["a.csv", "b.txt"])

@@ -1,0 +1,137 @@
+"""Plan, work, commit: what is worked again and what isn't."""
+
+from pathlib import Path
+
+import pytest
+from conftest import TINY, write_params
+
+from pipelines.executors import PoolExecutor
+from pipelines.ingest import data_stage
+from pipelines.ingest.stage import Item, Result, Summary, group, journal_of, run
+from pipelines.workspace import Workspace
+from storage.errors import DataError
+
+
+def make(folder: Path, *stages: str) -> list[Summary]:
+    ws = Workspace.open(folder)
+    return [run(data_stage(name, ws), journal_of(ws, name), ws.params.compute) for name in stages]
+
+
+ALL = ("ingest", "curate", "shard")
+
+
+def test_a_second_run_works_nothing_and_keeps_the_version(recipe: Path) -> None:
+    first = make(recipe, *ALL)
+    second = make(recipe, *ALL)
+    assert [summary.worked for summary in second] == [0, 0, 0]
+    assert [s.manifest.digest for s in second] == [s.manifest.digest for s in first]
+    assert all(summary.worked == summary.items > 0 for summary in first)
+
+
+def test_from_scratch_elsewhere_gives_the_same_versions(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("elsewhere")
+    (other / "texts").symlink_to(recipe / "texts")
+    write_params(other, TINY)
+    assert [s.manifest.digest for s in make(other, *ALL)] == [s.manifest.digest for s in make(recipe, *ALL)]
+
+
+def test_one_more_file_is_one_item_in_each_stage(recipe: Path) -> None:
+    make(recipe, *ALL)
+    (recipe / "texts" / "doc005b.txt").write_text("one more\n" * 30)
+    assert [summary.worked for summary in make(recipe, *ALL)] == [1, 1, 1]
+
+
+def test_a_touched_file_changes_nothing_and_a_changed_one_its_items(recipe: Path) -> None:
+    before = make(recipe, *ALL)
+    file = recipe / "texts" / "doc003.txt"
+    file.touch()
+    assert make(recipe, "ingest")[0].manifest.digest == before[0].manifest.digest
+    file.write_text(file.read_text() + "changed\n")
+    after = make(recipe, *ALL)
+    assert [summary.worked for summary in after] == [1, 1, 1]
+    assert after[2].manifest.digest != before[2].manifest.digest
+
+
+def test_a_lost_object_is_made_again_alone(recipe: Path) -> None:
+    before = make(recipe, *ALL)
+    path = before[2].manifest.records()[0]["path"]
+    (recipe / "data" / "shards" / path).unlink()
+    again = make(recipe, "shard")[0]
+    assert again.worked == 1
+    assert again.manifest.digest == before[2].manifest.digest
+    assert (recipe / "data" / "shards" / path).is_file()
+
+
+def test_objects_that_no_manifest_names_are_swept(recipe: Path) -> None:
+    make(recipe, "ingest")
+    (recipe / "texts" / "doc000.txt").unlink()
+    manifest = make(recipe, "ingest")[0].manifest
+    left = {f"objects/{file.name}" for file in (recipe / "data" / "raw" / "objects").iterdir()}
+    assert left == set(manifest.table["path"].to_pylist())
+
+
+def test_the_quarantine_names_each_file_and_its_reason(recipe: Path) -> None:
+    (recipe / "texts" / "doc004.txt").write_bytes(b"\xff\xfe broken")
+    make(recipe, "ingest")
+    with pytest.raises(
+        DataError, match=r"(?s)unusable samples: 1, more than curate.max_quarantined=0.*doc004.txt: not UTF-8"
+    ):
+        make(recipe, "curate")
+    assert not (recipe / "data" / "curated" / "manifest.arrow").exists()
+    write_params(recipe, {**TINY, "curate": {**TINY["curate"], "max_quarantined": 1}})  # type: ignore[dict-item]
+    summary = make(recipe, "curate")[0]
+    assert summary.quarantined == 1
+    assert "doc004.txt" in (recipe / "data" / "curated" / "quarantine.jsonl").read_text()
+    assert make(recipe, "curate")[0].worked <= 1  # an item that made nothing but quarantine is known too
+
+
+def test_processes_make_what_threads_make(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    expected = [summary.manifest.digest for summary in make(recipe, *ALL)]
+    other = tmp_path_factory.mktemp("processes")
+    (other / "texts").symlink_to(recipe / "texts")
+    write_params(other, {**TINY, "compute": {"engine": "processes", "workers": 2}})
+    assert [summary.manifest.digest for summary in make(other, *ALL)] == expected
+
+
+def test_a_torn_journal_line_is_ignored(recipe: Path) -> None:
+    ws = Workspace.open(recipe)
+    stage, journal = data_stage("ingest", ws), journal_of(ws, "ingest")
+    items = stage.plan()
+
+    class Stops:
+        def map(self, work, items):  # type: ignore[no-untyped-def]
+            yield work(items[0])
+            yield work(items[1])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, journal, ws.params.compute, Stops())
+    with journal.open("ab") as file:
+        file.write(b'{"key": "torn')
+    summary = run(stage, journal, ws.params.compute)
+    assert summary.worked == len(items) - 2
+    assert not journal.exists()
+
+
+def test_the_executor_yields_every_result_once() -> None:
+    for count in (0, 1, 7, 8, 9, 100):
+        assert sorted(PoolExecutor(2, processes=False).map(abs, range(-count, 0))) == list(range(1, count + 1))
+
+
+def test_groups_are_stable_when_a_name_comes() -> None:
+    names = [f"file{i:04d}" for i in range(2000)]
+    before = {tuple(names[i] for i in positions) for positions in group(names, 16)}
+    changed = 0
+    for extra in range(0, 2000, 100):
+        more = sorted([*names, f"file{extra:04d}x"])
+        after = {tuple(more[i] for i in positions) for positions in group(more, 16)}
+        changed += len(after - before)
+    assert changed <= 30  # 20 insertions: one group each, seldom two
+    assert sum(len(g) for g in before) == 2000
+    assert max(len(g) for g in before) <= 64
+
+
+def test_items_travel_as_json() -> None:
+    item = Item("k", "label", 3, {"a": [1]})
+    assert Item(**item.__dict__) == item
+    assert Result("k", []).quarantined == []
