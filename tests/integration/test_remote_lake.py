@@ -1,0 +1,69 @@
+"""The data stages over a lake on a real S3 server: the folder that DVC tracks holds the manifest alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from conftest import TINY, Run, write_params
+from servers import S3, s3_server
+
+from storage.manifest import Manifest
+
+STAGES = ("ingest", "curate", "shard")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("lake")
+        yield server
+
+
+def test_zones_in_an_object_store(run: Run, recipe: Path, s3: S3, tmp_path: Path) -> None:
+    for stage in STAGES:
+        run("shardline", stage, cwd=recipe)
+    local = {zone: Manifest.load(recipe / "data" / zone) for zone in ("raw", "curated", "shards")}
+
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    (remote / "texts").symlink_to(recipe / "texts")
+    write_params(remote, {**TINY, "lake": {"url": "s3://lake/team"}})
+    for stage in STAGES:
+        run("shardline", stage, cwd=remote, env=s3.env)
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    for zone, manifest in local.items():
+        assert sorted(path.name for path in (remote / "data" / zone).iterdir()) == ["manifest.arrow"]
+        assert Manifest.load(remote / "data" / zone).digest == manifest.digest
+        names = {path.rsplit("/", 1)[-1] for path in fs.find(f"lake/team/tiny/{zone}/objects")}
+        assert names == {path.rsplit("/", 1)[-1] for path in manifest.table["path"].to_pylist()}
+    assert "0 of" in run("shardline", "shard", cwd=remote, env=s3.env).stdout
+    assert "0 not" in run("shardline", "verify", cwd=remote, env=s3.env).stdout
+
+
+def test_a_zone_of_its_own_and_a_source_in_s3(run: Run, recipe: Path, s3: S3) -> None:
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.put(str(recipe / "texts") + "/", "lake/sources/texts/", recursive=True)
+    sections = {
+        "ingest": {"sources": ["s3://lake/sources/texts/**/*.txt"]},
+        "lake": {"zones": {"shards": "s3://lake/own"}},
+    }
+    write_params(recipe, {**TINY, **sections})
+    for stage in STAGES:
+        run("shardline", stage, cwd=recipe, env=s3.env)
+    assert (recipe / "data" / "raw" / "objects").is_dir()
+    assert not (recipe / "data" / "shards" / "objects").exists()
+    assert len(fs.find("lake/own/objects")) == Manifest.load(recipe / "data" / "shards").table.num_rows
+    assert "0 of" in run("shardline", "ingest", cwd=recipe, env=s3.env).stdout
+
+
+def test_a_lake_that_refuses_says_where_and_what(run: Run, recipe: Path, s3: S3) -> None:
+    write_params(recipe, {**TINY, "lake": {"url": "s3://lake/team"}})
+    env = {**s3.env, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    done = run("shardline", "ingest", cwd=recipe, env=env, code=1)
+    assert "s3://lake/team/tiny/raw/objects" in done.stderr
+    assert "credentials" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "wrong" not in done.stderr
