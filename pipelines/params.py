@@ -234,21 +234,21 @@ class Compute(Section):
 
 
 class Params(Section):
-    """A recipe."""
+    """A recipe. Every section that dvc.yaml lists must stand in the file, since DVC looks for it: `lake: {}` at least."""
 
     recipe: str = Field(pattern=NAME)
     """Its name: the MLflow experiment, the registered model, the folder in a shared lake."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(ge=0, lt=2**63)
     """Of splits, orders, weights and dropout."""
-    lake: Lake = Lake()
+    lake: Lake
     ingest: Ingest
-    curate: Curate = Curate()
-    shard: Shard = Shard()
-    stream: Stream = Stream()
-    model: Model = Model()
+    curate: Curate
+    shard: Shard
+    stream: Stream
+    model: Model
     train: Train
-    evaluate: Evaluate = Evaluate()
-    package: Package = Package()
+    evaluate: Evaluate
+    package: Package
     promote: Promote
     compute: Compute = Compute()
 
@@ -279,7 +279,9 @@ def _explain(file: Path, error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"  {place}: unknown parameter{suggestion(str(item['loc'][-1]), _siblings(item['loc']))}")
         elif item["type"] == "missing":
-            lines.append(f"  {place}: missing. {_description(item['loc'])}".rstrip())
+            section = _section(item["loc"])
+            hint = f"Add `{place}: {{}}` for its defaults" if section and _optional(section) else "It has no default"
+            lines.append(f"  {place}: missing. {hint}. {_description(item['loc'])}".rstrip())
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
@@ -303,6 +305,10 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
             return None
         model = annotation
     return model
+
+
+def _optional(section: type[BaseModel]) -> bool:
+    return not any(field.is_required() for field in section.model_fields.values())
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

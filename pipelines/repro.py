@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pipelines.ingest.fetch import changed_sources
 from pipelines.progress import say
@@ -50,13 +51,24 @@ def open_recipe(recipe: str | None) -> Workspace:
 
 
 def run_dvc(folder: Path, *arguments: str) -> int:
-    """Run DVC in `folder`, with this environment's commands first on PATH. SIGINT and SIGTERM reach the stage that
-    runs, which saves and ends; DVC by itself leaves it running on SIGTERM."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    command = [sys.executable, "-m", "dvc", *arguments]
-    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PATH": path}, start_new_session=True)
+    """Run DVC in `folder`. SIGINT and SIGTERM reach the stage that runs, which saves and ends; DVC by itself leaves it
+    running on SIGTERM."""
+    process = start_dvc(folder, *arguments)
     with _forwarding(process):
         return process.wait()
+
+
+def start_dvc(folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[Any]":
+    """Start DVC in `folder` and in a session of its own, with this environment's commands first on PATH. `options`
+    go to Popen."""
+    environment = {**os.environ, "PATH": commands_path()}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **options)
+
+
+def commands_path() -> str:
+    """PATH with this environment's commands (shardline, dvc) first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 @contextmanager
@@ -107,13 +119,20 @@ def summary(ws: Workspace) -> str:
             f"recipe   {name}",
             f"data     {ws.zone('shards').manifest().digest[:12]} (shards; `shardline show{here}`)",
             f"result   {line}",
-            f"model    {promotion.get('summary', 'not promoted')}",
+            f"model    {_outcome(promotion)}",
             f"run      {run.get('run_id') or 'not tracked'} in experiment {name} (`make ui`, then http://127.0.0.1:5000)",
         ]
     )
 
 
-def _json(file: Path) -> dict[str, object]:
+def _outcome(promotion: dict[str, Any]) -> str:
+    if not promotion:
+        return "not promoted"
+    alias = "champion" if promotion["decision"]["promoted"] else "candidate"
+    return f"{promotion['model']} version {promotion['version']} is {alias} ({promotion['decision']['reason']})"
+
+
+def _json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 

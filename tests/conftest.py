@@ -32,12 +32,15 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 TINY = {
     "recipe": "tiny",
     "seed": 7,
+    "lake": {},
     "ingest": {"sources": ["texts/**/*.txt"]},
     "curate": {"split": {"train": 0.7, "val": 0.15, "test": 0.15}, "max_quarantined": 0, "files_per_object": 8},
     "shard": {"target_mb": 0.01, "shuffle_objects": 8},
     "stream": {"batch_size": 8, "seq_len": 32},
-    "model": {"name": "transformer", "args": {"d_model": 32, "layers": 1, "heads": 2}},
+    "model": {"name": "transformer", "args": {"dim": 32, "layers": 1, "heads": 2}},
     "train": {"steps": 12, "eval_every": 6, "checkpoint_every": 4, "log_every": 2, "lr": 0.003, "threads": 1},
+    "evaluate": {},
+    "package": {},
     "promote": {"gate": {"metric": "bits_per_byte", "mode": "min"}},
 }
 

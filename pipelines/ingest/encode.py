@@ -41,7 +41,10 @@ def encode_documents(texts: Sequence[memoryview], ids: Sequence[str]) -> Encoded
 def encode_inputs(inputs: NDArray[Any], labels: NDArray[Any], ids: Sequence[str]) -> Encoded:
     """A sample shard: inputs `x` [rows, …] and `label` [rows]."""
     data = encode_samples({"x": inputs, "label": labels}, list(ids))
-    return Encoded(data, len(inputs), 0, moments_of(inputs))
+    moments = moments_of(inputs)
+    if labels.dtype.kind == "f":
+        moments["target"] = moments_of(labels[:, None])
+    return Encoded(data, len(inputs), 0, moments)
 
 
 def pixels(table: pa.Table, params: Shard) -> NDArray[np.uint8]:

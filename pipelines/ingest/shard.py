@@ -162,10 +162,13 @@ def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], param
         return {"vocab_size": VOCABULARY, "dtype": "uint16", "separator": SEPARATOR, "encoding": "bytes"}
     moments = [json.loads(r["stats"]) for r in records if r["split"] == "train" and r["stats"]]
     mean, std = merge_moments(moments) if moments else (None, None)
+    target: dict[str, Any] = {"name": "label", "dtype": "int64" if facts["classes"] else "float32"}
+    if not facts["classes"] and moments:
+        [target["mean"]], [target["std"]] = merge_moments([part["target"] for part in moments])
     shape = json.loads(records[0]["stats"])["shape"]
     return {
         "inputs": {"x": {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}},
-        "target": {"name": "label", "dtype": "int64" if facts["classes"] else "float32"},
+        "target": target,
         "classes": facts["classes"],
         "features": facts["features"],
         "image_mode": params.image_mode if kind == "image" else None,

@@ -1,0 +1,112 @@
+"""The data stages as Prefect tasks: plan, then the same `work` over batches of items, then commit.
+
+Items go in batches, so that a million files don't become a million task runs. Results are journalled as they come, as
+in `shardline STAGE`: a retry, or another run by either way, works only on what is left.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import task, unmapped
+from prefect.logging import get_run_logger
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
+
+from flows.steps import RETRY, STEP, open_recipe, record
+from pipelines import versions
+from pipelines.executors import PoolExecutor, choose_executor
+from pipelines.ingest import data_stage
+from pipelines.ingest.stage import DataStage, Item, Journal, Result, commit, journal_of, pending
+
+MOST_TASKS = 64  # task runs of a stage
+
+
+class Ledger:
+    """The results of a stage, shared by its tasks (threads of this process): known by key, and journalled."""
+
+    def __init__(self, known: dict[str, Result], journal: Journal) -> None:
+        self.known, self._journal, self._lock = known, journal, threading.Lock()
+        self.stopped = threading.Event()
+
+    def __call__(self, result: Result) -> None:
+        with self._lock:
+            self.known[result.key] = result
+            self._journal(result)
+
+
+def run_data_stage(name: str, recipe: str) -> dict[str, Any]:
+    """Run data stage `name` of a recipe and record it. Returns what it did, with the version of its zone."""
+    ws = open_recipe(recipe)
+    with versions.exclusive(ws):
+        stage, journal = data_stage(name, ws), journal_of(ws, name)
+        items = plan(quote(stage))
+        known = pending(stage, items, journal)
+        todo = [item for item in items if item.key not in known]
+        executor = choose_executor(ws.params.compute, sum(item.bytes for item in todo))
+        with Journal(journal) as note:
+            ledger = Ledger(known, note)
+            work_all(stage, todo, ledger, executor)
+        summary = finish(quote(stage), quote(items), quote(ledger), journal, len(todo))
+        record(recipe, name)
+    return summary
+
+
+@task(name="plan", **STEP, **RETRY)
+def plan(stage: DataStage) -> list[Item]:
+    """The stage's items."""
+    items = stage.plan()
+    get_run_logger().info("%s: %d items", stage.name, len(items))
+    return items
+
+
+def work_all(stage: DataStage, todo: Sequence[Item], ledger: Ledger, executor: PoolExecutor) -> None:
+    """Map `work_batch` over `todo`, on as many threads as the executor has workers. When a batch fails for good the
+    others are worked to their end, then its error is raised."""
+    if not todo:
+        return
+    parts = batches(todo, 4 * executor.workers if executor.processes else MOST_TASKS)
+    runner: ThreadPoolTaskRunner[int] = ThreadPoolTaskRunner(max_workers=executor.workers)
+    with runner:
+        about = {"stage": unmapped(quote(stage)), "ledger": unmapped(quote(ledger))}
+        try:
+            futures = runner.map(
+                work_batch, {**about, "items": quote(parts), "processes": unmapped(executor.processes)}
+            )
+            futures.wait()
+        finally:
+            ledger.stopped.set()  # cancelled: tasks leave after the items at hand
+        futures.result()
+
+
+def batches(items: Sequence[Item], most: int) -> list[list[Item]]:
+    """At most `most` batches, dealt out in turn so that neighbours, which are often alike in size, are spread."""
+    count = min(most, len(items))
+    return [list(items[start::count]) for start in range(count)]
+
+
+@task(name="work", **STEP, **RETRY)
+def work_batch(stage: DataStage, items: list[Item], ledger: Ledger, processes: bool) -> int:
+    """Work the items of a batch that have no result yet: in this thread, or in a process of its own when there is much
+    data. Returns how many."""
+    todo = [item for item in items if item.key not in ledger.known]
+    for result in PoolExecutor(1, processes=processes).map(stage.work, todo):
+        ledger(result)
+        if ledger.stopped.is_set():
+            break
+    return len(todo)
+
+
+@task(name="commit", **STEP)
+def finish(stage: DataStage, items: list[Item], ledger: Ledger, journal: Path, worked: int) -> dict[str, Any]:
+    """Write the zone's manifest."""
+    summary = commit(stage, items, ledger.known, journal, worked=worked)
+    get_run_logger().info("%s", summary)
+    return {
+        "stage": summary.stage,
+        "items": summary.items,
+        "worked": summary.worked,
+        "quarantined": summary.quarantined,
+        "version": summary.manifest.digest,
+    }

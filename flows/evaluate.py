@@ -1,0 +1,23 @@
+"""model → metrics, beside their baselines. By hand: `python -m flows.evaluate --recipe digits`."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.commands import run_stage
+from flows.report import read_json
+from flows.steps import RECIPE, Recipe, by_hand, open_recipe
+from pipelines import versions
+
+
+@flow(name="evaluate", flow_run_name="evaluate {recipe}", persist_result=False)
+def evaluate(recipe: Recipe = RECIPE) -> dict[str, Any]:
+    """Measure the model on held-out samples. Returns metrics/evaluate.json."""
+    ws = open_recipe(recipe)
+    with versions.exclusive(ws):
+        run_stage(recipe, "evaluate")
+        return read_json(ws.metrics("evaluate"))
+
+
+if __name__ == "__main__":
+    by_hand(evaluate)

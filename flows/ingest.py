@@ -1,0 +1,18 @@
+"""sources → raw: fetch what is new or changed, file by file. By hand: `python -m flows.ingest --recipe digits`."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.batches import run_data_stage
+from flows.steps import RECIPE, Recipe, by_hand
+
+
+@flow(name="ingest", flow_run_name="ingest {recipe}", persist_result=False)
+def ingest(recipe: Recipe = RECIPE) -> dict[str, Any]:
+    """sources → raw: fetch what is new or changed, file by file. Returns the zone's new version and counts."""
+    return run_data_stage("ingest", recipe)
+
+
+if __name__ == "__main__":
+    by_hand(ingest)

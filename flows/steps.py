@@ -1,0 +1,79 @@
+"""What the flows share: opening a recipe, recording with DVC, which failures are worth a retry, running by hand."""
+
+import functools
+import inspect
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from prefect import Flow, Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.tasks import exponential_backoff
+
+from pipelines import versions
+from pipelines.repro import open_recipe
+from pipelines.workspace import DEFAULT_RECIPE
+from storage.errors import DataError, DigestError, FormatError, ParamsError, ShardlineError
+
+__all__ = ["DVC", "RECIPE", "STEP", "Force", "Recipe", "Retries", "by_hand", "open_recipe", "record", "worth_a_retry"]
+
+RECIPE = DEFAULT_RECIPE
+Recipe = Annotated[str, typer.Option("--recipe", "-r", help="A recipe of `shardline recipes`.")]
+Retries = Annotated[int, typer.Option(min=0, max=50, help="How often a stopped or failed training is resumed.")]
+Force = Annotated[bool, typer.Option("--force", help="Run every stage, stale or not.")]
+
+#: The tag of tasks that call DVC: `prefect deploy` limits it to one at a time, since DVC locks its project.
+DVC = "shardline-dvc"
+
+#: Nothing is cached or stored by Prefect: DVC does that. Names, versions and counts travel, never data.
+STEP: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+
+
+async def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether the same work may succeed when it is tried again: sources, stores and processes fail now and then; data
+    that breaks its contract and parameters that are wrong stay so."""
+    error = await state.aresult(raise_on_failure=False)
+    return not isinstance(error, ParamsError | DataError | FormatError | DigestError)
+
+
+#: Three tries, the second after 2 s, the third after 4 s more.
+RETRY: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(2),
+    "retry_condition_fn": worth_a_retry,
+}
+
+
+@task(name="record", task_run_name="record {stage}", tags={DVC}, **STEP, **RETRY)
+def record(recipe: str, stage: str) -> None:
+    """Write a stage's outcome to dvc.lock, as `dvc repro` would."""
+    ws = open_recipe(recipe)
+    versions.record(ws, stage)
+    get_run_logger().info("%s: recorded in %s", stage, ws.root / "dvc.lock")
+
+
+def by_hand(flow: Flow[..., Any]) -> NoReturn:
+    """Run a flow from the command line, its parameters as options; our own errors without a traceback. Prefect's
+    temporary server serves it where no PREFECT_API_URL is set, and ends with it, SIGTERM included."""
+    signal.signal(signal.SIGTERM, _leave)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    run: Callable[..., Any] = functools.wraps(flow.fn)(lambda **parameters: flow(**parameters))
+    app.command(help=inspect.getdoc(flow.fn))(run)
+    try:
+        app()
+    except ShardlineError as error:
+        print(f"{flow.name}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{flow.name}: interrupted. What was finished is kept.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signum)

@@ -1,0 +1,28 @@
+"""shards → model: starts the ranks, and resumes them when they are stopped. By hand: `python -m flows.train`.
+
+Prefect is imported here only: `shardline train` and its ranks are processes of their own.
+"""
+
+from prefect import flow
+
+from flows.commands import run_stage
+from flows.report import link_run
+from flows.steps import RECIPE, Recipe, Retries, by_hand, open_recipe
+from pipelines import versions
+
+
+@flow(name="train", flow_run_name="train {recipe}", persist_result=False)
+def train(recipe: Recipe = RECIPE, retries: Retries = 2) -> str | None:
+    """Train the model of params.yaml on the shards, on `train.ranks` ranks. Returns the MLflow run's id.
+
+    Stopped by a signal that nobody here sent (a machine taken away) or failed, it goes on from its last checkpoint,
+    `retries` times, after 10 s, 20 s, 40 s, … Cancelled, it saves a checkpoint and leaves no process behind.
+    """
+    ws = open_recipe(recipe)
+    with versions.exclusive(ws):
+        run_stage(recipe, "train", retries=retries, delay=10)
+        return link_run(ws)
+
+
+if __name__ == "__main__":
+    by_hand(train)

@@ -1,0 +1,32 @@
+"""Record with DVC what stages left, and upload it. By hand: `python -m flows.version --recipe digits --push`."""
+
+from prefect import flow, task
+from prefect.logging import get_run_logger
+
+from flows.steps import DVC, RECIPE, RETRY, STEP, Recipe, by_hand, open_recipe, record
+from pipelines import versions
+
+
+@flow(name="version", flow_run_name="version {recipe}", persist_result=False)
+def version(recipe: Recipe = RECIPE, stages: list[str] = [], push: bool = True) -> str:  # noqa: B006
+    """`dvc commit` the stages named (the other flows do so for their own), and `dvc push` the recipe's outs where DVC
+    has a default remote. Returns what was pushed, in DVC's words."""
+    ws = open_recipe(recipe)
+    with versions.exclusive(ws):
+        for stage in stages:
+            record(recipe, stage)
+        return push_outs(recipe) if push else "not pushed"
+
+
+@task(name="push", tags={DVC}, **STEP, **RETRY)
+def push_outs(recipe: str) -> str:
+    """Upload what the default remote lacks."""
+    ws = open_recipe(recipe)
+    remote = versions.remote(ws)
+    pushed = f"{versions.push(ws)} to {remote}" if remote else "not pushed: DVC has no default remote"
+    get_run_logger().info(pushed)
+    return pushed
+
+
+if __name__ == "__main__":
+    by_hand(version)

@@ -1,0 +1,69 @@
+"""What needs no model: a bigram table, general compressors, the commonest class, the mean."""
+
+import lzma
+import zlib
+from collections.abc import Callable, Iterable
+from math import log2
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.evaluation.data import Array
+
+SMOOTHING = 0.1  # added to every count of the bigram model
+COMPRESSED_LIMIT = 64 << 20  # bytes; xz -9e takes about half a second a MiB
+Counts = npt.NDArray[np.int64]
+
+
+def bigram_counts(streams: Iterable[Array], vocabulary: int) -> Counts:
+    """How often token b follows token a in the streams: int64 [vocabulary, vocabulary], rows a."""
+    counts = np.zeros(vocabulary * vocabulary, np.int64)
+    for tokens in streams:
+        pairs = tokens[:-1].astype(np.int64) * vocabulary + tokens[1:]
+        counts += np.bincount(pairs, minlength=vocabulary * vocabulary)
+    return counts.reshape(vocabulary, vocabulary)
+
+
+def bigram_bits(train: Counts, held_out: Counts, smoothing: float = SMOOTHING) -> float:
+    """Bits that the bigram model p(b|a) = (n_ab + s) / (n_a + s·V) of `train` spends on the pairs of `held_out`."""
+    smoothed = train + smoothing
+    probability = smoothed / smoothed.sum(axis=1, keepdims=True)
+    return float(-(held_out * np.log2(probability)).sum())
+
+
+def compressed_bits(compress: Callable[[bytes], bytes], documents: list[bytes]) -> dict[str, float]:
+    """Bits per byte of a compressor: on the documents end to end, and on each by itself."""
+    size = sum(map(len, documents))
+    return {
+        "bits_per_byte": 8 * len(compress(b"".join(documents))) / size,
+        "bits_per_byte_by_file": 8 * sum(len(compress(document)) for document in documents) / size,
+    }
+
+
+def zlib_9(data: bytes) -> bytes:
+    """zlib -9 (RFC 1950)."""
+    return zlib.compress(data, 9)
+
+
+def xz_9e(data: bytes) -> bytes:
+    """xz -9e. The dictionary is no larger than the data, which changes no byte but saves allocating 64 MiB each time."""
+    filters = [{
+        "id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME,
+        "dict_size": max(4096, min(64 << 20, 1 << max(12, (len(data) - 1).bit_length()))),
+    }]  # fmt: skip
+    return lzma.compress(data, format=lzma.FORMAT_XZ, filters=filters)
+
+
+def majority(train_counts: Counts, held_out_counts: Counts) -> dict[str, float]:
+    """Accuracy and loss in bits' natural unit (nats) of answering with the train split's class frequencies."""
+    frequency = (train_counts + 1) / (train_counts + 1).sum()
+    total = held_out_counts.sum()
+    return {
+        "accuracy": float(held_out_counts[train_counts.argmax()] / total),
+        "loss": float(-(held_out_counts * np.log(frequency)).sum() / total),
+    }
+
+
+def uniform_bits(vocabulary: int) -> float:
+    """Bits of a token that nothing is known of."""
+    return log2(vocabulary)

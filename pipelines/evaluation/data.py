@@ -1,0 +1,58 @@
+"""The shards of a split, in the manifest's order, without shuffling: each sample and each byte exactly once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.models import ModelConfig
+from pipelines.models.tasks import INPUTS
+from storage.errors import DataError
+from storage.lake import Zone
+from storage.manifest import Manifest
+from storage.shards import Shard
+
+Array = npt.NDArray[Any]
+
+
+def open_split(zone: Zone, manifest: Manifest, split: str) -> Iterator[Shard]:
+    """Every shard of `split`, verified, one after the other. Raises DataError for an empty split, DigestError."""
+    records = manifest.select(split).select(["path", "digest", "rows"]).to_pylist()
+    if not any(record["rows"] for record in records):
+        raise DataError(
+            f"The shards (version {manifest.digest[:12]}) have no samples in split {split!r}. "
+            f"Raise curate.split.{split}, or set evaluate.split to one of: {', '.join(manifest.splits)}."
+        )
+    for record in records:
+        path, digest = record["path"], record["digest"]
+        file = zone.local_path(path)
+        if file is not None:
+            zone.verify(path, digest)
+            yield Shard.open(file)
+        else:
+            yield Shard.open(zone.read(path, digest), zone.describe(path))
+
+
+def sample_batches(zone: Zone, manifest: Manifest, split: str, target: str, size: int) -> Iterator[tuple[Array, Array]]:
+    """(inputs [n, *shape], targets [n]) with n ≤ `size`, as copies."""
+    for shard in open_split(zone, manifest, split):
+        inputs, targets = shard.column(INPUTS), shard.column(target)
+        for start in range(0, shard.rows, size):
+            yield np.array(inputs[start : start + size]), np.array(targets[start : start + size])
+
+
+def check_fits(config: ModelConfig, manifest: Manifest) -> None:
+    """Raise DataError unless the data has the shape and the meaning of what the model learnt from."""
+    spec = manifest.header["spec"]
+    for fact in ("vocab_size", "separator", "encoding", "inputs", "target", "classes", "features"):
+        if config.spec.get(fact) != spec.get(fact):
+            raise DataError(
+                f"The model was trained on data whose {fact} is {_short(config.spec.get(fact))}, but the shards "
+                f"(version {manifest.digest[:12]}) have {_short(spec.get(fact))}. Train again: `dvc repro`."
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,119 @@
+"""Bits per byte of a language model on held-out documents.
+
+The rule. A split's shards hold documents end to end, each after a separator token. A shard of n tokens is cut into
+windows of `seq_len` tokens that don't overlap; in each, the model predicts every token from those before it in the
+window (so the first ones of a window have little context), and the last window is as short as what is left. The
+shard's first token, which nothing predicts, is charged 8 bits. All tokens are charged, separators included, and the
+sum is divided by the bytes of the documents, without separators. The bigram model is charged for exactly the same
+tokens. Compressors get the same bytes, document by document and end to end, and pay for no separator.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from math import exp, log
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipelines.evaluation.baselines import (
+    COMPRESSED_LIMIT,
+    bigram_bits,
+    bigram_counts,
+    compressed_bits,
+    xz_9e,
+    zlib_9,
+)
+from pipelines.evaluation.data import Array, open_split
+from pipelines.evaluation.plots import bars
+from pipelines.evaluation.result import Evaluation
+from pipelines.models import ModelConfig
+from pipelines.progress import progress
+from storage.lake import Zone
+from storage.manifest import Manifest
+from storage.shards import Shard
+
+FIRST_TOKEN_BITS = 8.0
+IGNORED = -100  # a target that counts nothing
+
+
+def measure_language(
+    model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device
+) -> Evaluation:
+    """Metrics of a model of tokens; see the module's rule."""
+    assert config.seq_len is not None
+    spec = manifest.header["spec"]
+    vocabulary, separator = spec["vocab_size"], spec["separator"]
+    nats, predicted, firsts, documents = 0.0, 0, 0, []
+    tokens = manifest.select(split)["tokens"].to_pylist()
+    held_out = np.zeros((vocabulary, vocabulary), np.int64)
+    with progress("evaluate", sum(tokens), "tokens") as advance:
+        for shard in open_split(zone, manifest, split):
+            for inputs, targets in windows(shard.tokens, config.seq_len, batch):
+                nats += cost(model, inputs, targets, device)
+                advance(int((targets != IGNORED).sum()))
+            predicted += max(0, len(shard.tokens) - 1)
+            firsts += bool(len(shard.tokens))
+            held_out += bigram_counts([shard.tokens], vocabulary)
+            documents += texts(shard, separator)
+    size = max(1, sum(map(len, documents)))
+    train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
+    model_bits = (nats / log(2) + FIRST_TOKEN_BITS * firsts) / size
+    bigram = (bigram_bits(train, held_out) + FIRST_TOKEN_BITS * firsts) / size
+    loss = nats / max(1, predicted)
+    baseline = {"bigram": {"bits_per_byte": bigram}} | _compressors(documents)
+    metrics = {
+        "bits_per_byte": model_bits,
+        "loss": loss,
+        "perplexity": exp(min(loss, 700.0)),
+        "documents": len(documents),
+        "bytes": size,
+        "baseline": baseline,
+    }
+    rows = [{"name": "model", "bits_per_byte": model_bits}]
+    rows += [{"name": name, "bits_per_byte": block["bits_per_byte"]} for name, block in baseline.items()]
+    figure = partial(bars, rows, "name", "bits_per_byte", "bits per byte of held-out documents (less is better)")
+    return Evaluation(metrics, {"bits_per_byte": rows}, {"bits_per_byte": figure})
+
+
+def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Array]]:
+    """Inputs and targets, int64 [≤ batch, length]: every token but the first is a target once; the rest is IGNORED."""
+    count = -(-(len(tokens) - 1) // length) if len(tokens) > 1 else 0
+    for first in range(0, count, batch):
+        rows = min(batch, count - first)
+        piece = tokens[first * length : (first + rows) * length + 1].astype(np.int64)
+        inputs, targets = np.zeros(rows * length, np.int64), np.full(rows * length, IGNORED)
+        inputs[: len(piece) - 1], targets[: len(piece) - 1] = piece[:-1], piece[1:]
+        yield inputs.reshape(rows, length), targets.reshape(rows, length)
+
+
+def cost(model: nn.Module, inputs: Array, targets: Array, device: torch.device) -> float:
+    """Nats that the model spends on the targets, summed in float64."""
+    logits = model(torch.from_numpy(inputs).to(device)).float()
+    answer = torch.from_numpy(targets).to(device)
+    each = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction="none", ignore_index=IGNORED)
+    return float(each.cpu().double().sum())
+
+
+def texts(shard: Shard, separator: int) -> list[bytes]:
+    """The bytes of each document of a shard."""
+    tokens, offsets = shard.tokens, shard.offsets
+    documents = (tokens[start:end] for start, end in pairwise(offsets))
+    return [document[document != separator].astype(np.uint8).tobytes() for document in documents]
+
+
+def _compressors(documents: list[bytes]) -> dict[str, dict[str, float]]:
+    """zlib and xz on the documents; past a limit on the first of them, as `bytes` then says."""
+    chosen, size = [], 0
+    for document in documents:
+        if document and size + len(document) <= COMPRESSED_LIMIT:
+            chosen.append(document)
+            size += len(document)
+    if not chosen:
+        return {}
+    return {
+        name: compressed_bits(compress, chosen) | {"bytes": size}
+        for name, compress in (("zlib", zlib_9), ("xz", xz_9e))
+    }

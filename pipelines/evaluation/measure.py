@@ -1,0 +1,39 @@
+"""From a model and shards to an evaluation."""
+
+import torch
+from torch import nn
+
+from pipelines.evaluation.data import check_fits
+from pipelines.evaluation.language import measure_language
+from pipelines.evaluation.result import Evaluation, rounded
+from pipelines.evaluation.samples import measure_classification, measure_regression
+from pipelines.models import ModelConfig
+from pipelines.params import Params
+from pipelines.training.device import pick_device, repeatable
+from storage.lake import Zone
+from storage.manifest import Manifest
+
+#: The metric that a task is judged by, and the baseline that comes first.
+HEADLINE = {
+    "language": ("bits_per_byte", "bigram"),
+    "classification": ("accuracy", "majority"),
+    "regression": ("rmse", "mean"),
+}
+
+
+def measure(model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, params: Params) -> Evaluation:
+    """Evaluate in this process, in float32. Raises DataError for data that the model wasn't made for, or an empty
+    split; DigestError."""
+    check_fits(config, manifest)
+    task, split, batch = config.get_task(), params.evaluate.split, params.evaluate.batch_size
+    device = pick_device(params.train.device)
+    with repeatable(params.train, device), torch.inference_mode():
+        model = model.to(device).eval()
+        if task.name == "language":
+            result = measure_language(model, config, zone, manifest, split, batch, device)
+        elif task.name == "classification":
+            result = measure_classification(model, task, zone, manifest, split, batch, device)
+        else:
+            result = measure_regression(model, task, zone, manifest, split, batch, device)
+    about = {"task": task.name, "split": split, "manifest": manifest.digest}
+    return Evaluation(about | rounded(result.metrics), result.tables, result.figures)

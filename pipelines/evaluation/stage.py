@@ -1,0 +1,82 @@
+"""The evaluate stage: data/model, data/shards → metrics/evaluate.json, plots/evaluate/, and the model's MLflow run."""
+
+import csv
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipelines.progress import say
+from pipelines.workspace import Workspace
+from storage.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.result import Evaluation, Row
+
+FOLDER = "evaluate"
+
+
+def evaluate(ws: Workspace) -> dict[str, Any]:
+    """Measure the model in data/model on `evaluate.split`. Returns what metrics/evaluate.json holds.
+
+    Raises FormatError without a model or shards, DataError for an empty split or data of another kind.
+    """
+    zone = ws.zone("shards")
+    manifest = zone.manifest()
+    from pipelines.evaluation.measure import measure
+    from pipelines.evaluation.plots import png
+    from pipelines.models import load_model
+
+    model, config = load_model(ws.model)
+    result = measure(model, config, zone, manifest, ws.params)
+    drawn = {name: draw() for name, draw in result.figures.items()}
+    for name, figure in drawn.items():
+        write_atomically(ws.plots(f"{FOLDER}/{name}.png"), png(figure))
+    for name, rows in result.tables.items():
+        write_atomically(ws.plots(f"{FOLDER}/{name}.csv"), _csv(rows))
+    write_atomically(ws.metrics("evaluate"), (json.dumps(result.metrics, indent=2) + "\n").encode())
+    where = _record(ws, result)
+    say(_summary(result.metrics) + (f"\n  run: {where}" if where else ""))
+    return result.metrics
+
+
+def _record(ws: Workspace, result: "Evaluation") -> str | None:
+    """Add figures and metrics to the run that trained the model. Returns how to open it."""
+    from pipelines.tracking import open_run, recorded_run_id
+
+    split = result.metrics["split"]
+    with open_run(ws, run_id=recorded_run_id(ws)) as run:
+        run.log_metrics({f"{split}.{name}": value for name, value in numbers(result.metrics).items()})
+        zone = ws.zone("shards")
+        run.log_dataset(zone.manifest(), zone, split)
+        run.log_artifact(ws.plots(FOLDER), f"plots/{FOLDER}")
+        return run.url
+
+
+def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested dictionaries, by dotted name."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            found[prefix + name] = value
+    return found
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    from pipelines.evaluation.measure import HEADLINE
+
+    metric, _ = HEADLINE[metrics["task"]]
+    others = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics["baseline"].items())
+    return (
+        f"evaluate: {metric} {metrics[metric]:.4f} on split {metrics['split']} (baselines: {others})\n"
+        f"  data version {metrics['manifest'][:12]}"
+    )
+
+
+def _csv(rows: list["Row"]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

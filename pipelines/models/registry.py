@@ -1,0 +1,127 @@
+"""From `model.name` and `model.args` to a module.
+
+The contract of a model, ours or anybody's:
+
+- It is a `torch.nn.Module`. Its constructor takes keyword arguments: those of `model.args`, and of the facts of the
+  data those that it names (`data_facts`). What `model.args` sets wins over a fact.
+- `forward(x)` takes a batch as it is stored and returns logits:
+  tokens `int64 [B, T]` → `[B, T, vocab_size]`; samples `[B, *input_shape]` in the storage's dtype, which the model
+  converts and normalises by `mean` and `std` → `[B, num_classes]`, or `[B]` when `num_classes` is None (a regression).
+- Its randomness comes from torch's default generators, so that a resumed training repeats it.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.models.cnn import CNN
+from pipelines.models.mlp import MLP
+from pipelines.models.transformer import Transformer
+from pipelines.params import suggestion
+from storage.errors import ParamsError
+
+MODELS: dict[str, type[nn.Module]] = {"transformer": Transformer, "mlp": MLP, "cnn": CNN}
+
+
+def build_model(
+    name: str, args: dict[str, Any], spec: dict[str, Any], seq_len: int | None = None, *, seed: int = 0
+) -> nn.Module:
+    """The model `name` for data of `spec` (the shards manifest's), on the CPU, its weights a function of `seed`.
+
+    Raises ParamsError for a model that cannot be found, imported or made with these arguments.
+    """
+    cls = find_model(name)
+    facts = data_facts(spec, seq_len)
+    parameters = inspect.signature(cls).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for arg in args:
+        if arg not in named and not open_ended:
+            known = [one for one in named if one not in facts]
+            raise ParamsError(f"model.args.{arg}: model {name!r} takes no such argument{suggestion(arg, known)}")
+    given = {key: value for key, value in facts.items() if key in named} | args
+    missing = [p for p in named if parameters[p].default is inspect.Parameter.empty and p not in given]
+    if missing:
+        raise ParamsError(
+            f"model {name!r} needs {', '.join(missing)}, which the data does not give: set model.args.{missing[0]}. "
+            f"Facts of this data: {', '.join(facts)}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return cls(**given)
+        except Exception as error:  # whatever a user's constructor raises is about its arguments
+            raise ParamsError(
+                f"model {name!r} cannot be made with model.args={args}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def data_facts(spec: dict[str, Any], seq_len: int | None = None) -> dict[str, Any]:
+    """What a constructor may ask for by name.
+
+    Tokens: vocab_size, seq_len. Samples: input_shape (tuple, without the batch), in_features (their product),
+    num_classes (None for a regression), mean, std (of the inputs' last axis, in stored units), target_mean, target_std
+    (of a regression's target; 0 and 1 where the spec does not say).
+    """
+    if "vocab_size" in spec:
+        return {"vocab_size": spec["vocab_size"], "seq_len": seq_len}
+    shape = tuple(spec["inputs"]["x"]["shape"])
+    target = spec.get("target") or {}
+    return {
+        "input_shape": shape,
+        "in_features": prod(shape),
+        "num_classes": len(spec["classes"]) if spec.get("classes") else None,
+        "mean": spec.get("mean") or [0.0],
+        "std": spec.get("std") or [1.0],
+        "target_mean": target.get("mean", 0.0),
+        "target_std": target.get("std", 1.0),
+    }
+
+
+def find_model(name: str) -> type[nn.Module]:
+    """The class of a registered name or of an import path `package.module:Class`. Raises ParamsError."""
+    if ":" not in name:
+        if name in MODELS:
+            return MODELS[name]
+        raise ParamsError(
+            f"model.name={name!r}: no such model{suggestion(name, list(MODELS))} "
+            "A model of your own is named by its import path, package.module:Class."
+        )
+    module_name, _, class_name = name.partition(":")
+    try:
+        with _current_folder_importable():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "\0")
+        hint = (
+            f"Looked in {os.getcwd()} and the installed packages; check the spelling, or where you run shardline."
+            if missing
+            else f"The module was found, but running it failed; try `python -c 'import {module_name}'`."
+        )
+        raise ParamsError(f"model.name={name!r} does not import: {type(error).__name__}: {error}. {hint}") from error
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise ParamsError(f"model.name={name!r}: {module_name} has no {class_name!r}{suggestion(class_name, classes)}")
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ParamsError(f"model.name={name!r}: {class_name} is {cls!r}, but must be a class of torch.nn.Module.")
+    return cls
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

@@ -1,0 +1,91 @@
+"""A trained model on disk: model.safetensors and config.json. Nothing in it is ever unpickled."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as encode_tensors
+from torch import Tensor, nn
+
+from pipelines.models.registry import build_model
+from pipelines.models.tasks import Task, task_of
+from storage.atomic import write_atomically
+from storage.errors import FormatError, ParamsError
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to make the model again, and the dataset version that it learnt from.
+
+    model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
+    manifest: digest of the shards manifest.
+    """
+
+    model: dict[str, Any]
+    spec: dict[str, Any]
+    seq_len: int | None
+    task: str
+    manifest: str
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """A fresh model of this configuration."""
+        return build_model(self.model["name"], self.model["args"], self.spec, self.seq_len, seed=seed)
+
+    def get_task(self) -> Task:
+        return task_of(self.spec)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's state on the CPU, one a name (so tied tensors come twice)."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:
+    """Write `state` and `config` into `folder`, each file whole or absent; the same always gives the same bytes."""
+    write_atomically(folder / WEIGHTS, encode_tensors(state))
+    text = json.dumps({"format": FORMAT, **asdict(config)}, indent=2, sort_keys=True)
+    write_atomically(folder / CONFIG, (text + "\n").encode())
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Raises FormatError for a folder without a model, or of an unknown format."""
+    file = folder / CONFIG
+    try:
+        values = json.loads(file.read_text())
+        found = values.pop("format")
+    except FileNotFoundError:
+        raise FormatError(f"{folder}: holds no trained model. Run the train stage: `dvc repro train`.") from None
+    except (ValueError, KeyError, AttributeError) as error:
+        raise FormatError(f"{file}: not a model's configuration ({error}). Restore it with `dvc checkout`.") from error
+    if found != FORMAT:
+        raise FormatError(
+            f"{file}: model format {found!r}, but this Shardline reads format {FORMAT} only. "
+            "Use the Shardline that wrote it, or train again with `dvc repro --force train`."
+        )
+    return ModelConfig(**values)
+
+
+def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
+    """The model in `folder`, on the CPU and in evaluation mode. Raises FormatError, ParamsError (code that is gone)."""
+    config = load_config(folder)
+    file = folder / WEIGHTS
+    model = config.build()
+    try:
+        model.load_state_dict(load_tensors(file.read_bytes()))
+    except FileNotFoundError:
+        raise FormatError(f"{file}: missing. Restore it with `dvc checkout`, or train again.") from None
+    except SafetensorError as error:
+        raise FormatError(f"{file}: not a safetensors file ({error}). Restore it with `dvc checkout`.") from error
+    except RuntimeError as error:
+        raise ParamsError(
+            f"{file}: its weights don't fit model {config.model['name']!r}: the model's code changed after the "
+            f"training. Train again, or go back to that code. {error}"
+        ) from error
+    return model.eval(), config

@@ -1,0 +1,84 @@
+"""What a model is asked to do with a dataset: what it is given, what it must answer, and what an answer costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import exp, sqrt
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from storage.errors import DataError
+
+TOKENS = "tokens"  # the array of a token batch
+INPUTS = "x"  # the array of inputs of a batch of samples
+
+
+@dataclass(frozen=True)
+class Task:
+    """language: the next token; classification: a class; regression: a number.
+
+    `target` names the array with the answers (samples); `scale` is the unit of a regression's errors.
+    """
+
+    name: Literal["language", "classification", "regression"]
+    target: str = TOKENS
+    scale: float = 1.0
+
+    def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1."""
+        return arrays[TOKENS].shape[1] - 1 if self.name == "language" else 1
+
+    def pair(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets on `device`; narrow types travel, and widen there.
+
+        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one; otherwise inputs as stored [n, *shape], and
+        targets int64 [n] or float32 [n].
+        """
+        if self.name == "language":
+            tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
+            return tokens[:, :-1], tokens[:, 1:]
+        inputs = torch.from_numpy(arrays[INPUTS]).to(device, non_blocking=True)
+        targets = torch.from_numpy(arrays[self.target]).to(device, non_blocking=True)
+        return inputs, targets.float() if self.name == "regression" else targets.long()
+
+    def loss(self, answers: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Sum over the targets of the cross-entropy in nats, or of the squared error in units of `scale`²."""
+        if self.name == "regression":
+            return F.mse_loss(answers.float() / self.scale, targets / self.scale, reduction="sum")
+        logits = answers.float().flatten(0, -2)
+        return F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=label_smoothing)
+
+    def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
+        """How many answers are exactly right (0 for a regression), as a tensor."""
+        if self.name == "regression":
+            return torch.zeros((), device=answers.device)
+        return (answers.argmax(-1) == targets).sum()
+
+    def summary(self, loss: float, hits: float) -> dict[str, float]:
+        """Metrics of a mean loss and a share of hits."""
+        if self.name == "regression":
+            return {"loss": loss, "rmse": sqrt(loss) * self.scale}
+        if self.name == "language":
+            return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
+        return {"loss": loss, "accuracy": hits}
+
+
+def task_of(spec: dict[str, Any]) -> Task:
+    """The task that the shards manifest's spec sets. Raises DataError when it sets none."""
+    if "vocab_size" in spec:
+        return Task("language")
+    target = spec.get("target")
+    if not target:
+        raise DataError("The shards have no target to learn: set `curate.label` to the column to predict.")
+    if spec.get("classes"):
+        return Task("classification", target["name"])
+    if not np.issubdtype(np.dtype(target["dtype"]), np.floating):
+        raise DataError(
+            f"The target {target['name']!r} is {target['dtype']} but has no classes: "
+            "set `curate.target` to class, or to value for a regression."
+        )
+    return Task("regression", target["name"], float(target.get("std") or 1.0))

@@ -1,0 +1,132 @@
+"""A decoder-only transformer: pre-norm, rotary positions, SwiGLU, causal attention."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Transformer(nn.Module):
+    """tokens int64 [B, T ≤ seq_len] → logits float [B, T, vocab_size].
+
+    RoPE (Su et al. 2021, arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), SwiGLU (Shazeer 2020,
+    arXiv:2002.05202); weights as in GPT-2: N(0, 0.02²), the projections that write into the residual stream divided by
+    √(2·layers). Query, key and value are separate matrices, and so are gate and up, so that tensor parallelism can
+    cut each by rows.
+
+    dim: width of the residual stream; hidden: of the SwiGLU (None: 8/3 · dim, rounded up to a multiple of 32);
+    tied: the embedding is also the output matrix; dropout: on attention weights and on what each block writes.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self, *, vocab_size: int, seq_len: int, dim: int = 256, layers: int = 4, heads: int = 4,
+        hidden: int | None = None, dropout: float = 0.0, tied: bool = True, rope_base: float = 10_000.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if dim % heads or (dim // heads) % 2:
+            raise ValueError(f"dim / heads = {dim} / {heads} must be a whole, even number")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be in [0, 1)")
+        hidden = hidden or -(-8 * dim // 3 // 32) * 32
+        self.seq_len = seq_len
+        self.embedding = nn.Embedding(vocab_size, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(layers))
+        self.norm = nn.RMSNorm(dim)
+        self.head = None if tied else nn.Linear(dim, vocab_size, bias=False)
+        cos, sin = rotary_table(seq_len, dim // heads, rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._initialise(layers)
+
+    def _initialise(self, layers: int) -> None:
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                scale = 0.02 / sqrt(2 * layers) if name.endswith((".out.weight", ".down.weight")) else 0.02
+                nn.init.normal_(weight, std=scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        if length > self.seq_len:
+            raise ValueError(f"{length} tokens, but the model was made for at most seq_len={self.seq_len}")
+        cos, sin = self.cos[:length], self.sin[:length]
+        x = self.embedding(tokens)  # [B, T, dim]
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        x = self.norm(x)
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + swiglu(norm(x)); [B, T, dim] → [B, T, dim]."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(dim)
+        self.attention = Attention(dim, heads, dropout)
+        self.mlp_norm = nn.RMSNorm(dim)
+        self.mlp = SwiGLU(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.head_dim, self.dropout = dim // heads, dropout
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        split = (
+            *x.shape[:2],
+            -1,
+            self.head_dim,
+        )  # heads by what there is, so that a rank may hold some of them
+        query = rotate(self.query(x).view(split), cos, sin).transpose(1, 2)  # [B, heads, T, head_dim]
+        key = rotate(self.key(x).view(split), cos, sin).transpose(1, 2)
+        value = self.value(x).view(split).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+def rotary_table(length: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position · base^(-2i/head_dim), each [length, 1, head_dim] with both halves alike; the sine of the
+    first half is negated, so that `rotate` needs no negation."""
+    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)  # [length, head_dim / 2]
+    cos, sin = angle.cos(), angle.sin()
+    return (torch.cat([cos, cos], -1)[:, None].float(), torch.cat([-sin, sin], -1)[:, None].float())
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + head_dim/2}) of x [B, T, heads, head_dim] by its position's angle."""
+    half = x.shape[-1] // 2
+    return (x * cos + x.roll(half, -1) * sin).to(x.dtype)

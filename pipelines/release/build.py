@@ -1,0 +1,202 @@
+"""The package stage: data/model → data/package, a folder that MLflow loads and serves, with its model card.
+
+It holds no pickle and needs no checkout: weights (safetensors), configuration (JSON), and the code that runs them.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.evaluation.stage import numbers
+from pipelines.progress import say
+from pipelines.release.identity import METADATA, Identity, evaluation
+from pipelines.release.logged import log_package
+from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
+from pipelines.workspace import Workspace
+from storage.atomic import storage_errors
+from storage.errors import ParamsError
+
+if TYPE_CHECKING:
+    from pipelines.models.saved import ModelConfig
+    from pipelines.release.interface import Interface
+
+#: What of Shardline a package carries, below the repository's root.
+CODE = (
+    "pipelines/__init__.py", "pipelines/params.py", "pipelines/models",
+    "pipelines/release/__init__.py", "pipelines/release/served.py",
+    "storage/__init__.py", "storage/errors.py", "storage/atomic.py",
+)  # fmt: skip
+SOURCE = Path(__file__).resolve().parents[2]
+ENTRY = Path(__file__).with_name("entry.py")
+
+
+def build_package(ws: Workspace) -> dict[str, Any]:
+    """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
+
+    Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
+    or its metrics, ParamsError when what was packaged does not answer its own input example.
+    """
+    from pipelines.models.saved import load_config
+
+    config = load_config(ws.model)
+    metrics = evaluation(ws)
+    run = open_run(ws, run_id=recorded_run_id(ws))
+    with run, _fresh_folder(ws) as folder:
+        _fill(ws, folder, config, metrics, run)
+        model_id = log_package(ws, run, folder)
+        _put_in_place(folder, ws.package)
+    where = f"logged to the run ({run.url})" if model_id else "not logged: MLflow was away; `promote` does it later"
+    say(f"package: {ws.package.relative_to(ws.root)}, {_size(ws.package)}, {where}.")
+    return {"folder": str(ws.package), "model_id": model_id, "run_id": run.id}
+
+
+def _fill(ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run) -> None:
+    from pipelines.release.interface import interface_of
+    from pipelines.release.model_card import Facts, write_card
+    from pipelines.release.served import kind_of
+
+    interface = interface_of(config.spec)
+    identity = Identity.of(ws.model, metrics, ws.params.package.model_dump() | {"recipe": ws.params.recipe})
+    facts = {"task": config.task, "manifest": config.manifest, "split": ws.params.evaluate.split, "metrics": metrics}
+    facts |= identity.tags()
+    _save(ws, folder, config, interface, facts)
+    parameters, example = _try_out(folder, interface)
+    train = ws.metrics("train")
+    card = Facts(
+        params=ws.params, task=config.task, kind=kind_of(config.spec), spec=config.spec, seq_len=config.seq_len,
+        parameters=parameters, manifest=config.manifest, counts=_counts(ws, config), metrics=metrics,
+        train_metrics=numbers(json.loads(train.read_text())) if train.is_file() else {},
+        lineage=lineage_tags(ws), run=f"`{run.id}` ({run.url})" if run.id else "none (MLflow was away)",
+        example=example,
+    )  # fmt: skip
+    write_card(folder, card)
+
+
+def _save(ws: Workspace, folder: Path, config: "ModelConfig", interface: "Interface", facts: Mapping[str, Any]) -> None:
+    """The MLflow model, with `facts` in its metadata."""
+    import mlflow.pyfunc
+
+    from pipelines.release.interface import requirements
+
+    with tempfile.TemporaryDirectory() as code:
+        needed = _copy_code(ws, config.model["name"], Path(code))
+        with storage_errors(folder):
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                python_model=str(ENTRY),
+                artifacts={
+                    "weights": str(ws.model / "model.safetensors"),
+                    "config": str(ws.model / "config.json"),
+                },
+                code_paths=sorted(str(path) for path in Path(code).iterdir()),
+                signature=interface.signature,
+                input_example=interface.example,
+                pip_requirements=requirements(needed),
+                metadata={METADATA: dict(facts)},
+            )
+            _scrub(folder)
+
+
+def _scrub(folder: Path) -> None:
+    """Take this machine's paths out of MLmodel; loading needs only the names."""
+    from mlflow.models import Model
+
+    described = Model.load(str(folder))
+    flavor = described.flavors["python_function"]
+    flavor["model_code_path"] = ENTRY.name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    described.save(str(folder / "MLmodel"))
+
+
+def _copy_code(ws: Workspace, model: str, target: Path) -> list[str]:
+    """Copy Shardline's own code and the user's model into `target`; returns distributions to be installed for it."""
+    for name in CODE:
+        _copy_python(SOURCE / name, target / name)
+    if ":" not in model:
+        return []
+    top = model.partition(":")[0].partition(".")[0]
+    spec = PathFinder.find_spec(top, [str(ws.root), *sys.path])
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        raise ParamsError(f"model.name={model!r}: no module {top!r} in {ws.root} or among the installed packages.")
+    if installed := packages_distributions().get(top, []):
+        return installed
+    source = Path(next(iter(spec.submodule_search_locations or []), None) or str(spec.origin))
+    _copy_python(source, target / source.name)
+    return []
+
+
+def _copy_python(source: Path, target: Path) -> None:
+    """A Python file, or the Python files of a folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        shutil.copyfile(source, target)
+        return
+    for file in sorted(source.rglob("*.py")):
+        (target / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / file.relative_to(source))
+
+
+def _try_out(folder: Path, interface: "Interface") -> tuple[int, str]:
+    """Load the package as a server would and ask its input example: (parameters of the model, the answer as text)."""
+    import mlflow.pyfunc
+
+    path = list(sys.path)
+    try:
+        loaded = mlflow.pyfunc.load_model(str(folder))
+        answer = loaded.predict(interface.example_input, params=interface.example_params)
+        parameters = loaded.unwrap_python_model().served.parameters
+    except Exception as error:
+        raise ParamsError(
+            f"The packaged model does not answer its own input example: {type(error).__name__}: {error}. "
+            "Nothing was written. If the model is your own code, see that it needs nothing but its package and "
+            "installed ones."
+        ) from error
+    finally:
+        sys.path[:] = path
+        for cache in folder.rglob("__pycache__"):
+            shutil.rmtree(cache, ignore_errors=True)
+    return parameters, answer.to_string(index=False, max_colwidth=200)
+
+
+def _counts(ws: Workspace, config: "ModelConfig") -> dict[str, Any]:
+    """What the shards manifest counts, if it is the one that the model learnt from."""
+    zone = ws.zone("shards")
+    manifest = zone.manifest() if zone.complete else None
+    return dict(manifest.header.get("counts", {})) if manifest and manifest.digest == config.manifest else {}
+
+
+@contextmanager
+def _fresh_folder(ws: Workspace) -> Iterator[Path]:
+    """An empty folder beside the data; what killed stages left there is removed."""
+    ws.state.mkdir(parents=True, exist_ok=True)
+    for stale in ws.state.glob("package.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="package.", dir=ws.state))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`, whose old content goes to where `folder` was."""
+    with storage_errors(target):
+        folder.chmod(0o755)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rename(folder.with_name(f"{folder.name}.old"))
+        folder.rename(target)
+        shutil.rmtree(folder.with_name(f"{folder.name}.old"), ignore_errors=True)
+
+
+def _size(folder: Path) -> str:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,65 @@
+"""The package as an MLflow LoggedModel: seen in the UI with signature and input example, linked to its run."""
+
+import time
+from pathlib import Path
+
+from pipelines.release.identity import METADATA, MODEL, PACKAGE
+from pipelines.tracking import Run, lineage_tags
+from pipelines.tracking.store import cause, patient, redacted, warn
+from pipelines.workspace import Workspace
+
+
+def log_package(ws: Workspace, run: Run, folder: Path) -> str | None:
+    """Log the package in `folder` to `run` as an MLflow LoggedModel and return its id, which goes into MLmodel too;
+    one that the run has already is reused. None when MLflow cannot be reached."""
+    if run.store is None or run.id is None or run.experiment_id is None:
+        return None
+    try:
+        return _log(ws, run, folder)
+    except Exception as error:  # whatever MLflow raises, the folder counts
+        warn(f"MLflow at {redacted(run.tracking_uri)} did not take the model: {cause(error)}.")
+        return None
+
+
+def _log(ws: Workspace, run: Run, folder: Path) -> str:
+    from mlflow.entities import LoggedModelOutput, Metric
+    from mlflow.models import Model
+
+    assert run.store is not None
+    assert run.id is not None
+    assert run.experiment_id is not None
+    client = run.store.client
+    described = Model.load(str(folder))
+    facts = (described.metadata or {})[METADATA]
+    logged = _already_logged(run, facts[PACKAGE])
+    model_id = logged or client.create_logged_model(
+        run.experiment_id, ws.registered_model.replace(".", "_"), run.id,
+        tags=lineage_tags(ws) | {PACKAGE: facts[PACKAGE], MODEL: facts[MODEL]}, model_type=facts["task"],
+    ).model_id  # fmt: skip
+    described.model_id, described.run_id = model_id, run.id
+    described.save(str(folder / "MLmodel"))
+    if logged:
+        return logged
+    with patient():
+        client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(run.id, [LoggedModelOutput(model_id, 0)])
+    now = int(time.time() * 1000)
+    points = [
+        Metric(f"{facts['split']}.{name}", value, now, 0, model_id=model_id) for name, value in facts["metrics"].items()
+    ]
+    client.log_batch(run.id, metrics=points)
+    return str(model_id)
+
+
+def _already_logged(run: Run, package: str) -> str | None:
+    """The run's LoggedModel of the same package; those of a stage that was killed half-way are removed."""
+    assert run.store is not None
+    client = run.store.client
+    found = client.search_logged_models([str(run.experiment_id)], filter_string=f"source_run_id = '{run.id}'")
+    for model in found:
+        if str(model.status) == "READY" and model.tags.get(PACKAGE) == package:
+            return str(model.model_id)
+        if str(model.status) == "PENDING":
+            client.delete_logged_model(model.model_id)
+    return None

@@ -1,0 +1,184 @@
+"""The model registry: which registered model a command means, its versions, and their files."""
+
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from pipelines.release.identity import ARTIFACTS
+from pipelines.tracking import Store, connect
+from pipelines.tracking.store import cause, patient, redacted
+from pipelines.workspace import Workspace, project_root, recipe_folder, recipes
+from storage.errors import ParamsError, TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+TASK = "task"  # tag of a registered model
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered model, and the recipe's name for commands in messages."""
+
+    store: Store
+    name: str
+    task: str
+    recipe: str | None = None
+
+
+def resolve_model(recipe: str | None, tasks: Collection[str], project: Path | None = None) -> Registered:
+    """The registered model that a command for `tasks` means.
+
+    That of `recipe` when one is given; else that of the current folder's recipe, if its task fits; else the most
+    recent one that fits. Raises ParamsError listing what there is, TrackingError when MLflow cannot be reached.
+    """
+    project = project or project_root()
+    if recipe is not None:
+        return _of_recipe(Workspace.open(recipe_folder(project, recipe)), tasks)
+    ws = _nearest(project)
+    store = _connect(ws)
+    models = [_describe(store, found) for found in _search_models(store)]
+    fitting = [model for model in models if model.task in tasks]
+    for model in fitting:
+        if model.name == ws.registered_model:
+            return model
+    if fitting:
+        return fitting[0]
+    raise ParamsError(
+        f"No registered model for {_either(tasks)} at {redacted(store.uri)}. {_listing(models)} "
+        "Run `make repro RECIPE=NAME` first, with one of `shardline recipes` that makes such a model."
+    )
+
+
+def _of_recipe(ws: Workspace, tasks: Collection[str]) -> Registered:
+    store, name = _connect(ws), ws.registered_model
+    models = [_describe(store, found) for found in _search_models(store)]
+    found = next((model for model in models if model.name == name), None)
+    if found is None:
+        raise ParamsError(f"No registered model {name!r} at {redacted(store.uri)}. {_make(ws)}")
+    if found.task not in tasks:
+        fitting = [model for model in models if model.task in tasks]
+        raise ParamsError(
+            f"Model {name!r} is for {found.task}; this command needs one for {_either(tasks)}. "
+            f"Of these: {_listing(fitting)} Choose with --recipe."
+        )
+    return found
+
+
+def _nearest(project: Path) -> Workspace:
+    """The current folder's workspace, else the project's first recipe: they share one store."""
+    known = recipes(project)
+    here = Path.cwd().resolve()
+    if here not in known.values() and not (here / "params.yaml").is_file() and known:
+        here = next(iter(known.values()))
+    return Workspace.open(here)
+
+
+def _connect(ws: Workspace) -> Store:
+    """Without making an empty store where there is none."""
+    file = Path(ws.tracking_uri.removeprefix("sqlite:///"))
+    if ws.tracking_uri.startswith("sqlite:///") and not file.is_file():
+        raise ParamsError(f"No registered model: {file} does not exist yet. {_make(ws)}")
+    return connect(ws)
+
+
+def _make(ws: Workspace) -> str:
+    recipe = ws.params.recipe
+    if ws.package.is_dir():
+        return f"{ws.package} is not registered there: run `shardline promote` in {ws.root}."
+    return f"Run `make repro RECIPE={recipe}` first."
+
+
+def _search_models(store: Store) -> list[Any]:
+    """Registered models, the one changed last first."""
+    found: list[Any] = []
+    token = None
+    with registry_errors(store):
+        while True:
+            page = store.client.search_registered_models(max_results=1000, page_token=token)
+            found += page
+            if not (token := page.token):
+                break
+    return sorted(found, key=lambda model: -(model.last_updated_timestamp or 0))
+
+
+def _describe(store: Store, model: Any) -> Registered:
+    return Registered(store, model.name, model.tags.get(TASK, "unknown"), model.tags.get("recipe"))
+
+
+def _listing(models: list[Registered]) -> str:
+    if not models:
+        return "There is none."
+    return f"There is: {', '.join(f'{model.name} ({model.task})' for model in models)}."
+
+
+def _either(tasks: Collection[str]) -> str:
+    return " or ".join(sorted(tasks))
+
+
+def find_version(store: Store, name: str, alias: str) -> "ModelVersion | None":
+    """The version of model `name` with this alias or number; None when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with registry_errors(store):
+        try:
+            if alias.isdigit():
+                return store.client.get_model_version(name, alias)
+            return store.client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                return None
+            raise
+
+
+def get_version(model: Registered, alias: str) -> "ModelVersion":
+    """As `find_version`; raises ParamsError naming the aliases that there are."""
+    found = find_version(model.store, model.name, alias)
+    if found is not None:
+        return found
+    with registry_errors(model.store):
+        aliases = model.store.client.get_registered_model(model.name).aliases
+    known = ", ".join(f"{name} (version {version})" for name, version in sorted(aliases.items())) or "none"
+    hint = "" if CHAMPION in aliases else " No version has passed the gate of `promote` yet."
+    raise ParamsError(f"Model {model.name!r} has no version {alias!r}. Aliases: {known}; set --alias.{hint}")
+
+
+@contextmanager
+def version_files(store: Store, version: "ModelVersion") -> Iterator[Path]:
+    """The package of a version as a local folder: where it lies, or a copy for as long as the block lasts."""
+    with registry_errors(store):
+        source = store.client.get_model_version_download_uri(version.name, version.version)
+    if source.startswith("file:"):
+        yield Path(unquote(urlsplit(source).path))
+        return
+    with tempfile.TemporaryDirectory(prefix="shardline-model-") as folder:
+        yield _download(store, version, source, folder)
+
+
+def _download(store: Store, version: "ModelVersion", source: str, folder: str) -> Path:
+    """Only the weights and the configuration: nothing else of a package is needed, or run."""
+    from mlflow.artifacts import download_artifacts
+
+    with registry_errors(store), patient():
+        uri = f"{source.rstrip('/')}/{ARTIFACTS}"
+        download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=store.uri)
+    return Path(folder)
+
+
+@contextmanager
+def registry_errors(store: Store) -> Iterator[None]:
+    """Turns what MLflow raises into TrackingError with the likely cause and the setting."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"The model registry at {redacted(store.uri)} failed: {cause(error)}. What was finished is kept; "
+            "when it works again, run the same command again (setting: MLFLOW_TRACKING_URI)."
+        ) from error

@@ -1,0 +1,213 @@
+"""The MLflow store that a workspace uses: an embedded SQLite file, or what MLFLOW_TRACKING_URI names."""
+
+import fcntl
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pipelines.workspace import Workspace
+from storage.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+#: A server that does not answer is given up after two attempts of 5 s. What the environment says wins.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+PATIENCE = "60"  # seconds for a transfer of a model
+
+_SQLITE = "sqlite:///"
+#: MLflow's error codes that come from the request itself, so that sending it again would not help.
+_OWN_FAULT = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "NOT_FOUND",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow store that answered: `client` speaks to `uri`; `artifact_root` None: the server chooses."""
+
+    client: "MlflowClient"
+    uri: str
+    artifact_root: str | None
+
+    def experiment(self, name: str) -> str:
+        """The id of experiment `name`, created at first use."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            from mlflow.exceptions import MlflowException
+
+            location = f"{self.artifact_root}/{name}" if self.artifact_root else None
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:  # another process was faster
+                found = self.client.get_experiment_by_name(name)
+                if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def link(self, *path: str) -> str:
+        """How a person opens a page of the store: its URL, or `make ui` and the page's path."""
+        page = "#/" + "/".join(path)
+        if self.uri.startswith(("http://", "https://")):
+            return f"{redacted(self.uri).rstrip('/')}/{page}"
+        return f"make ui, then http://127.0.0.1:5000/{page}"
+
+    def run_link(self, experiment_id: str, run_id: str) -> str:
+        return self.link("experiments", experiment_id, "runs", run_id)
+
+
+def connect(ws: Workspace) -> Store:
+    """The workspace's store, once it has answered. Raises TrackingError: store, likely cause, setting."""
+    uri = ws.tracking_uri
+    try:
+        client = _client(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow at {redacted(uri)} cannot be used: {cause(error)}. "
+            "Start the server, or set MLFLOW_TRACKING_URI to another (unset: a SQLite file in the project)."
+        ) from error
+    return Store(client, uri, ws.artifact_root or _beside(uri))
+
+
+def _client(uri: str) -> "MlflowClient":
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    _silence()
+    if uri.startswith(_SQLITE):
+        _create_database(Path(uri.removeprefix(_SQLITE)))
+    return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """For models on their way: a server that stores a large file answers late. What the user set still counts."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    if before == ENVIRONMENT[name]:
+        os.environ[name] = PATIENCE
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+
+
+def _silence() -> None:
+    """Failures are reported by us, once; MLFLOW_LOGGING_LEVEL brings MLflow's own lines back."""
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+
+
+def _create_database(file: Path) -> None:
+    """Make an MLflow database in `file` unless it is there: whole or not at all, once for many processes.
+
+    MLflow runs all its migrations on a new database (2 to 4 s); interrupted, they could leave one that it refuses.
+    """
+    if file.exists():
+        return
+    import mlflow.db
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(file.with_name(f".{file.name}.lock")):
+        if file.exists():
+            return
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+            fresh = Path(folder) / file.name
+            migrate: Any = mlflow.db.upgrade.callback  # what `mlflow db upgrade URL` calls
+            migrate(f"{_SQLITE}{fresh}")
+            fresh.replace(file)
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """Held by one process at a time; the system frees it when its holder dies."""
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _beside(uri: str) -> str | None:
+    """Where a SQLite store's artifacts go: beside its file, rather than into the current folder."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "artifacts").as_uri()
+
+
+def transient(error: Exception) -> bool:
+    """Whether sending the request again later may help."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code not in _OWN_FAULT
+    return not isinstance(error, FileNotFoundError | TypeError | AttributeError | LookupError)
+
+
+def cause(error: BaseException) -> str:
+    """The likely cause of an MLflow failure, in a phrase."""
+    text = " ".join(str(error).split())
+    hints = {
+        "Connection refused": "nothing listens there (connection refused)",
+        "Failed to resolve": "the host's name cannot be resolved",
+        "Name or service not known": "the host's name cannot be resolved",
+        "timed out": "it does not answer in time (MLFLOW_HTTP_REQUEST_TIMEOUT)",
+        "Network is unreachable": "the network is unreachable",
+        "No route to host": "there is no route to the host",
+        "Remote end closed connection": "the server closed the connection",
+        "error code 403": "it refused the request (403): see `mlflow server --allowed-hosts`, and the "
+        "credentials MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN",
+        "error code 401": "it asks for credentials (401): MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        "database is locked": "another process keeps the database locked",
+        "unable to open database file": "the database file cannot be opened",
+        "readonly database": "the database file is not writable",
+        "disk is full": "no space left on the device",
+        "No space left": "no space left on the device",
+        "No such file": f"no such file: {getattr(error, 'filename', None) or text}",
+        "out-of-date database schema": "another version of MLflow wrote it: run `mlflow db upgrade` on it",
+    }
+    for sign, hint in hints.items():
+        if sign.lower() in text.lower():
+            return hint
+    return f"{type(error).__name__}: {text[:300].rstrip('.')}"
+
+
+def redacted(uri: str) -> str:
+    """`uri` without user name and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def warn(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

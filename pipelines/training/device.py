@@ -1,0 +1,99 @@
+"""Where a rank computes, in which precision, and so that it repeats."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipelines.params import Train
+from storage.digest import keyed_uint64
+from storage.errors import ParamsError
+
+ACCELERATORS = ("cuda", "mps", "xpu")
+
+
+def available(kind: str) -> int:
+    """How many devices of a kind this process can use."""
+    if kind == "cpu":
+        return 1
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module = getattr(torch, kind)
+    return int(module.device_count()) if module.is_available() else 0
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of `train.device` for a rank. Raises ParamsError when it is not there, or not for so many ranks."""
+    if name == "auto":
+        name = next((kind for kind in ACCELERATORS if available(kind)), "cpu")
+    kind, _, index = name.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count, wanted = available(kind), int(index or 0) + local_rank
+    if wanted >= count:
+        there = ", ".join(f"{available(k)} x {k}" for k in ("cpu", *ACCELERATORS) if available(k))
+        raise ParamsError(
+            f"train.device={name!r}: rank {local_rank} needs {kind}:{wanted}, but this machine has {there}. "
+            "Set train.device to auto or cpu, or lower train.ranks."
+        )
+    device = torch.device("mps") if kind == "mps" else torch.device(kind, wanted)
+    if kind in ("cuda", "xpu"):
+        getattr(torch, kind).set_device(device)
+    return device
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type of the matrix products on a device; weights, losses and optimiser states stay float32."""
+
+    device: str
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, name: str, device: torch.device) -> "Precision":
+        """Of `train.precision`; auto takes bf16 where an accelerator has it, else fp32."""
+        if name == "auto":
+            has_bf16 = (device.type == "cuda" and torch.cuda.is_bf16_supported(False)) or device.type == "xpu"
+            name = "bf16" if has_bf16 else "fp32"
+        return cls(device.type, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name])
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss so that fp16 gradients don't underflow; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device, enabled=self.dtype is torch.float16)
+
+
+@contextmanager
+def repeatable(train: Train, device: torch.device) -> Iterator[None]:
+    """Inside: a fixed number of threads, and on the CPU (where it costs nothing) deterministic algorithms only.
+
+    So the same machine gives the same bits again. The process's settings are put back at the end.
+    """
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    debugging: Any = torch.utils.deterministic  # a module that types itself at run time
+    fill = debugging.fill_uninitialized_memory
+    torch.set_num_threads(train.threads or max(1, _cores() // train.ranks))
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        debugging.fill_uninitialized_memory = fill
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state."""
+    torch.manual_seed(keyed_uint64("step", seed, step, rank))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

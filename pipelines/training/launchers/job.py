@@ -1,0 +1,47 @@
+"""What a launcher is given, and what it promises."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pipelines.params import Params
+from pipelines.workspace import Workspace
+
+FILENAME = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to run on `ranks` processes."""
+
+    workspace: Workspace
+    ranks: int
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs into `folder`."""
+        ws = self.workspace
+        values = {
+            "root": str(ws.root),
+            "project": str(ws.project),
+            "params": ws.params.model_dump(mode="json"),
+            "ranks": self.ranks,
+        }
+        (folder / FILENAME).write_text(json.dumps(values))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Job":
+        values = json.loads((folder / FILENAME).read_text())
+        params = Params.model_validate_json(json.dumps(values["params"]))
+        return cls(Workspace(Path(values["root"]), Path(values["project"]), params), values["ranks"])
+
+
+class Launcher(Protocol):
+    """Starts the ranks of a job and waits for them.
+
+    It returns when every rank has finished. It raises what stopped them: a rank's ShardlineError as it was; Interrupted
+    when they saved their state after a signal (which it forwards to them); ShardlineError naming the rank, its exit
+    code and its last lines otherwise. Whatever happens, no process that it started lives on.
+    """
+
+    def launch(self, job: Job) -> None: ...

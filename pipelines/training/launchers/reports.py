@@ -1,0 +1,51 @@
+"""How a rank tells its launcher why it stopped: one JSON file a rank, written before it leaves."""
+
+import json
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from storage import errors
+from storage.atomic import write_atomically
+from storage.errors import Interrupted, ShardlineError
+
+
+@dataclass(frozen=True)
+class Report:
+    """`kind`: the exception's class; `lines`: the end of its traceback; `at`: seconds since the epoch."""
+
+    rank: int
+    kind: str
+    message: str
+    lines: list[str]
+    at: float
+    signum: int | None = None
+
+    @classmethod
+    def of(cls, rank: int, error: BaseException) -> "Report":
+        lines = "".join(traceback.format_exception(error)).splitlines()[-25:]
+        return cls(rank, type(error).__name__, str(error), lines, time.time(), getattr(error, "signum", None))
+
+    def save(self, folder: Path) -> None:
+        write_atomically(folder / f"rank-{self.rank}.json", json.dumps(asdict(self)).encode())
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is an error that is meant for people."""
+        return isinstance(getattr(errors, self.kind, None), type)
+
+    def error(self) -> ShardlineError:
+        """The exception again; its class may take other arguments than its text."""
+        cls: type[ShardlineError] = getattr(errors, self.kind)
+        if issubclass(cls, Interrupted):
+            return Interrupted(self.message, self.signum or 15)
+        again = cls.__new__(cls)
+        Exception.__init__(again, self.message)
+        return again
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """The reports in `folder`, the earliest first."""
+    reports = [Report(**json.loads(file.read_text())) for file in folder.glob("rank-*.json")]
+    return sorted(reports, key=lambda report: report.at)

@@ -1,0 +1,126 @@
+"""The training loop."""
+
+from contextlib import nullcontext
+from itertools import islice
+from math import isfinite
+from signal import SIGTERM, Signals
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from pipelines.streaming import Batch
+from pipelines.training.device import seed_step
+from pipelines.training.optimizers import clip, learning_rate, set_learning_rate
+from pipelines.training.reporting import Reporter
+from pipelines.training.session import Session
+from pipelines.training.signals import StopRequest
+from storage.errors import DataError, Interrupted
+
+
+def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
+    """Train until the steps are done or patience is out. Raises Interrupted (state saved), DataError (loss not finite).
+
+    What a step does is a function of (params, data, step): its batch, learning rate and randomness don't depend on
+    what ran before, on the number of ranks or on interruptions.
+    """
+    state, train = s.state, s.params.train
+    batches = iter(s.stream)
+    stopping = False
+    while True:
+        if not stopping and s.validation_due():
+            stopping = validate(s, stop)
+            report.validation(state)
+        if stopping:
+            s.save()
+            raise _interrupted(s, stop)
+        if s.done():
+            return
+        if s.checkpoint_due():
+            s.save()
+
+        began, waited = perf_counter(), s.stream.wait_seconds
+        batch = next(batches)
+        seed_step(s.params.seed, state.step, s.ranks.rank)
+        rate = learning_rate(state.step, s.steps, train)
+        set_learning_rate(s.optimizer, rate)
+        local_loss, targets = forward_backward(s, batch)
+        loss_sum, stops = s.ranks.sum(local_loss, bool(stop), device=s.device)
+        s.scaler.unscale_(s.optimizer)
+        norm = float(clip(s.model.parameters(), train.clip_norm))
+        if not isfinite(loss_sum) or not (isfinite(norm) or s.scaler.is_enabled()):
+            raise _not_finite(s, batch, loss_sum / targets, norm)
+        s.scaler.step(s.optimizer)
+        s.scaler.update()
+        s.optimizer.zero_grad()
+
+        state.add_step(loss_sum, targets, batch.size)
+        report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
+        if state.step % train.log_every == 0 or state.step == s.steps:
+            report.point(state.close_point(rate, norm))
+        stopping = stops > 0  # on any rank: so all of them leave after the same step
+
+
+def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
+    """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
+    targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
+    train = s.params.train
+    inputs, targets = s.task.pair(batch.arrays, s.device)
+    count = batch.size * s.task.targets_per_sample(batch.arrays)
+    weight = s.ranks.world / count  # DDP averages gradients over the ranks
+    mine = len(inputs)
+    if mine == 0:  # fewer samples than ranks: a zero sample of weight 0, since every rank must take part
+        inputs, targets, weight = inputs.new_zeros(1, *inputs.shape[1:]), targets.new_zeros(1, *targets.shape[1:]), 0.0
+    pieces = min(train.accumulate, len(inputs))
+    total = torch.zeros((), device=s.device)
+    pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+    for index, (x, y) in enumerate(pairs, start=1):
+        with nullcontext() if index == pieces else s.without_sync():
+            with s.precision.autocast():
+                answers = s.parallel(x)
+            loss = s.task.loss(answers, y, train.label_smoothing)
+            torch.autograd.backward(s.scaler.scale(loss * weight))
+        total += loss.detach() * (mine > 0)
+    return total, count
+
+
+def validate(s: Session, stop: StopRequest) -> bool:
+    """Measure the loss on the val split and note it in the state; True when a signal cut it short (nothing noted)."""
+    loss, hits, count, stopped = 0.0, 0.0, 0, False
+    s.model.eval()
+    with torch.inference_mode(), s.val_stream() as batches:
+        for batch in islice(batches, s.params.train.eval_batches):
+            inputs, targets = s.task.pair(batch.arrays, s.device)
+            if len(inputs):
+                with s.precision.autocast():
+                    answers = s.model(inputs)
+                loss += float(s.task.loss(answers, targets))
+                hits += float(s.task.hits(answers, targets))
+            count += batch.size * s.task.targets_per_sample(batch.arrays)
+            stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
+            if stopped:
+                break
+    s.model.train()
+    if not stopped:
+        loss, hits = s.ranks.sum(loss, hits, device=s.device)
+        s.note_validation(s.task.summary(loss / count, hits / count))
+    return stopped
+
+
+def _not_finite(s: Session, batch: Batch, loss: float, norm: float) -> DataError:
+    names = list(batch.ids())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return DataError(
+        f"Step {s.state.step + 1}: loss {loss:g}, gradient norm {norm:g}; training cannot go on from there. "
+        f"Most often the steps are too long: lower train.lr (now {s.params.train.lr:g}) or train.clip_norm (now "
+        f"{s.params.train.clip_norm}), or raise train.warmup. Else look at the samples of this batch: {shown}."
+    )
+
+
+def _interrupted(s: Session, stop: StopRequest) -> Interrupted:
+    signum = stop.signum or SIGTERM
+    return Interrupted(
+        f"Training stopped by {Signals(signum).name} after step {s.state.step} of {s.steps}; its state is saved. "
+        "The same command goes on from there.",
+        signum,
+    )

@@ -1,0 +1,35 @@
+"""The entry point of a rank that a launcher started: `python -m pipelines.training.main FOLDER` (see launchers.job)."""
+
+import faulthandler
+import os
+import sys
+from pathlib import Path
+
+from pipelines.training.launchers.agent import AGENT_PID
+from pipelines.training.launchers.job import Job
+from pipelines.training.launchers.lifeline import die_with_parent
+from pipelines.training.launchers.reports import Report
+
+
+def main(folder: Path) -> int:
+    """Train as one of the job's ranks; an error is left as a report for the launcher. Returns the exit code."""
+    if AGENT_PID in os.environ:
+        die_with_parent(int(os.environ[AGENT_PID]))
+    rank = int(os.environ["RANK"])
+    with (folder / f"crash-{rank}.txt").open("w") as crash:
+        faulthandler.enable(crash)
+        try:
+            from pipelines.training.rank import train_rank
+            from pipelines.training.ranks import Ranks
+
+            train_rank(Job.load(folder).workspace, Ranks.from_environment())
+        except BaseException as error:
+            Report.of(rank, error).save(folder)
+            return int(getattr(error, "exit_code", 1))
+        finally:
+            faulthandler.disable()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

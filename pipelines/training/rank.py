@@ -1,0 +1,104 @@
+"""What one rank does: put the training together, run the loop, write the outs."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.models import save_model
+from pipelines.progress import progress, say
+from pipelines.training.loop import fit
+from pipelines.training.ranks import Ranks
+from pipelines.training.reporting import Reporter
+from pipelines.training.session import Session, open_session
+from pipelines.training.signals import stop_on_signals
+from pipelines.training.state import Point
+from pipelines.workspace import Workspace
+from storage.atomic import write_atomically
+
+TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
+
+
+def train_rank(ws: Workspace, ranks: Ranks) -> None:
+    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved."""
+    with stop_on_signals() as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
+        fit(session, report, stop)
+        if ranks.leads:
+            write_outs(ws, session, report)
+        ranks.wait()
+
+
+@contextmanager
+def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
+    """Rank 0's MLflow run (the one of the checkpoint goes on) and progress bar; silence on the other ranks."""
+    unit = "tokens" if s.task.name == "language" else "samples"
+    if not s.ranks.leads:
+        yield Reporter(None, lambda *_, **__: None, unit, s.steps)
+        return
+    from pipelines.tracking import open_run
+
+    with open_run(ws, run_id=s.state.run_id) as run, progress("train", s.steps, "steps") as advance:
+        s.state.run_id = run.id or s.state.run_id
+        run.log_params(flat(ws.params.model_dump(exclude={"compute"})))
+        run.set_tags({
+            "task": s.task.name, "device": str(s.device), "ranks": str(s.ranks.world),
+            "precision": str(s.precision.dtype).removeprefix("torch."),
+            "parameters": str(sum(p.numel() for p in s.model.parameters())),
+        })  # fmt: skip
+        run.log_dataset(s.manifest, s.zone, "train")
+        if s.state.step:
+            say(f"going on from step {s.state.step} of {s.steps}")
+        advance(s.state.step)
+        yield Reporter(run, advance, unit, s.steps)
+
+
+def write_outs(ws: Workspace, s: Session, report: Reporter) -> None:
+    """data/model, metrics/train.json and the curves; then the checkpoints are not needed any more."""
+    assert report.run is not None
+    final = final_metrics(s)
+    save_model(ws.model, s.final_weights(), s.config)
+    write_atomically(ws.model / "run.json", _json(report.run.reference()))
+    write_atomically(ws.metrics("train"), _json(final))
+    write_atomically(ws.plots("train.csv"), _csv(TRAIN_COLUMNS, s.state.train_curve))
+    val_columns = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
+    write_atomically(ws.plots("val.csv"), _csv(val_columns, s.state.val_curve))
+    report.run.log_metrics({f"final.{k}": v for k, v in final.items() if isinstance(v, int | float)})
+    for name in ("train.csv", "val.csv"):
+        report.run.log_artifact(ws.plots(name), "plots")
+    s.checkpoints.clear()
+
+
+def final_metrics(s: Session) -> dict[str, Any]:
+    """What metrics/train.json holds: no timings, so that equal trainings give equal bytes."""
+    state = s.state
+    metrics: dict[str, Any] = {
+        "steps": state.step,
+        "epochs": round(state.samples / s.samples, 6),
+        "parameters": sum(p.numel() for p in s.model.parameters()),
+        "train_loss": state.train_curve[-1]["train_loss"],
+    }
+    kept = state.best_step if s.best else state.validated
+    metrics |= next((point for point in state.val_curve if point["step"] == kept), {}) | {"step": kept or state.step}
+    return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} → {"train.lr": 1}; lists stay values."""
+    items: dict[str, Any] = {}
+    for name, value in values.items():
+        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return items
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _csv(columns: list[str], points: list[Point]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(points)
+    return text.getvalue().encode()

@@ -1,0 +1,67 @@
+"""The processes that train together."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place: `rank` of `world` processes, `local_rank` on its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """As torchrun sets it; one rank where it doesn't."""
+        return cls(*(int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes files and speaks to people and to MLflow."""
+        return self.rank == 0
+
+    def sum(self, *values: float | Tensor, device: torch.device) -> list[float]:
+        """Sums over all ranks, in float64 where the device has it; one all-reduce."""
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        if self.world == 1:
+            return [float(value) for value in values]
+        totals = torch.stack([torch.as_tensor(value, dtype=wide, device=device) for value in values])
+        dist.all_reduce(totals)
+        return [float(total) for total in totals.tolist()]
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Inside, the ranks are connected."""
+    if ranks.world == 1:
+        yield
+        return
+    dist.init_process_group(BACKENDS[device.type], device_id=device if device.type != "cpu" else None)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

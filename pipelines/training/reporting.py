@@ -1,0 +1,51 @@
+"""What rank 0 tells of a training: the curves in MLflow, the bar, lines for people. The other ranks say nothing."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.progress import Advance, say
+from pipelines.training.state import Point, TrainState
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Run
+
+
+@dataclass
+class Reporter:
+    """`run` is None where nobody listens; `unit` is what the rate counts: tokens or samples; `steps` is the goal."""
+
+    run: "Run | None"
+    advance: Advance
+    unit: str
+    steps: int
+    seconds: float = 0.0
+    waited: float = 0.0
+    work: int = 0
+    reported: int = 0
+
+    def step(self, seconds: float, waited: float, work: int) -> None:
+        """Count a step: how long it took, how much of that was waiting for data, units of work (of all ranks)."""
+        self.seconds += seconds
+        self.waited += waited
+        self.work += work
+        self.advance(1)
+
+    def point(self, point: Point) -> None:
+        """A point of the train curve, with the rates since the last one."""
+        if self.run is None:
+            return
+        rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
+        self.seconds, self.waited, self.work = 0.0, 0.0, 0
+        self.run.log_metrics({k: v for k, v in point.items() if k != "step"} | rates, step=int(point["step"]))
+        self.advance(0, note=f"loss {point['train_loss']:.4f}")
+
+    def validation(self, state: TrainState) -> None:
+        """The newest point of the val curve, once."""
+        if self.run is None or not state.val_curve or state.validated == self.reported:
+            return
+        self.reported = state.validated
+        values = {name: value for name, value in state.val_curve[-1].items() if name != "step"}
+        self.run.log_metrics(values, step=state.validated)
+        if state.train_curve:
+            values = {"train_loss": state.train_curve[-1]["train_loss"]} | values
+        say(f"step {state.validated}/{self.steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))

@@ -1,0 +1,192 @@
+"""One rank's training, put together: model, optimiser, data, state and checkpoints."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.models import ModelConfig, Task, task_of
+from pipelines.models.saved import weights
+from pipelines.params import Params
+from pipelines.streaming import Stream
+from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
+from pipelines.training.device import Precision, pick_device, repeatable
+from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from pipelines.training.ranks import Ranks, joined
+from pipelines.training.state import TrainState
+from pipelines.workspace import Workspace
+from storage.errors import DataError, FormatError, ParamsError
+from storage.lake import Zone
+from storage.manifest import Manifest
+
+
+@dataclass
+class Session:
+    """What the loop works on. `model` is the module; `parallel` the same one, averaging gradients over the ranks."""
+
+    params: Params
+    ranks: Ranks
+    device: torch.device
+    precision: Precision
+    task: Task
+    config: ModelConfig
+    model: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    zone: Zone
+    manifest: Manifest
+    stream: Stream
+    steps: int
+    samples: int
+    validates: bool
+    checkpoints: Checkpoints
+    state: TrainState = field(default_factory=TrainState)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    _saved: int = 0
+
+    def done(self) -> bool:
+        """Whether all steps are done, or early stopping's patience is out."""
+        patience = self.params.train.patience
+        return self.state.step >= self.steps or (patience is not None and self.state.stale >= patience)
+
+    def validation_due(self) -> bool:
+        step = self.state.step
+        due = step % self.params.train.eval_every == 0 or step == self.steps
+        return self.validates and due and step > self.state.validated
+
+    def checkpoint_due(self) -> bool:
+        return self.state.step % self.params.train.checkpoint_every == 0 and self.state.step > self._saved
+
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Inside, a backward pass leaves the ranks' gradients apart, to be summed up by a later one."""
+        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+
+    @contextmanager
+    def val_stream(self) -> Iterator[Stream]:
+        """The val split in its stored order, once."""
+        with open_stream(self.params, self.zone, self.manifest, self.ranks, "val") as stream:
+            yield stream
+
+    def note_validation(self, summary: dict[str, float]) -> None:
+        """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
+        best = self.state.add_validation(summary)
+        if best and self.params.train.patience is not None and self.ranks.leads:
+            self.best = weights(self.model)
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """The best weights where early stopping is on, else the last ones."""
+        return self.best or weights(self.model)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment (rank 0), and wait until it is there (all)."""
+        if self.ranks.leads:
+            tensors = {
+                "model": weights(self.model),
+                "optimizer": optimizer_tensors(self.model, self.optimizer),
+                "best": self.best,
+            }
+            values = {
+                "train": self.state.to_json(),
+                "stream": self.stream.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            self.checkpoints.save(self.state.step, Checkpoint(tensors, values))
+        self._saved = self.state.step
+        self.ranks.wait()
+
+    def restore(self) -> bool:
+        """Go back to the newest checkpoint; False when there is none."""
+        if self.ranks.leads:
+            self.checkpoints.sweep()
+        folder = self.ranks.share(self.checkpoints.latest() if self.ranks.leads else None)
+        if folder is None:
+            return False
+        saved = self.checkpoints.load(folder)
+        try:
+            self.model.load_state_dict(saved.tensors["model"])
+            load_optimizer_tensors(self.model, self.optimizer, saved.tensors.get("optimizer", {}))
+        except (RuntimeError, KeyError) as error:
+            raise FormatError(
+                f"{folder}: this checkpoint doesn't fit the model: its code changed since. "
+                f"Go back to that code, or delete {folder.parent} to train from the start. {error}"
+            ) from error
+        self.best = saved.tensors.get("best", {}) if self.ranks.leads else {}
+        self.state = TrainState.from_json(saved.state["train"])
+        self.stream.load_state_dict(saved.state["stream"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved.state["scaler"])
+        self._saved = self.state.step
+        return True
+
+
+def open_stream(
+    params: Params, zone: Zone, manifest: Manifest, ranks: Ranks, split: str, *, train: bool = False
+) -> Stream:
+    """This rank's part of a split: shuffled and endless for training, else once in the stored order."""
+    settings = params.stream
+    return Stream(
+        zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
+        rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
+        lanes=settings.lanes, window=settings.window, epochs=None if train else 1, prefetch=settings.prefetch,
+    )  # fmt: skip
+
+
+@contextmanager
+def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
+    """Everything of a training, at its start or where its last checkpoint was; closed at the end."""
+    params, train = ws.params, ws.params.train
+    zone = ws.zone("shards")
+    manifest = zone.manifest()
+    task = task_of(manifest.header["spec"])
+    seq_len = params.stream.seq_len if task.name == "language" else None
+    config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
+    validates = _validates(params, manifest, seq_len)
+    device = pick_device(train.device, ranks.local_rank)
+    precision = Precision.choose(train.precision, device)
+    with ExitStack() as stack:
+        stack.enter_context(repeatable(train, device))
+        stack.enter_context(joined(ranks, device))
+        stream = stack.enter_context(open_stream(params, zone, manifest, ranks, "train", train=True))
+        model = config.build(params.seed).to(device).train()
+        session = Session(
+            params, ranks, device, precision, task, config, model, model, build_optimizer(model, train),
+            precision.scaler(), zone, manifest, stream, validates=validates,
+            samples=samples_in(manifest, "train", seq_len),
+            steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
+            checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
+        )  # fmt: skip
+        session.restore()
+        if ranks.world > 1:
+            ids = [device] if device.type in ("cuda", "xpu") else None
+            session.parallel = DistributedDataParallel(model, device_ids=ids)
+        yield session
+
+
+def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:
+    """Whether there is a val split. Raises DataError without samples to train on, ParamsError for a vain patience."""
+    if not samples_in(manifest, "train", seq_len):
+        window = f" of {seq_len} tokens and the next one (stream.seq_len)" if seq_len else ""
+        raise DataError(
+            f"The shards (version {manifest.digest[:12]}) hold no training sample{window}: add sources, raise "
+            "curate.split.train, or lower stream.seq_len."
+        )
+    if samples_in(manifest, "val", seq_len):
+        return True
+    if params.train.patience is not None:
+        raise ParamsError(
+            f"train.patience={params.train.patience} needs a val split, but the shards have none that is large enough: "
+            "raise curate.split.val, or set train.patience to null."
+        )
+    return False
+
+
+def samples_in(manifest: Manifest, split: str, seq_len: int | None) -> int:
+    """Samples of a split: rows, or windows of `seq_len` tokens that have a next one."""
+    if seq_len is None:
+        return sum(rows for rows in manifest.select(split)["rows"].to_pylist())
+    return sum(max(0, tokens - 1) // seq_len for tokens in manifest.select(split)["tokens"].to_pylist())

@@ -1,0 +1,57 @@
+"""A real Prefect server and worker, once a session."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Run
+from prefect_service import POOL, Deployed, Nightly, Prefect, has_pool, make_checkout, running
+from servers import answers, free_port, wait_for
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Prefect]:
+    """The server."""
+    folder, port = tmp_path_factory.mktemp("prefect"), free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = environment | {"PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with running(command, folder, env, folder / "server.log"):
+        wait_for(lambda: answers(f"{url}/api/health", 200), f"the Prefect server, see {folder}/server.log", 120)
+        yield Prefect(url, env | {"PREFECT_API_URL": f"{url}/api"}, folder)
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[Deployed]:
+    """prefect.yaml, deployed as its comment says, and a worker."""
+    checkout = make_checkout(tmp_path_factory.mktemp("deployed"), run)
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+    env = prefect.env | {"PREFECT_WORKER_QUERY_SECONDS": "0.5"}
+    with running(worker, prefect.folder, env, prefect.folder / "worker.log") as process:
+        wait_for(lambda: has_pool(prefect), f"the worker, see {prefect.folder}/worker.log", 120)
+        run("prefect", "--no-prompt", "deploy", "--all", cwd=checkout, env=prefect.env)
+        yield Deployed(prefect, checkout, psutil.Process(process.pid))
+
+
+@pytest.fixture(scope="session")
+def nightly(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Nightly:
+    """The job done twice from the same start, at the same time: by the worker and by `shardline repro`."""
+    other = make_checkout(tmp_path_factory.mktemp("by_dvc"), run)
+    flow_run = deployed.prefect.start("pipeline/nightly", recipe="tiny")
+    run("shardline", "repro", "--recipe", "tiny", cwd=other, timeout=250)
+    state = deployed.prefect.wait(flow_run)
+    assert state == "COMPLETED", deployed.prefect.logs(flow_run)
+    return Nightly(deployed, flow_run, state, other / "recipes" / "tiny")
+
+
+@pytest.fixture
+def flow(prefect: Prefect, run: Run) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run a flow by hand in a checkout, against the server."""
+
+    def call(name: str, *arguments: str, cwd: Path, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
+        return run(sys.executable, "-m", f"flows.{name}", *arguments, cwd=cwd, code=code, env=prefect.env)
+
+    return call

@@ -1,0 +1,96 @@
+"""prefect.yaml on a real server with a real worker: deployed, run to the end, cancelled without a trace."""
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TINY, Run, write_params, write_texts
+from prefect_service import Deployed, Nightly, alive_below
+from servers import wait_for
+
+from storage.manifest import Manifest
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+
+def test_both_are_deployed(deployed: Deployed) -> None:
+    prefect = deployed.prefect
+    nightly, on_demand = prefect.deployment("pipeline/nightly"), prefect.deployment("train/on-demand")
+    assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
+    assert on_demand["schedules"] == []
+    assert {nightly["work_pool_name"], on_demand["work_pool_name"]} == {"shardline"}
+    assert nightly["parameters"] == on_demand["parameters"] == {"recipe": "python_lm"}
+    limits = prefect.call("POST", "concurrency_limits/filter", {})
+    assert [(limit["tag"], limit["concurrency_limit"]) for limit in limits] == [("shardline-dvc", 1)]
+
+
+def test_deploying_again_changes_nothing(deployed: Deployed, run: Run) -> None:
+    prefect = deployed.prefect
+    before = prefect.deployment("pipeline/nightly")
+    run("prefect", "--no-prompt", "deploy", "--name", "nightly", cwd=deployed.checkout, env=prefect.env)
+    after = prefect.deployment("pipeline/nightly")
+    assert after["id"] == before["id"]
+    assert len(after["schedules"]) == 1
+
+
+def test_the_worker_does_the_whole_job_and_reports(nightly: Nightly, run: Run) -> None:
+    prefect, recipe = nightly.deployed.prefect, nightly.recipe
+    assert nightly.state == "COMPLETED"
+    assert json.loads(run("dvc", "status", "--json", "dvc.yaml", cwd=recipe).stdout) == {}
+
+    summary = prefect.artifact("summary-tiny")
+    mlflow_run = json.loads((recipe / "data/model/run.json").read_text())["run_id"]
+    bits = json.loads((recipe / "metrics/evaluate.json").read_text())["bits_per_byte"]
+    assert Manifest.load(recipe / "data/shards").digest in summary
+    assert f"bits_per_byte {bits:.4f}" in summary
+    assert "is champion" in summary
+    assert f"[{mlflow_run}](http://127.0.0.1:5000/#/runs/{mlflow_run})" in summary
+    assert len(re.findall(r"\| ran \|", summary)) == 7
+    assert any("train: transformer" in prefect.logs(step) for step in prefect.steps(nightly.flow_run))
+
+    # And back: the MLflow run knows the flow run, and how to open it.
+    with sqlite3.connect(nightly.deployed.checkout / ".shardline/mlflow/mlflow.db") as store:
+        rows = store.execute("SELECT key, value FROM tags WHERE run_uuid = ? AND key LIKE 'prefect%'", [mlflow_run])
+        tags = dict(rows.fetchall())
+    store.close()
+    assert tags == {
+        "prefect.flow_run_id": nightly.flow_run,
+        "prefect.flow_run_url": f"{prefect.url}/runs/flow-run/{nightly.flow_run}",
+    }
+
+
+def test_a_cancelled_training_leaves_no_process_and_goes_on_later(deployed: Deployed, run: Run) -> None:
+    prefect, worker = deployed.prefect, deployed.worker
+    recipe = endless_training(deployed.checkout, run)
+    before = set(worker.children(recursive=True))
+    flow_run = prefect.start("train/on-demand", recipe="endless", retries=0)
+    checkpoints = recipe / ".shardline" / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("*/step-*")), "a checkpoint", 120)
+    processes = alive_below(recipe)
+    started = set(worker.children(recursive=True)) - before
+    assert len([p for p in processes if "pipelines.training.main" in p.cmdline()]) == 2  # the ranks
+    assert len(started) >= 1
+
+    prefect.call("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert prefect.wait(flow_run) == "CANCELLED"
+    _, alive = psutil.wait_procs([*processes, *started], timeout=30)
+    assert alive == []
+    assert alive_below(recipe) == []
+
+    # Nothing half-written, and the state to go on from.
+    assert not (recipe / "data" / "model").exists()
+    assert any(checkpoints.glob("*/step-*"))
+
+
+def endless_training(checkout: Path, run: Run) -> Path:
+    """A recipe with its data made, that trains on two ranks for longer than anyone waits."""
+    recipe = checkout / "recipes" / "endless"
+    write_texts(recipe / "texts")
+    train = {**TINY["train"], "steps": 10_000_000, "ranks": 2, "checkpoint_every": 5}  # type: ignore[dict-item]
+    write_params(recipe, {**TINY, "recipe": "endless", "train": train})
+    for stage in ("ingest", "curate", "shard"):
+        run("shardline", stage, cwd=recipe)
+    return recipe

@@ -1,0 +1,186 @@
+"""The main job under DVC: what runs, what doesn't, and that it comes out the same however it was cut off."""
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from conftest import REPOSITORY, TINY, Run, write_params, write_texts
+from servers import wait_for
+
+from storage.manifest import Manifest
+
+ZONES = ("raw", "curated", "shards")
+pytestmark = pytest.mark.xdist_group("main-job")
+
+
+def make_project(folder: Path, run: Run) -> Path:
+    folder.mkdir(parents=True)
+    write_texts(folder / "texts")
+    write_params(folder, TINY)
+    shutil.copy(REPOSITORY / "dvc.yaml", folder)
+    shutil.copy(REPOSITORY / ".gitignore", folder)
+    run("git", "init", "--quiet", cwd=folder)
+    run("dvc", "init", "--quiet", cwd=folder)
+    run("dvc", "config", "core.analytics", "false", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """A project whose job has run once, committed to git."""
+    folder = make_project(tmp_path_factory.mktemp("main") / "finished", run)
+    done = run("shardline", "repro", cwd=folder)
+    assert "is champion" in done.stdout
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "first run", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """All of a run that must repeat: dataset versions and metrics."""
+    versions = {zone: Manifest.load(folder / "data" / zone).digest for zone in ZONES}
+    metrics = {stage: json.loads((folder / "metrics" / f"{stage}.json").read_text()) for stage in ("train", "evaluate")}
+    return {**versions, **metrics}
+
+
+def ran(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """The stages that a `shardline repro` ran."""
+    return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+
+
+def test_a_second_run_does_nothing_and_says_so(run: Run, finished: Path) -> None:
+    done = run("shardline", "repro", cwd=finished)
+    assert ran(done) == []
+    assert "Data and pipelines are up to date" in done.stdout
+    assert Manifest.load(finished / "data" / "shards").digest[:12] in done.stdout
+    assert "bits_per_byte" in done.stdout
+    assert "make ui" in done.stdout
+
+
+def test_dvc_s_own_commands_work(run: Run, copied: Path) -> None:
+    shown = json.loads(run("dvc", "metrics", "show", "--json", cwd=copied).stdout)
+    assert "bits_per_byte" in shown[""]["data"]["metrics/evaluate.json"]["data"]
+    run("dvc", "plots", "show", "--out", "drawn", cwd=copied)
+    assert "vega" in (copied / "drawn" / "index.html").read_text()
+    run("dvc", "exp", "run", "--set-param", "train.lr=0.001", cwd=copied)
+    changed = run("dvc", "params", "diff", "--json", cwd=copied).stdout
+    assert json.loads(changed)["params.yaml"]["train.lr"] == {"old": 0.003, "new": 0.001, "diff": -0.002}
+    assert "bits_per_byte" in run("dvc", "metrics", "diff", cwd=copied).stdout
+    assert "data/package" in json.dumps(yaml.safe_load((copied / "dvc.yaml").read_text())["artifacts"])
+
+
+def test_a_learning_rate_re_runs_training_and_what_follows(run: Run, copied: Path) -> None:
+    write_params(copied, {**TINY, "train": {**TINY["train"], "lr": 0.002}})  # type: ignore[dict-item]
+    assert ran(run("shardline", "repro", cwd=copied)) == ["train", "evaluate", "package", "promote"]
+
+
+def test_one_source_file_is_one_item(run: Run, copied: Path) -> None:
+    (copied / "texts" / "doc005b.txt").write_text("one more\n" * 30)
+    done = run("shardline", "repro", "--until", "shard", cwd=copied)
+    assert "1 source files changed: doc005b.txt" in done.stdout
+    for stage in ("ingest", "curate", "shard"):
+        assert f"{stage}: 1 of" in done.stdout
+
+
+def test_push_clone_pull_evaluate(run: Run, copied: Path, tmp_path: Path) -> None:
+    run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"), cwd=copied)
+    run("git", "commit", "--quiet", "--all", "--message", "remote", cwd=copied)
+    run("dvc", "push", cwd=copied)
+    clone = tmp_path / "clone"
+    run("git", "clone", "--quiet", str(copied), str(clone), cwd=tmp_path)
+    run("dvc", "pull", cwd=clone)
+    assert "up to date" in run("dvc", "status", cwd=clone).stdout
+    before = (clone / "metrics" / "evaluate.json").read_bytes()
+    (clone / "metrics" / "evaluate.json").unlink()
+    run("shardline", "evaluate", cwd=clone)
+    assert (clone / "metrics" / "evaluate.json").read_bytes() == before
+    assert "up to date" in run("dvc", "status", cwd=clone).stdout
+
+
+def test_from_scratch_it_comes_out_the_same(run: Run, finished: Path, tmp_path: Path) -> None:
+    again = make_project(tmp_path / "again", run)
+    run("shardline", "repro", "--until", "evaluate", cwd=again)
+    assert outcome(again) == outcome(finished)
+
+
+def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def stage_process(process: "subprocess.Popen[str]", stage: str) -> psutil.Process | None:
+    """The `shardline STAGE` below a running `shardline repro`."""
+    for child in descendants(process) if process.poll() is None else []:
+        try:
+            if child.cmdline()[-1:] == [stage]:
+                return child
+        except psutil.Error:
+            continue
+    return None
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "package", "promote"])
+def test_killed_in_a_stage_and_run_again(
+    run: Run, finished: Path, copied: Path, environment: dict[str, str], stage: str
+) -> None:
+    """SIGKILL as soon as the stage has begun its work: the data stages have this test in tests/faults."""
+    for out in ("data/model", "data/package", "metrics", "plots", "data/promotion.json"):
+        path = copied / out
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(copied / ".dvc" / "cache")
+    shutil.rmtree(copied / ".dvc" / "tmp", ignore_errors=True)
+    command = ["shardline", "repro"]
+    process = subprocess.Popen(
+        command, cwd=copied, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    signs = {"train": ".shardline/checkpoints/*/step-*"}
+    wait_for(lambda: stage_process(process, stage) is not None, f"{stage} starts")
+    if stage in signs:
+        wait_for(lambda: bool(list(copied.glob(signs[stage]))), f"{stage} is at work")
+    victim = stage_process(process, stage)
+    assert victim is not None
+    victim.send_signal(signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0, output
+    run("shardline", "repro", cwd=copied)
+    assert outcome(copied) == outcome(finished)
+
+
+def test_sigterm_to_repro_ends_all_and_the_same_command_goes_on(
+    run: Run, copied: Path, environment: dict[str, str]
+) -> None:
+    longer = {**TINY, "train": {**TINY["train"], "steps": 100_000}}  # type: ignore[dict-item]
+    write_params(copied, longer)
+    process = subprocess.Popen(
+        ["shardline", "repro"], cwd=copied, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_for(lambda: bool(list(copied.glob(".shardline/checkpoints/*/step-*"))), "a checkpoint")
+    below = descendants(process)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0, output
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    assert list(copied.glob(".shardline/checkpoints/*/step-*"))
+
+
+def test_recipes_do_not_disturb_one_another(run: Run, copied: Path) -> None:
+    other = {**TINY, "recipe": "other", "ingest": {"sources": ["../../texts/**/*.txt"]}}
+    (copied / "recipes" / "other").mkdir(parents=True)
+    write_params(copied / "recipes" / "other", other)
+    first = run("shardline", "repro", "--recipe", "other", "--until", "shard", cwd=copied)
+    assert [name.split(":")[-1] for name in ran(first)] == ["ingest", "curate", "shard"]
+    assert ran(run("shardline", "repro", cwd=copied)) == []
+    again = run("shardline", "repro", "--recipe", "other", "--until", "shard", cwd=copied)
+    assert ran(again) == []
+    assert (copied / "recipes" / "other" / "dvc.lock").is_file()

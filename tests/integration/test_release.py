@@ -1,0 +1,435 @@
+"""Package, promote, predict and generate with a real MLflow."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from release_samples import (
+    IMAGE,
+    MODELS,
+    SPECS,
+    make_workspace,
+    mlflow_server,
+    place_store,
+    write_metrics,
+    write_model,
+    write_shards,
+)
+from servers import free_port
+
+from pipelines.evaluation import evaluate_model
+from pipelines.models import load_model
+from pipelines.release import generate, package, predict, promote
+from pipelines.release.registry import resolve_model
+from pipelines.tracking import connect, open_run, recorded_run_id
+from pipelines.tracking.store import _create_database
+from pipelines.workspace import Workspace
+from storage.errors import DataError, FormatError, ParamsError, SourceError, TrackingError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
+PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy"}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, made once."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    _create_database(file)
+    return file
+
+
+@pytest.fixture
+def make(tmp_path: Path, database: Path):
+    """A workspace of a kind, trained in a run and evaluated, in a project of its own with an empty store."""
+
+    def call(kind: str = "image", **changes) -> Workspace:
+        ws = make_workspace(tmp_path / "project", kind, **changes)
+        place_store(ws, database)
+        train(ws)
+        write_metrics(ws, accuracy=0.9, loss=0.3, bits_per_byte=4.0, baseline={"majority": {"accuracy": 0.5}})
+        return ws
+
+    return call
+
+
+def train(ws: Workspace, **model) -> str:
+    """As the train stage: a run, and data/model that names it."""
+    with open_run(ws) as run:
+        write_model(ws, run_id=run.id, **model)
+    return run.id
+
+
+def release(ws: Workspace, accuracy: float, **model) -> dict:
+    """Train (untrained weights of `seed`), evaluate (made up), package, promote."""
+    train(ws, **model)
+    write_metrics(ws, accuracy=accuracy)
+    package(ws)
+    return promote(ws)
+
+
+def png(level: int = 200, size: tuple[int, int] = (8, 8)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full(size, level, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+# -- package ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "table"])
+def test_a_package_loads_and_answers_as_an_mlflow_model(make, kind):
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    ws = make(kind)
+    package(ws)
+    files = {file.relative_to(ws.package).as_posix() for file in ws.package.rglob("*") if file.is_file()}
+    assert {"MLmodel", "README.md", "entry.py", "input_example.json", "requirements.txt"} <= files
+    assert {"artifacts/model.safetensors", "artifacts/config.json"} <= files
+    assert not [name for name in files if Path(name).suffix in PICKLES or "__pycache__" in name]
+    assert str(ws.root) not in (ws.package / "MLmodel").read_text()
+    model = mlflow.pyfunc.load_model(str(ws.package))
+    assert model.metadata.signature.inputs is not None
+    example = model.input_example
+    if kind == "text":
+        params = {"tokens": 5, "seed": 1}
+        first, again = (model.predict(pd.DataFrame({"prompt": ["the ", "the "]}), params=params) for _ in range(2))
+        assert list(first.columns) == ["text"]
+        assert first["text"][0] == first["text"][1] == again["text"][0]
+    else:
+        answer = model.predict(example)
+        assert list(answer.columns) == ["label", "probability", "probabilities"]
+        assert answer["label"][0] in SPECS[kind]["classes"]
+        assert sum(answer["probabilities"][0]) == pytest.approx(1)
+    wrong = pd.DataFrame({"something": ["else"]})
+    with pytest.raises(MlflowException, match="schema"):
+        model.predict(wrong)
+    card = (ws.package / "README.md").read_text()
+    assert ws.zone("shards").manifest().digest in card
+    assert str(recorded_run_id(ws)) in card
+
+
+def test_a_package_runs_without_the_checkout(make, tmp_path):
+    ws = make("image")
+    package(ws)
+    folder = tmp_path / "elsewhere" / "model"
+    shutil.copytree(ws.package, folder)
+    code = (
+        "import sys, mlflow.pyfunc\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "print(model.predict(model.input_example)['label'][0])\n"
+        "ours = [m for n, m in sys.modules.items() if n.split('.')[0] in ('pipelines', 'storage', 'flows')]\n"
+        "outside = {m.__file__ for m in ours if m.__file__ and not m.__file__.startswith(sys.argv[1])}\n"
+        "assert ours and not outside, outside"
+    )
+    command = [sys.executable, "-W", "ignore", "-P", "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in IMAGE["classes"]
+
+
+OWN_MODEL = """
+import torch
+
+class Tiny(torch.nn.Module):
+    def __init__(self, *, in_features: int, num_classes: int):
+        super().__init__()
+        self.head = torch.nn.Linear(in_features, num_classes)
+
+    def forward(self, x):
+        return self.head(x.float().flatten(1))
+"""
+
+
+def test_a_model_of_the_users_own_travels_with_its_package(make, tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    (root / "ownmodel").mkdir(parents=True)
+    (root / "ownmodel" / "__init__.py").write_text("")
+    (root / "ownmodel" / "nets.py").write_text(OWN_MODEL)
+    monkeypatch.chdir(root)
+    ws = make("image", model={"name": "ownmodel.nets:Tiny", "args": {}})
+    package(ws)
+    assert (ws.package / "code" / "ownmodel" / "nets.py").read_text() == OWN_MODEL
+
+
+def test_the_package_is_logged_to_its_run_once(make):
+    ws = make("image")
+    first = package(ws)
+    client = connect(ws).client
+    logged = client.get_logged_model(first["model_id"])
+    assert str(logged.status) == "READY"
+    assert logged.source_run_id == first["run_id"] == recorded_run_id(ws)
+    assert logged.tags["data.shards"] == ws.zone("shards").manifest().digest
+    run = client.get_run(first["run_id"])
+    assert [output.model_id for output in run.outputs.model_outputs] == [first["model_id"]]
+    assert run.data.metrics["test.accuracy"] == 0.9
+    assert {metric.key: metric.value for metric in logged.metrics}["test.baseline.majority.accuracy"] == 0.5
+    names = {item.path for item in client.list_logged_model_artifacts(first["model_id"])}
+    assert {"MLmodel", "README.md", "input_example.json"} <= names
+    half = client.create_logged_model(run.info.experiment_id, "half", first["run_id"])  # as a SIGKILL leaves it
+    assert package(ws)["model_id"] == first["model_id"]
+    assert first["model_id"] in (ws.package / "MLmodel").read_text()
+    left = client.search_logged_models([run.info.experiment_id])
+    assert half.model_id not in {model.model_id for model in left}
+    write_metrics(ws, accuracy=0.91)
+    assert package(ws)["model_id"] != first["model_id"]  # other content, another LoggedModel
+
+
+def test_without_mlflow_the_folder_is_written_and_promote_logs_it_later(make, monkeypatch, capfd):
+    ws = make("image")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    away = Workspace.open(ws.root)
+    assert package(away) == {"folder": str(ws.package), "model_id": None, "run_id": None}
+    said = capfd.readouterr()
+    assert "connection refused" in said.err
+    assert "not logged" in said.out
+    assert (ws.package / "MLmodel").is_file()
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI"):
+        promote(away)
+    assert not ws.promotion.exists()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert promote(Workspace.open(ws.root))["aliases"] == {"candidate": 1, "champion": 1}
+
+
+def test_a_model_that_cannot_answer_leaves_the_old_package(make):
+    ws = make("image")
+    package(ws)
+    before = (ws.package / "MLmodel").read_bytes()
+    config = json.loads((ws.model / "config.json").read_text())
+    config["model"]["args"] = {"hidden": [3]}
+    (ws.model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ParamsError, match="does not answer its own input example"):
+        package(ws)
+    assert (ws.package / "MLmodel").read_bytes() == before
+    assert not list(ws.state.glob("package.*"))
+
+
+def test_missing_inputs_are_named(make):
+    ws = make("image")
+    with pytest.raises(FormatError, match="dvc repro package"):
+        promote(ws)
+    ws.metrics("evaluate").unlink()
+    with pytest.raises(FormatError, match="dvc repro evaluate"):
+        package(ws)
+
+
+# -- promote ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_model_becomes_champion_once(make, capsys):
+    ws = make("image")
+    package(ws)
+    result = promote(ws)
+    assert result["aliases"] == {"candidate": 1, "champion": 1}
+    assert result["decision"]["promoted"]
+    assert "image_test version 1 is champion" in capsys.readouterr().out
+    written = ws.promotion.read_bytes()
+    assert json.loads(written) == result
+    ws.promotion.unlink()  # as after a SIGKILL between the alias and the file
+    assert promote(ws) == result
+    assert ws.promotion.read_bytes() == written
+    client = connect(ws).client
+    assert [version.version for version in client.search_model_versions("name = 'image_test'")] == [1]
+    version = client.get_model_version_by_alias("image_test", "champion")
+    assert version.run_id == recorded_run_id(ws)
+    assert version.run_id in version.description
+    assert version.tags["data.shards"] == ws.zone("shards").manifest().digest
+    assert json.loads(version.tags["metrics"])["accuracy"] == 0.9
+    assert client.get_registered_model("image_test").tags == {"task": "classification", "recipe": "image_test"}
+
+
+def test_the_champion_moves_only_for_a_better_model(make, capsys):
+    ws = make("image")  # min_gain 0.01
+    assert release(ws, 0.90, seed=1)["aliases"] == {"candidate": 1, "champion": 1}
+    worse = release(ws, 0.905, seed=2)
+    assert worse["aliases"] == {"candidate": 2, "champion": 1}
+    assert worse["decision"]["champion"] == {"version": 1, "metrics": "recorded"}
+    assert "does not beat the champion's 0.9 by at least 0.01" in worse["decision"]["reason"]
+    assert "the champion alias does not move" in capsys.readouterr().out
+    assert release(ws, 0.91, seed=3)["aliases"] == {"candidate": 3, "champion": 3}
+    assert promote(ws)["aliases"] == {"candidate": 3, "champion": 3}
+
+
+def test_a_model_that_comes_back_is_found_again(make):
+    ws = make("image")
+    release(ws, 0.90, seed=1)
+    release(ws, 0.95, seed=2)
+    again = release(ws, 0.90, seed=1)
+    assert again["version"] == 1
+    assert again["aliases"] == {"candidate": 1, "champion": 2}
+
+
+def test_equal_weights_keep_the_champion_also_on_new_data(make):
+    ws = make("image")
+    release(ws, 0.90, seed=1)
+    write_shards(ws, "image", rows=44)
+    result = release(ws, 0.99, seed=1)
+    assert result["aliases"] == {"candidate": 2, "champion": 1}
+    assert "same weights" in result["decision"]["reason"]
+
+
+def test_on_other_data_the_champion_is_measured_again(make):
+    ws = make("image")
+    release(ws, 0.999, seed=1)  # what it got on the old data must not count
+    champion, config = load_model(ws.model)
+    manifest = write_shards(ws, "image", rows=44)
+    measured = evaluate_model(champion, config, ws.zone("shards"), manifest, ws.params)["accuracy"]
+    assert measured < 0.95
+    result = release(ws, 0.98, seed=2)
+    condition = next(c for c in result["decision"]["conditions"] if c["name"] == "champion")
+    assert condition["limit"] == measured
+    assert result["decision"]["champion"] == {"version": 1, "metrics": "re-evaluated"}
+    assert result["aliases"] == {"candidate": 2, "champion": 2}
+
+
+def test_a_champion_of_other_data_is_not_replaced_unseen(make, monkeypatch):
+    ws = make("image")
+    release(ws, 0.9, seed=1)
+    monkeypatch.setitem(SPECS, "image", IMAGE | {"classes": ["black", "white"]})
+    write_shards(ws, "image", rows=40)
+    result = release(ws, 0.99, seed=2)
+    assert result["aliases"] == {"candidate": 2, "champion": 1}
+    assert "cannot be measured on the present data" in result["decision"]["reason"]
+    assert "classes" in result["decision"]["reason"]
+
+
+def test_a_gate_with_a_wrong_name_registers_nothing(make):
+    ws = make("image", promote={"gate": {"metric": "acuracy"}})
+    package(ws)
+    with pytest.raises(ParamsError, match="Did you mean 'accuracy'"):
+        promote(ws)
+    assert not connect(ws).client.search_registered_models()
+    assert not ws.promotion.exists()
+
+
+# -- use -------------------------------------------------------------------------------------------------------------
+
+
+def add_recipe(ws: Workspace, kind: str) -> Workspace:
+    """Another recipe of the same project, released."""
+    folder = ws.project / "recipes" / f"{kind}_test"
+    folder.mkdir(parents=True)
+    values = yaml.safe_load((ws.root / "params.yaml").read_text())
+    values |= {"recipe": f"{kind}_test", "model": MODELS[kind], "promote": {"gate": {"metric": "accuracy"}}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    other = Workspace.open(folder)
+    write_shards(other, kind, 20)
+    release(other, 0.8)
+    return other
+
+
+def test_images_and_tables_are_answered_line_by_line(make, monkeypatch, capsys):
+    ws = make("image")
+    release(ws, 0.9, bias=50.0)  # sure to say "light"
+    add_recipe(ws, "table")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "a.png").write_bytes(png())
+    (ws.root / "b.png").write_bytes(png(size=(20, 30)))
+    (ws.root / "rows.csv").write_text("width,height,mean area\n1,2,3\n4,5,6\n")
+    capsys.readouterr()
+    predict(None, [Path("a.png"), Path("b.png")])
+    said = capsys.readouterr()
+    assert said.out == "a.png\tlight\t1.0000\nb.png\tlight\t1.0000\n"
+    assert said.err == "image_test version 1\n"
+    predict("table_test", [Path("rows.csv")], alias="1")
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["rows.csv:2", "rows.csv:3"]
+    assert all(line[1] in ("0", "1") and 0.5 <= float(line[2]) <= 1 for line in lines)
+
+
+def test_text_is_written_and_repeats_by_seed(make, monkeypatch, capsys):
+    ws = make("text", promote={"gate": {"metric": "accuracy"}})
+    release(ws, 0.9)
+    monkeypatch.chdir(ws.root)
+    capsys.readouterr()
+
+    def write(seed: int) -> str:
+        generate(None, "the cat", tokens=30, temperature=1.0, top_k=None, seed=seed)
+        return capsys.readouterr().out
+
+    first = write(3)
+    assert first.startswith("the cat")
+    assert len(first) > 10
+    assert write(3) == first
+    assert write(4) != first
+
+
+def test_which_model_a_command_means(make, monkeypatch):
+    ws = make("image")
+    monkeypatch.chdir(ws.root)
+    everything, text = ("classification", "regression"), ("language",)
+    with pytest.raises(ParamsError, match=r"No registered model for language .* There is none"):
+        resolve_model(None, text)
+    package(ws)
+    with pytest.raises(ParamsError, match=r"No registered model 'image_test'.*run `shardline promote`"):
+        resolve_model("python_lm", everything)  # the name of the project's own recipe
+    promote(ws)
+    table, language = add_recipe(ws, "table"), add_recipe(ws, "text")
+    assert resolve_model(None, everything).name == "image_test"  # the current folder's
+    assert resolve_model("table_test", everything).name == "table_test"
+    assert resolve_model(None, text).name == "text_test"  # the only one that fits
+    monkeypatch.chdir(language.root)
+    assert resolve_model(None, everything).name == "table_test"  # the most recent one that fits
+    monkeypatch.chdir(table.root)
+    assert resolve_model(None, everything).name == "table_test"
+    with pytest.raises(ParamsError, match=r"'table_test' is for classification.*text_test \(language\)"):
+        resolve_model("table_test", text)
+    with pytest.raises(ParamsError, match="Known recipes"):
+        resolve_model("tabel_test", text)
+
+
+def test_clear_errors(make, monkeypatch, tmp_path):
+    ws = make("image")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "broken.png").write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"missing\.png: no such file"):
+        predict(None, [Path("missing.png")])
+    with pytest.raises(SourceError, match=r"data: is a folder"):
+        predict(None, [Path("data")])
+    release(ws, 0.9)
+    with pytest.raises(DataError, match=r"broken\.png: cannot be decoded"):
+        predict(None, [Path("broken.png")])
+    with pytest.raises(ParamsError, match=r"no version 'champio'. Aliases: candidate \(version 1\), champion"):
+        predict(None, [Path("broken.png")], alias="champio")
+    with pytest.raises(ParamsError, match=r"no version '7'"):
+        predict(None, [Path("broken.png")], alias="7")
+    with pytest.raises(ParamsError, match=r"No registered model for language.*image_test \(classification\)"):
+        generate(None, "x")
+
+
+def test_no_store_yet(tmp_path, monkeypatch):
+    ws = make_workspace(tmp_path, "image")
+    monkeypatch.chdir(ws.root)
+    (ws.root / "a.png").write_bytes(png())
+    with pytest.raises(ParamsError, match=r"does not exist yet\. Run `make repro RECIPE=image_test` first"):
+        predict(None, [Path("a.png")])
+    assert not ws.state.exists()
+
+
+def test_the_same_through_a_server(make, tmp_path, database, monkeypatch, capsys):
+    ws, port = make("image"), free_port()
+    shutil.copy(database, tmp_path / "server.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    monkeypatch.chdir(ws.root)
+    remote = Workspace.open(ws.root)
+    with mlflow_server(tmp_path / "server", tmp_path / "server.db", port):
+        result = release(remote, 0.9, bias=50.0)
+        assert result["aliases"] == {"candidate": 1, "champion": 1}
+        assert promote(remote) == result
+        (ws.root / "a.png").write_bytes(png())
+        capsys.readouterr()
+        predict(None, [Path("a.png")])
+        assert capsys.readouterr().out == "a.png\tlight\t1.0000\n"
+        client = connect(remote).client
+        version = client.get_model_version_by_alias("image_test", "champion")
+        assert f"http://127.0.0.1:{port}/#/experiments/" in version.description
+        assert version.source.startswith("models:/m-")

@@ -1,0 +1,131 @@
+"""Several ranks, started by torchrun on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import training_samples
+from training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
+
+from pipelines.training import train
+from pipelines.training.session import samples_in
+from pipelines.workspace import Workspace
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE = 90  # seconds
+
+#: Fails on one rank only, after a step; and remembers its processes.
+FAILING = """
+import os
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, in_features, num_classes):
+        super().__init__()
+        self.head = nn.Linear(in_features, num_classes)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 2 and os.environ["RANK"] == "1":
+            raise RuntimeError("the second rank has had enough")
+        return self.head(x)
+"""
+
+
+def start(ws: Workspace) -> "subprocess.Popen[str]":
+    # Port 9 refuses at once: the ranks train without MLflow.
+    env = os.environ | {
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    }
+    command = [sys.executable, training_samples.__file__, str(ws.root)]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_until(condition, process: "subprocess.Popen[str]") -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    _, left = psutil.wait_procs(processes, timeout=10)
+    return left
+
+
+def processes_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3, "an agent and two ranks"
+    return children
+
+
+def newest(ws: Workspace) -> int:
+    """The step of the newest checkpoint; 0 without one."""
+    folders = (ws.state / "checkpoints").glob("*/step-*")
+    return max((int(path.name.removeprefix("step-")) for path in folders), default=0)
+
+
+def test_ranks_killed_stopped_and_resumed_take_the_steps_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pipelines.tracking
+
+    monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
+    without_mlflow()
+    # 17 windows in batches of 8: each epoch ends with a batch of one sample, of which one rank has none.
+    settings = {"steps": 300, "log_every": 20, "eval_every": 100, "checkpoint_every": 10, "lr": 1e-3}
+    one = make_text(tmp_path / "one", documents=6, train=settings)
+    assert samples_in(one.zone("shards").manifest(), "train", SEQ_LEN) % 8 == 1
+    train(one)
+    two = make_text(tmp_path / "two", documents=6, train=settings | {"ranks": 2})
+
+    killed = start(two)
+    wait_until(lambda: newest(two) >= 10, killed)
+    children = processes_of(killed)
+    killed.kill()
+    killed.communicate(timeout=DEADLINE)
+    assert not alive(children), "a killed launcher left processes behind"
+
+    first = newest(two)
+    stopped = start(two)
+    wait_until(lambda: newest(two) >= 100, stopped)
+    children = processes_of(stopped)
+    stopped.send_signal(signal.SIGTERM)
+    out, said = stopped.communicate(timeout=DEADLINE)
+    assert stopped.returncode == 143, said
+    assert f"going on from step {first} of 300" in out
+    assert f"after step {newest(two)} of 300; its state is saved" in said
+    assert "Traceback" not in said
+    assert not alive(children), "a stopped launcher left processes behind"
+
+    second = newest(two)
+    assert 100 <= second < 300
+    train(with_train(two, ranks=1))  # fewer ranks go on with the same samples
+    assert f"going on from step {second} of 300" in capsys.readouterr().out
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    ws = make_points(tmp_path, model={"name": "failing:Model"}, train={"ranks": 2})
+    process = start(ws)
+    seen: dict[int, psutil.Process] = {}
+
+    def watch() -> bool:
+        seen.update({child.pid: child for child in psutil.Process(process.pid).children(recursive=True)})
+        return len(seen) >= 3
+
+    wait_until(watch, process)
+    _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1
+    assert "Rank 1 of 2 failed with exit code 1" in said
+    assert "RuntimeError: the second rank has had enough" in said
+    assert not alive(list(seen.values()))

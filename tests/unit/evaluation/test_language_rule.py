@@ -1,0 +1,108 @@
+"""Bits per byte: every token once, whatever the windows; on models whose answers are known."""
+
+from math import log, log2
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from training_samples import SEQ_LEN, TEXT, make_text
+
+from pipelines.evaluation import evaluate_model
+from pipelines.evaluation.language import IGNORED, windows
+from pipelines.models import ModelConfig
+from pipelines.workspace import Workspace
+from storage.errors import DataError
+from storage.shards import Shard
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 7, 100])
+@pytest.mark.parametrize("count", [0, 1, 2, 6, 7, 8, 23])
+def test_windows_ask_for_every_token_but_the_first_exactly_once(count: int, length: int) -> None:
+    tokens = np.arange(100, 100 + count).astype(np.uint16)
+    asked = []
+    for inputs, targets in windows(tokens, length, batch=2):
+        assert inputs.shape == targets.shape == (len(inputs), length)
+        assert len(inputs) <= 2
+        real = targets != IGNORED
+        assert (inputs[real] + 1 == targets[real]).all()
+        asked += targets[real].tolist()
+    assert asked == tokens[1:].tolist()
+
+
+class Uniform(nn.Module):
+    """Knows nothing."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*tokens.shape, 257)
+
+
+class Bigram(nn.Module):
+    """The bigram model as a module, so that both must be charged the same."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        super().__init__()
+        smoothed = counts + 0.1
+        self.table = torch.from_numpy(np.log(smoothed / smoothed.sum(1, keepdims=True)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens]
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return make_text(tmp_path)
+
+
+def measure(ws: Workspace, model: nn.Module, seq_len: int = SEQ_LEN) -> dict:
+    zone = ws.zone("shards")
+    manifest = zone.manifest()
+    config = ModelConfig(ws.params.model.model_dump(), TEXT, seq_len, "language", manifest.digest)
+    return evaluate_model(model, config, zone, manifest, ws.params)
+
+
+def tokens_of(ws: Workspace, split: str) -> list[np.ndarray]:
+    zone = ws.zone("shards")
+    paths = zone.manifest().select(split)["path"].to_pylist()
+    return [Shard.open(zone.local_path(path)).tokens for path in paths]
+
+
+def test_a_model_that_knows_nothing_pays_the_vocabulary(ws: Workspace) -> None:
+    metrics = measure(ws, Uniform())
+    (tokens,) = tokens_of(ws, "test")
+    size = int((tokens != 256).sum())
+    assert metrics["bytes"] == size
+    assert metrics["documents"] == int((tokens == 256).sum()) == 4
+    assert metrics["bits_per_byte"] == pytest.approx(((len(tokens) - 1) * log2(257) + 8) / size, abs=1e-6)
+    assert metrics["loss"] == pytest.approx(log(257), abs=1e-6)
+    assert metrics["perplexity"] == pytest.approx(257, rel=1e-4)
+
+
+@pytest.mark.parametrize("seq_len", [1, 16, 10_000])
+def test_the_bigram_baseline_is_charged_like_a_model(ws: Workspace, seq_len: int) -> None:
+    from pipelines.evaluation.baselines import bigram_counts
+
+    metrics = measure(ws, Bigram(bigram_counts(tokens_of(ws, "train"), 257)), seq_len)
+    assert metrics["bits_per_byte"] == pytest.approx(metrics["baseline"]["bigram"]["bits_per_byte"], abs=2e-6)
+    assert metrics["bits_per_byte"] < 3, "the texts mostly count upwards"
+
+
+def test_figures_do_not_depend_on_the_batch_beyond_rounding_and_repeat_exactly(ws: Workspace) -> None:
+    model = ModelConfig(ws.params.model.model_dump(), TEXT, SEQ_LEN, "language", "").build(0)
+    first = measure(ws, model)
+    assert measure(ws, model) == first
+    other = ws.params.model_copy(update={"evaluate": ws.params.evaluate.model_copy(update={"batch_size": 3})})
+    small = measure(Workspace(ws.root, ws.project, other), model)
+    assert small["bits_per_byte"] == pytest.approx(first["bits_per_byte"], abs=2e-6)
+
+
+def test_data_of_another_kind_and_an_empty_split_are_refused(ws: Workspace) -> None:
+    zone = ws.zone("shards")
+    manifest = zone.manifest()
+    config = ModelConfig({}, TEXT | {"vocab_size": 300}, SEQ_LEN, "language", "")
+    with pytest.raises(DataError, match="vocab_size is 300, but the shards"):
+        evaluate_model(Uniform(), config, zone, manifest, ws.params)
+    without = type(manifest)(manifest.header, manifest.table.filter(manifest.table["split"].to_numpy() != "test"))
+    with pytest.raises(DataError, match="no samples in split 'test'"):
+        evaluate_model(Uniform(), ModelConfig({}, TEXT, SEQ_LEN, "language", ""), zone, without, ws.params)

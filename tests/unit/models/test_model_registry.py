@@ -1,0 +1,98 @@
+"""From names and arguments to models, and what a person reads when that fails."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.models import MODELS, build_model, data_facts
+from storage.errors import ParamsError
+
+TOKENS = {"vocab_size": 257, "separator": 256}
+PICTURES = {
+    "inputs": {"x": {"dtype": "uint8", "shape": [8, 8, 3]}},
+    "target": {"name": "label", "dtype": "int64"},
+    "classes": ["a", "b", "c"],
+    "mean": [100.0, 120.0, 140.0],
+    "std": [50.0, 60.0, 70.0],
+}
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of a user's in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models").mkdir()
+    (tmp_path / "my_models" / "nets.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, *, num_classes, width=4, flags=None):\n"
+        "        super().__init__()\n"
+        "        if width < 1: raise ValueError('width must be positive')\n"
+        "        self.head = nn.Linear(width, num_classes)\n"
+        "class Needy(nn.Module):\n"
+        "    def __init__(self, secret): super().__init__()\n"
+        "class NoModel: pass\n"
+        "def function(): pass\n"
+    )
+    (tmp_path / "my_models" / "broken.py").write_text("import no_such_library\n")
+    return tmp_path
+
+
+def test_the_registry_holds_what_the_documents_name() -> None:
+    assert sorted(MODELS) == ["cnn", "mlp", "transformer"]
+
+
+def test_facts_of_the_data_are_injected_by_name() -> None:
+    assert data_facts(TOKENS, 32) == {"vocab_size": 257, "seq_len": 32}
+    facts = data_facts(PICTURES)
+    assert (facts["input_shape"], facts["in_features"], facts["num_classes"]) == ((8, 8, 3), 192, 3)
+    assert facts["mean"] == [100.0, 120.0, 140.0]
+
+
+def test_an_import_path_gets_facts_and_arguments(own_module: Path) -> None:
+    model = build_model("my_models.nets:Net", {"width": 6}, PICTURES)
+    assert tuple(model.head.weight.shape) == (3, 6)
+    assert str(own_module) not in sys.path
+
+
+def test_an_argument_wins_over_a_fact(own_module: Path) -> None:
+    assert build_model("my_models.nets:Net", {"num_classes": 9}, PICTURES).head.out_features == 9
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(
+    ("name", "args", "said"),
+    [
+        ("transfromer", {}, "Did you mean 'transformer'?"),
+        ("my_models.nest:Net", {}, "check the spelling"),
+        ("my_models.broken:Net", {}, "no_such_library"),
+        ("my_models.nets:Nett", {}, "Did you mean 'Net'?"),
+        ("my_models.nets:NoModel", {}, "must be a class of torch.nn.Module"),
+        ("my_models.nets:function", {}, "must be a class of torch.nn.Module"),
+        ("my_models.nets:Net", {"widht": 3}, "model.args.widht: model 'my_models.nets:Net' takes no such argument"),
+        ("my_models.nets:Net", {"widht": 3}, "Did you mean 'width'?"),
+        ("my_models.nets:Net", {"width": 0}, "width must be positive"),
+        ("my_models.nets:Needy", {}, "needs secret"),
+        ("mlp", {"hiden": [3]}, "Did you mean 'hidden'?"),
+        ("cnn", {"channels": "wide"}, "model.args={'channels': 'wide'}"),
+        ("transformer", {}, "needs vocab_size, seq_len"),
+    ],
+)
+def test_what_cannot_be_made_is_explained(name: str, args: dict[str, object], said: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        build_model(name, args, PICTURES)
+    assert said in str(caught.value)
+
+
+def test_weights_are_a_function_of_the_seed_alone() -> None:
+    def weight(seed: int) -> torch.Tensor:
+        return build_model("transformer", {"dim": 16, "layers": 1, "heads": 2}, TOKENS, 8, seed=seed).embedding.weight
+
+    torch.manual_seed(1)
+    first = weight(5)
+    state = torch.get_rng_state()
+    assert torch.equal(weight(5), first)
+    assert not torch.equal(weight(6), first)
+    assert torch.equal(torch.get_rng_state(), state), "building a model must leave the process's generator alone"

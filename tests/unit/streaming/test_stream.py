@@ -1,0 +1,385 @@
+"""The stream: its batches, its state, its ends and its thread."""
+
+import gc
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.streaming import Batch, Stream
+from pipelines.streaming.stream import Prefetcher
+from storage.errors import DataError, DigestError, FormatError, LakeError, ParamsError
+from storage.lake import Zone
+from storage.manifest import Manifest
+from storage.shards import encode_samples, encode_tokens
+
+SIZES = [13, 0, 20, 5]  # rows of the shards of split train
+ROWS = sum(SIZES)
+SEQ_LEN = 8
+
+
+def record(zone: Zone, data: Any, rows: int, split: str = "train", tokens: int = 0) -> dict[str, Any]:
+    stored = zone.publish(data, ".arrow")
+    about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": rows, "key": ""}
+    return {**about, "split": split, "tokens": tokens, "stats": None}
+
+
+@pytest.fixture
+def zone(tmp_path: Path) -> Zone:
+    return Zone(tmp_path / "shards")
+
+
+@pytest.fixture
+def samples(zone: Zone) -> Manifest:
+    """Samples whose label is their number over all shards, and x twice that."""
+    records, first = [], 0
+    for rows in SIZES:
+        labels = np.arange(first, first + rows)
+        columns = {"x": np.repeat(2 * labels, 2).reshape(-1, 2).astype(np.float32), "label": labels}
+        records.append(record(zone, encode_samples(columns, [f"id{label}" for label in labels]), rows))
+        first += rows
+    records.append(record(zone, encode_samples({"x": np.zeros((0, 2)), "label": np.zeros(0)}, []), 0, split="val"))
+    spec = {"inputs": {"x": {"dtype": "float32", "shape": [2]}}, "target": {"name": "label", "dtype": "int64"}}
+    return zone.commit(Manifest.build("shards", records, kind="samples", spec=spec))
+
+
+@pytest.fixture
+def tokens(zone: Zone) -> Manifest:
+    records = []
+    for index, count in enumerate([50, 8, 0, 9, 33]):
+        values = np.arange(count, dtype=np.uint16) + 1000 * index
+        encoded = encode_tokens(values, np.array([0, count]), [f"doc{index}"])
+        records.append(record(zone, encoded, 1, tokens=count))
+    return zone.commit(Manifest.build("shards", records, kind="tokens", spec={"dtype": "uint16", "vocab_size": 9000}))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
+    return Stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 11, "window": 6, **settings})
+
+
+def labels(batches: Any) -> list[list[int]]:
+    return [batch["label"].tolist() for batch in batches]
+
+
+PREFETCH = pytest.mark.parametrize("prefetch", [0, 1, 2, 5])
+
+
+# -- what it delivers ------------------------------------------------------------------------------------------------
+
+
+@PREFETCH
+def test_an_epoch_has_every_sample_once_with_its_columns_together(zone: Zone, samples: Manifest, prefetch: int) -> None:
+    with make(zone, samples, epochs=1, prefetch=prefetch) as stream:
+        batches = list(stream)
+    assert [len(batch["label"]) for batch in batches] == [4] * 9 + [2]
+    assert [(batch.epoch, batch.step, batch.size) for batch in batches] == [(0, i, 4) for i in range(9)] + [(0, 9, 2)]
+    seen = np.concatenate([batch["label"] for batch in batches])
+    assert sorted(seen.tolist()) == list(range(ROWS))
+    assert seen.tolist() != list(range(ROWS))
+    for batch in batches:
+        assert batch.arrays["x"].tolist() == [[2.0 * label] * 2 for label in batch["label"]]
+        assert batch.ids() == [f"id{label}" for label in batch["label"]]
+
+
+def test_epochs_differ_and_follow_one_another(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples, epochs=2) as stream:
+        both = list(stream)
+        assert [batch.epoch for batch in both] == [0] * 10 + [1] * 10
+        assert labels(both[:10]) != labels(both[10:])
+        assert list(stream) == []  # it stays at its end
+    with make(zone, samples) as stream:
+        endless = list(islice(stream, 35))
+        assert labels(endless[:20]) == labels(both)
+        assert endless[-1].epoch == 3
+
+
+def test_without_shuffling_the_stored_order(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples, epochs=1, shuffle=False) as stream:
+        assert [label for batch in labels(stream) for label in batch] == list(range(ROWS))
+
+
+@pytest.mark.parametrize("last", ["keep", "drop", "pad"])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_share_each_global_batch_for_any_world(zone: Zone, samples: Manifest, last: Any, world: int) -> None:
+    with make(zone, samples, epochs=2, last=last) as alone:
+        whole = list(alone)
+    parts = []
+    for rank in range(world):
+        with make(zone, samples, epochs=2, last=last, rank=rank, world=world) as stream:
+            parts.append(list(stream))
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert {(share.epoch, share.step, share.size) for share in shares} == {(batch.epoch, batch.step, batch.size)}
+        real = [share["label"][share["mask"]] if last == "pad" else share["label"] for share in shares]
+        joined = np.concatenate(real).tolist()
+        assert joined == batch["label"][batch["mask"] if last == "pad" else slice(None)].tolist()
+        assert len(joined) == batch.size
+
+
+def test_the_last_batch_dropped_or_padded(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples, epochs=1, last="drop") as stream:
+        assert len(stream) == 9
+        assert [batch.size for batch in stream] == [4] * 9
+    with make(zone, samples, epochs=1, last="pad") as stream:
+        batches = list(stream)
+    assert {batch["x"].shape for batch in batches} == {(4, 2)}
+    assert [batch["mask"].tolist() for batch in batches] == [[True] * 4] * 9 + [[True, True, False, False]]
+    assert batches[-1]["label"].tolist()[2:] == [0, 0]
+    assert batches[-1].size == len(batches[-1].ids()) == 2
+
+
+def test_token_windows(zone: Zone, tokens: Manifest) -> None:
+    with make(zone, tokens, seq_len=SEQ_LEN, epochs=1, batch_size=3) as stream:
+        batches = list(stream)
+    starts = [1000 * shard + SEQ_LEN * i for shard, windows in [(0, 6), (3, 1), (4, 4)] for i in range(windows)]
+    assert sorted(batch["tokens"][row, 0] for batch in batches for row in range(len(batch["tokens"]))) == starts
+    for batch in batches:
+        assert batch["tokens"].dtype == np.uint16
+        assert (np.diff(batch["tokens"].astype(int)) == 1).all()
+        assert batch["tokens"].shape[1] == SEQ_LEN + 1
+    assert batches[0].ids()[0] == "doc{}+{}".format(*divmod(int(batches[0]["tokens"][0, 0]), 1000))
+
+
+def test_batches_may_be_kept(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples, epochs=1) as stream:
+        kept, copies = [], []
+        for batch in stream:
+            kept.append(batch)
+            copies.append(batch["x"].copy())
+            batch["label"][:] = -1
+    assert all(np.array_equal(batch["x"], copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+# -- random access and PyTorch ---------------------------------------------------------------------------------------
+
+
+def test_random_access_is_the_epochs_batch_and_leaves_the_state_alone(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples, epochs=2) as stream:
+        batches = list(stream)
+    with make(zone, samples) as stream:
+        next(stream)
+        state = stream.state_dict()
+        assert labels(stream[i] for i in range(10)) == labels(batches[:10])
+        assert stream[-1]["label"].tolist() == batches[9]["label"].tolist()
+        assert stream.state_dict() == state
+        stream.set_epoch(1)
+        assert labels(stream[i] for i in range(10)) == labels(batches[10:])
+        assert labels(islice(stream, 2)) == labels(batches[10:12])
+        for index in (10, -11):
+            with pytest.raises(IndexError, match="epoch of 10"):
+                stream[index]
+
+
+def test_in_a_torch_data_loader(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples) as stream:
+        expected = labels(stream[i] for i in range(10))
+        loaded = list(torch.utils.data.DataLoader(stream, batch_size=None))  # type: ignore[arg-type, var-annotated]
+    assert labels(loaded) == expected
+    assert all(isinstance(batch, Batch) and isinstance(batch["x"], torch.Tensor) for batch in loaded)
+    assert [batch.step for batch in loaded] == list(range(10))
+    assert loaded[3].ids() == [f"id{label}" for label in expected[3]]
+
+
+def test_stream_and_batch_can_be_pickled(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples) as stream:
+        first = next(stream)
+        copy = pickle.loads(pickle.dumps(stream))
+        with copy:
+            assert labels(islice(copy, 5)) == labels(islice(stream, 5))
+    again = pickle.loads(pickle.dumps(first))
+    assert (again["label"].tolist(), again.ids(), again.step) == (first["label"].tolist(), first.ids(), 0)
+
+
+def _take_in_child(stream: Stream, pipe: Any) -> None:
+    pipe.send(labels([stream[0], *islice(stream, 12)]))
+    stream.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_goes_on_by_itself(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples) as stream:
+        list(islice(stream, 3))
+        ours, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_take_in_child, args=(stream, theirs))
+        child.start()
+        assert ours.poll(60), "the child hangs"
+        taken = ours.recv()
+        child.join(60)
+        assert child.exitcode == 0
+        assert taken == labels([stream[0], *islice(stream, 12)])
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", ["keep", "drop"])
+@PREFETCH
+def test_restored_at_every_step_it_gives_the_same_tail(zone: Zone, samples: Manifest, prefetch: int, last: Any) -> None:
+    with make(zone, samples, epochs=2, prefetch=prefetch, last=last) as stream:
+        states = [stream.state_dict()]
+        batches = []
+        for batch in stream:
+            batches.append(batch)
+            states.append(stream.state_dict())
+    assert len({(state["epoch"], state["step"]) for state in states}) == len(states) == len(batches) + 1
+    for step, state in enumerate(states):
+        with make(zone, samples, epochs=2, prefetch=prefetch, last=last) as again:
+            again.load_state_dict(pickle.loads(pickle.dumps(state)))
+            assert labels(again) == labels(batches[step:])
+
+
+def test_a_stream_in_use_can_be_set_back_and_to_another_world(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples) as stream, make(zone, samples, rank=1, world=2) as half:
+        list(islice(stream, 4))
+        state = stream.state_dict()
+        tail = labels(islice(stream, 9))
+        stream.load_state_dict(state)
+        assert labels(islice(stream, 9)) == tail
+        half.load_state_dict(state)
+        assert labels(islice(half, 5)) == [batch[2:] for batch in tail[:5]]
+
+
+def test_breaking_off_and_going_on_loses_nothing(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples, epochs=1) as stream:
+        whole = labels(stream)
+    with make(zone, samples, epochs=1) as stream:
+        head = labels(islice(stream, 3))
+        stream.close()
+        assert head + labels(stream) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 12}, "seed was 11 and is 12"),
+        ({"batch_size": 6}, r"stream\.batch_size was 4 and is 6"),
+        ({"window": 7}, r"stream\.window was 6 and is 7"),
+        ({"lanes": 1}, r"stream\.lanes was 4 and is 1"),
+        ({"shuffle": False}, "shuffle was True and is False"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(zone: Zone, samples: Manifest, change: Any, message: str) -> None:
+    with make(zone, samples) as stream, make(zone, samples, **change) as other:
+        next(stream)
+        with pytest.raises(ParamsError, match=message):
+            other.load_state_dict(stream.state_dict())
+        assert (other.state_dict()["epoch"], other.state_dict()["step"]) == (0, 0)
+
+
+def test_a_state_of_other_data_or_an_unknown_version_is_refused(zone: Zone, samples: Manifest, tmp_path: Path) -> None:
+    with make(zone, samples) as stream:
+        state = stream.state_dict()
+        assert set(state) == {"version", "epoch", "step", "digest", "order"}
+        with pytest.raises(FormatError, match="state of version 99"):
+            stream.load_state_dict({**state, "version": 99})
+        with pytest.raises(DataError, match=f"data version {'0' * 64}, but this is {samples.digest}"):
+            stream.load_state_dict({**state, "digest": "0" * 64})
+        with pytest.raises(ParamsError, match="order version was 0 and is 1"):
+            stream.load_state_dict({**state, "order": {**state["order"], "order version": 0}})
+
+
+# -- bad data --------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_split_names_split_zone_and_setting(zone: Zone, samples: Manifest) -> None:
+    with pytest.raises(DataError, match=rf"{zone.folder}.*split 'test' has no shards.*train, val.*curate\.split\.test"):
+        make(zone, samples, split="test")
+    with pytest.raises(DataError, match=rf"{zone.folder}.*split 'val' is empty.*curate\.split\.val"):
+        make(zone, samples, split="val")
+
+
+def test_too_little_data_says_what_to_lower(zone: Zone, tokens: Manifest) -> None:
+    with pytest.raises(DataError, match=r"no window of 50 tokens.*Lower stream\.seq_len"):
+        make(zone, tokens, seq_len=50)
+    with pytest.raises(DataError, match=r"11 samples, fewer than one batch of 12.*Lower stream\.batch_size to 11"):
+        make(zone, tokens, seq_len=SEQ_LEN, batch_size=12, last="drop")
+    with pytest.raises(ParamsError, match=r"set stream\.seq_len"):
+        make(zone, tokens)
+    with pytest.raises(ParamsError, match=r"5 ranks share stream\.batch_size=4"):
+        make(zone, tokens, seq_len=SEQ_LEN, world=5)
+    with pytest.raises(ValueError, match="last='all'"):
+        make(zone, tokens, seq_len=SEQ_LEN, last="all")
+
+
+@PREFETCH
+def test_an_error_in_the_thread_reaches_the_consumer_each_time(zone: Zone, samples: Manifest, prefetch: int) -> None:
+    file = zone.folder / samples.table["path"][2].as_py()
+    whole = file.read_bytes()
+    file.write_bytes(bytes([*whole[:-200], whole[-200] ^ 8, *whole[-199:]]))
+    with make(zone, samples, epochs=1, prefetch=prefetch) as stream:
+        for _ in range(2):
+            with pytest.raises(DigestError, match=str(file)):
+                list(stream)
+        file.unlink()
+        with pytest.raises((DataError, LakeError), match=str(file)):
+            list(stream)
+        file.write_bytes(whole)
+        state = stream.state_dict()
+        assert len(list(stream)) == 10 - state["step"]
+
+
+# -- the thread ------------------------------------------------------------------------------------------------------
+
+
+def prefetching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "shardline-prefetch"]
+
+
+def test_no_thread_before_the_first_batch_nor_after_close_nor_at_the_end(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples) as stream:
+        assert not prefetching()
+        next(stream)
+        assert len(prefetching()) == 1
+    assert not prefetching()
+    with make(zone, samples, epochs=1) as stream:
+        list(stream)
+        assert not prefetching()
+
+
+def test_a_forgotten_stream_ends_its_thread(zone: Zone, samples: Manifest) -> None:
+    stream = make(zone, samples)
+    batch = next(stream)
+    assert prefetching()
+    del stream
+    gc.collect()
+    assert not prefetching()
+    assert batch.ids()  # which needs the shards, not the stream
+
+
+def test_the_prefetcher_stays_within_its_depth() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            made.append(item)
+            yield item
+
+    prefetcher = Prefetcher(items(), depth=3)
+    for taken in range(50):
+        assert next(prefetcher) == taken
+        assert len(made) <= taken + 1 + 3 + 1
+    prefetcher.close()
+    assert len(made) < 100
+
+
+def test_waiting_is_measured(zone: Zone, samples: Manifest) -> None:
+    with make(zone, samples) as stream:
+        assert stream.wait_seconds == 0
+        next(stream)
+        waited = stream.wait_seconds
+        assert waited > 0
+        stream[0]
+        assert stream.wait_seconds == waited
