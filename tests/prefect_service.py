@@ -8,11 +8,14 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import httpx
 import psutil
+import yaml
 from conftest import REPOSITORY, TINY, Run, write_params, write_texts
 from servers import wait_for
 
@@ -49,6 +52,17 @@ class Prefect:
         id = self.deployment(deployment)["id"]
         return str(self.call("POST", f"deployments/{id}/create_flow_run", {"parameters": parameters})["id"])
 
+    def latest(self, flow: str) -> str:
+        """The newest run of a flow."""
+        which = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC", "limit": 1}
+        return str(self.call("POST", "flow_runs/filter", which)[0]["id"])
+
+    def scheduled(self, deployment: str) -> int:
+        """How many runs the server has planned for a deployment."""
+        state = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+        which = {"deployments": {"id": {"any_": [self.deployment(deployment)["id"]]}}, "flow_runs": state}
+        return len(self.call("POST", "flow_runs/filter", which))
+
     def state(self, flow_run: str) -> str:
         return str(self.call("GET", f"flow_runs/{flow_run}")["state_type"])
 
@@ -61,10 +75,10 @@ class Prefect:
         """The task runs of a flow run."""
         return list(self.call("POST", "task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}}))
 
-    def steps(self, flow_run: str) -> list[str]:
-        """The flow runs that a flow run started."""
+    def steps(self, flow_run: str) -> dict[str, str]:
+        """Name → id of the flow runs that a flow run started."""
         found = self.call("POST", "flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [flow_run]}}})
-        return [step["id"] for step in found]
+        return {step["name"]: step["id"] for step in found}
 
     def logs(self, flow_run: str) -> str:
         """All that a flow run logged."""
@@ -73,9 +87,10 @@ class Prefect:
         )
         return "\n".join(entry["message"] for entry in found)
 
-    def artifact(self, key: str) -> str:
-        """The newest artifact's text."""
-        return str(self.call("GET", f"artifacts/{key}/latest")["data"])
+    def summary(self, flow_run: str) -> str:
+        """The text of the summary that a run of the pipeline left."""
+        which = {"flow_run_id": {"any_": [flow_run]}, "key": {"like_": "summary-"}}
+        return str(self.call("POST", "artifacts/filter", {"artifacts": which})[0]["data"])
 
 
 @contextmanager
@@ -97,13 +112,55 @@ def running(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
             process.wait()
 
 
-def make_checkout(folder: Path, run: Run) -> Path:
-    """A checkout with the recipe `tiny`, as git would give it; the layers below flows/ are the repository's own."""
+class Flaky(BaseHTTPRequestHandler):
+    """Serves one document. The first question whether it is there fails, and so does the first read."""
+
+    failed: ClassVar[set[str]] = set()
+    text = b"from elsewhere\n" * 40
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.text)))
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        kind = "read" if "Range" in self.headers else "question"
+        if kind not in self.failed:
+            self.failed.add(kind)
+            self.send_error(503)
+            return
+        self.do_HEAD()
+        self.wfile.write(self.text)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@contextmanager
+def flaky_source() -> Iterator[str]:
+    """The URL of a document that fails at first."""
+    Flaky.failed.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/remote.txt"
+        server.shutdown()
+
+
+def make_checkout(folder: Path, run: Run, url: str) -> Path:
+    """A checkout as git would give it, with the recipe `tiny`: 150 texts and the document at `url`, and one stage more
+    whose command isn't `shardline STAGE`. The layers below flows/ are the repository's own."""
     shutil.copytree(REPOSITORY / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", "prefect.yaml", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder)
-    write_texts(folder / "recipes" / "tiny" / "texts")
-    write_params(folder / "recipes" / "tiny", TINY)
+    recipe = folder / "recipes" / "tiny"
+    write_texts(recipe / "texts", 150)
+    write_params(recipe, {**TINY, "ingest": {"sources": ["texts/**/*.txt", url]}})
+    pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+    own = {"cmd": "cat data/shards/manifest.arrow | wc -c > size.txt", "deps": ["data/shards"], "outs": ["size.txt"]}
+    # Written before what it depends on: the order is that of the dependencies.
+    pipeline["stages"] = {"own": own, **pipeline["stages"]}
+    (recipe / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     run("git", "init", "--quiet", cwd=folder)
     run("dvc", "init", "--quiet", cwd=folder)
     return folder
@@ -116,6 +173,7 @@ class Deployed:
     prefect: Prefect
     checkout: Path
     worker: psutil.Process
+    source: str
 
 
 def has_pool(prefect: Prefect) -> bool:

@@ -53,8 +53,8 @@ class Task:
         return F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=label_smoothing)
 
     def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """How many answers are exactly right (0 for a regression), as a tensor."""
-        if self.name == "regression":
+        """How many classes are right, as a tensor; 0 for the other tasks."""
+        if self.name != "classification":
             return torch.zeros((), device=answers.device)
         return (answers.argmax(-1) == targets).sum()
 

@@ -4,6 +4,7 @@ It holds no pickle and needs no checkout: weights (safetensors), configuration (
 """
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -123,7 +124,7 @@ def _copy_code(ws: Workspace, model: str, target: Path) -> list[str]:
     if ":" not in model:
         return []
     top = model.partition(":")[0].partition(".")[0]
-    spec = PathFinder.find_spec(top, [str(ws.root), *sys.path])
+    spec = PathFinder.find_spec(top, [os.getcwd(), str(ws.root), *sys.path])
     if spec is None or not (spec.origin or spec.submodule_search_locations):
         raise ParamsError(f"model.name={model!r}: no module {top!r} in {ws.root} or among the installed packages.")
     if installed := packages_distributions().get(top, []):

@@ -4,9 +4,7 @@ import codecs
 import sys
 from collections.abc import Iterator
 
-from pipelines.release.identity import ARTIFACTS
-from pipelines.release.registry import get_version, resolve_model, version_files
-from pipelines.release.served import Served
+from pipelines.release.registry import load_version, resolve_model
 
 TASKS = ("language",)
 
@@ -26,9 +24,7 @@ def print_text(
     Raises ParamsError when there is no such model or version, TrackingError when MLflow cannot be reached.
     """
     model = resolve_model(recipe, TASKS)
-    version = get_version(model, alias)
-    with version_files(model.store, version) as folder:
-        served = Served.load(folder / ARTIFACTS)
+    served, version = load_version(model, alias)
     written = served.write(served.encode(prompt), tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     print(f"{model.name} version {version.version}, seed {seed}", file=sys.stderr)
     print(prompt, end="", flush=True)

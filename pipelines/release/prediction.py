@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipelines.progress import say, track
-from pipelines.release.identity import ARTIFACTS
-from pipelines.release.registry import get_version, resolve_model, version_files
+from pipelines.release.registry import load_version, resolve_model
 from pipelines.release.served import BATCH, Served
 from storage.errors import DataError, SourceError
 
@@ -30,9 +29,7 @@ def print_predictions(recipe: str | None, files: Sequence[Path], alias: str) -> 
             what = "is a folder; name the files in it" if file.is_dir() else "no such file"
             raise SourceError(f"{file}: {what}.")
     model = resolve_model(recipe, TASKS)
-    version = get_version(model, alias)
-    with version_files(model.store, version) as folder:
-        served = Served.load(folder / ARTIFACTS)
+    served, version = load_version(model, alias)
     print(f"{model.name} version {version.version}", file=sys.stderr)
     for name, answer in predictions(served, files):
         say("\t".join([name, *answer]))

@@ -1,5 +1,6 @@
 """The model registry: which registered model a command means, its versions, and their files."""
 
+import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from storage.errors import ParamsError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from pipelines.release.served import Served
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 TASK = "task"  # tag of a registered model
@@ -146,6 +149,22 @@ def get_version(model: Registered, alias: str) -> "ModelVersion":
     known = ", ".join(f"{name} (version {version})" for name, version in sorted(aliases.items())) or "none"
     hint = "" if CHAMPION in aliases else " No version has passed the gate of `promote` yet."
     raise ParamsError(f"Model {model.name!r} has no version {alias!r}. Aliases: {known}; set --alias.{hint}")
+
+
+def load_version(model: Registered, alias: str) -> "tuple[Served, ModelVersion]":
+    """A version, ready to answer. A model of the user's own is imported from the current folder or its recipe's."""
+    from pipelines.release.served import Served
+
+    version = get_version(model, alias)
+    project = project_root()
+    folders = [str(recipes(project).get(model.recipe or "", project)), str(project)]
+    sys.path.extend(folders)
+    try:
+        with version_files(model.store, version) as folder:
+            return Served.load(folder / ARTIFACTS), version
+    finally:
+        for one in folders:
+            sys.path.remove(one)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from storage.errors import DataError, Interrupted
 def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
     """Train until the steps are done or patience is out. Raises Interrupted (state saved), DataError (loss not finite).
 
-    What a step does is a function of (params, data, step): its batch, learning rate and randomness don't depend on
-    what ran before, on the number of ranks or on interruptions.
+    A step's batch, learning rate and randomness are functions of (params, data, step), so an interruption changes
+    nothing; nor does the number of ranks, but for rounding and each rank's own dropout.
     """
     state, train = s.state, s.params.train
     batches = iter(s.stream)

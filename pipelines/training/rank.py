@@ -13,7 +13,7 @@ from pipelines.training.loop import fit
 from pipelines.training.ranks import Ranks
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
-from pipelines.training.signals import stop_on_signals
+from pipelines.training.signals import StopRequest, stop_on_signals
 from pipelines.training.state import Point
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
@@ -23,7 +23,7 @@ TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
 def train_rank(ws: Workspace, ranks: Ranks) -> None:
     """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved."""
-    with stop_on_signals() as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
+    with stop_on_signals(StopRequest()) as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
         fit(session, report, stop)
         if ranks.leads:
             write_outs(ws, session, report)
@@ -51,7 +51,7 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        yield Reporter(run, advance, unit, s.steps)
+        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated)
 
 
 def write_outs(ws: Workspace, s: Session, report: Reporter) -> None:
@@ -68,6 +68,7 @@ def write_outs(ws: Workspace, s: Session, report: Reporter) -> None:
     for name in ("train.csv", "val.csv"):
         report.run.log_artifact(ws.plots(name), "plots")
     s.checkpoints.clear()
+    say(_summary(ws, final, report.run.url))
 
 
 def final_metrics(s: Session) -> dict[str, Any]:
@@ -77,11 +78,22 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "steps": state.step,
         "epochs": round(state.samples / s.samples, 6),
         "parameters": sum(p.numel() for p in s.model.parameters()),
-        "train_loss": state.train_curve[-1]["train_loss"],
+        "train_loss": state.train_loss,
     }
     kept = state.best_step if s.best else state.validated
     metrics |= next((point for point in state.val_curve if point["step"] == kept), {}) | {"step": kept or state.step}
     return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}
+
+
+def _summary(ws: Workspace, metrics: dict[str, Any], url: str | None) -> str:
+    values = [f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics]
+    early = ", stopped early" if metrics["stopped_early"] else ""
+    best = f", weights of step {metrics['step']}" if metrics["step"] != metrics["steps"] else ""
+    return (
+        f"train: {ws.params.model.name}, {metrics['parameters']:,} parameters, {metrics['steps']} steps, "
+        f"{metrics['epochs']:.2f} epochs{early}{best}: {', '.join(values)}\n"
+        f"  data version {metrics['manifest'][:12]}, model in {ws.model}"
+    ) + (f"\n  run: {url}" if url else "")
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,19 @@
 """The train stage: shards → data/model, metrics/train.json, plots/train.csv and plots/val.csv."""
 
 import json
+import os
 from typing import Any
 
-from pipelines.progress import say
 from pipelines.workspace import Workspace
+
+
+def calm_threads() -> None:
+    """Let threads that wait for one another sleep, for this process and its children; before torch is imported.
+
+    OpenMP's spin by default, which takes the cores from the very threads that they wait for once another process
+    computes too: two trainings on two cores then run several times slower than one after the other.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def train(ws: Workspace) -> dict[str, Any]:
@@ -14,19 +23,9 @@ def train(ws: Workspace) -> dict[str, Any]:
     is saved.
     """
     ws.zone("shards").manifest()  # a clear error before anything is started
+    calm_threads()
     from pipelines.training.launchers import Job, launch
 
     launch(Job(ws, ws.params.train.ranks))
     metrics: dict[str, Any] = json.loads(ws.metrics("train").read_text())
-    say(_summary(ws, metrics))
     return metrics
-
-
-def _summary(ws: Workspace, metrics: dict[str, Any]) -> str:
-    values = [f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics]
-    early = f" (stopped early; weights of step {metrics['step']})" if metrics["stopped_early"] else ""
-    return (
-        f"train: {ws.params.model.name}, {metrics['parameters']:,} parameters, {metrics['steps']} steps, "
-        f"{metrics['epochs']:.2f} epochs{early}: {', '.join(values)}\n"
-        f"  data version {metrics['manifest'][:12]}, model in {ws.model}"
-    )

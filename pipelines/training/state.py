@@ -48,6 +48,11 @@ class TrainState:
         self.train_curve.append(point)
         return point
 
+    @property
+    def train_loss(self) -> float:
+        """The last point of the train curve; before there is one, the mean so far."""
+        return self.train_curve[-1]["train_loss"] if self.train_curve else self.loss_sum / self.targets
+
     def add_validation(self, summary: dict[str, float]) -> bool:
         """Take an evaluation into account; True when it is the best so far."""
         self.validated = self.step

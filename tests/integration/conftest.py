@@ -8,7 +8,18 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Run
-from prefect_service import POOL, Deployed, Nightly, Prefect, has_pool, make_checkout, running
+from prefect_service import (
+    FINAL,
+    POOL,
+    Deployed,
+    Flaky,
+    Nightly,
+    Prefect,
+    flaky_source,
+    has_pool,
+    make_checkout,
+    running,
+)
 from servers import answers, free_port, wait_for
 
 
@@ -27,20 +38,23 @@ def prefect(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
 @pytest.fixture(scope="session")
 def deployed(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[Deployed]:
     """prefect.yaml, deployed as its comment says, and a worker."""
-    checkout = make_checkout(tmp_path_factory.mktemp("deployed"), run)
+    folder = tmp_path_factory.mktemp("deployed")
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
     env = prefect.env | {"PREFECT_WORKER_QUERY_SECONDS": "0.5"}
-    with running(worker, prefect.folder, env, prefect.folder / "worker.log") as process:
+    with flaky_source() as url, running(worker, prefect.folder, env, prefect.folder / "worker.log") as process:
+        checkout = make_checkout(folder / "checkout", run, url)
+        run("dvc", "remote", "add", "--default", "store", str(folder / "store"), cwd=checkout)
         wait_for(lambda: has_pool(prefect), f"the worker, see {prefect.folder}/worker.log", 120)
         run("prefect", "--no-prompt", "deploy", "--all", cwd=checkout, env=prefect.env)
-        yield Deployed(prefect, checkout, psutil.Process(process.pid))
+        yield Deployed(prefect, checkout, psutil.Process(process.pid), url)
 
 
 @pytest.fixture(scope="session")
 def nightly(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Nightly:
-    """The job done twice from the same start, at the same time: by the worker and by `shardline repro`."""
-    other = make_checkout(tmp_path_factory.mktemp("by_dvc"), run)
+    """The job done twice from the same start: by the worker, whose source fails at first, and by `shardline repro`."""
+    other = make_checkout(tmp_path_factory.mktemp("by_dvc") / "checkout", run, deployed.source)
     flow_run = deployed.prefect.start("pipeline/nightly", recipe="tiny")
+    wait_for(lambda: len(Flaky.failed) == 2 or deployed.prefect.state(flow_run) in FINAL, "the source to fail", 200)
     run("shardline", "repro", "--recipe", "tiny", cwd=other, timeout=250)
     state = deployed.prefect.wait(flow_run)
     assert state == "COMPLETED", deployed.prefect.logs(flow_run)

@@ -23,6 +23,7 @@ def test_both_are_deployed(deployed: Deployed) -> None:
     assert on_demand["schedules"] == []
     assert {nightly["work_pool_name"], on_demand["work_pool_name"]} == {"shardline"}
     assert nightly["parameters"] == on_demand["parameters"] == {"recipe": "python_lm"}
+    wait_for(lambda: prefect.scheduled("pipeline/nightly") > 0, "runs planned by the schedule")
     limits = prefect.call("POST", "concurrency_limits/filter", {})
     assert [(limit["tag"], limit["concurrency_limit"]) for limit in limits] == [("shardline-dvc", 1)]
 
@@ -40,16 +41,17 @@ def test_the_worker_does_the_whole_job_and_reports(nightly: Nightly, run: Run) -
     prefect, recipe = nightly.deployed.prefect, nightly.recipe
     assert nightly.state == "COMPLETED"
     assert json.loads(run("dvc", "status", "--json", "dvc.yaml", cwd=recipe).stdout) == {}
+    assert "in sync" in run("dvc", "status", "--cloud", "dvc.yaml", cwd=recipe).stdout
 
-    summary = prefect.artifact("summary-tiny")
+    summary = prefect.summary(nightly.flow_run)
     mlflow_run = json.loads((recipe / "data/model/run.json").read_text())["run_id"]
     bits = json.loads((recipe / "metrics/evaluate.json").read_text())["bits_per_byte"]
     assert Manifest.load(recipe / "data/shards").digest in summary
     assert f"bits_per_byte {bits:.4f}" in summary
     assert "is champion" in summary
     assert f"[{mlflow_run}](http://127.0.0.1:5000/#/runs/{mlflow_run})" in summary
-    assert len(re.findall(r"\| ran \|", summary)) == 7
-    assert any("train: transformer" in prefect.logs(step) for step in prefect.steps(nightly.flow_run))
+    assert len(re.findall(r"\| ran \|", summary)) == 8
+    assert "train: transformer" in prefect.logs(prefect.steps(nightly.flow_run)["train tiny"])
 
     # And back: the MLflow run knows the flow run, and how to open it.
     with sqlite3.connect(nightly.deployed.checkout / ".shardline/mlflow/mlflow.db") as store:
@@ -79,6 +81,8 @@ def test_a_cancelled_training_leaves_no_process_and_goes_on_later(deployed: Depl
     _, alive = psutil.wait_procs([*processes, *started], timeout=30)
     assert alive == []
     assert alive_below(recipe) == []
+
+    assert "its state is saved" in prefect.logs(flow_run)
 
     # Nothing half-written, and the state to go on from.
     assert not (recipe / "data" / "model").exists()

@@ -149,7 +149,7 @@ class Tiny(torch.nn.Module):
 """
 
 
-def test_a_model_of_the_users_own_travels_with_its_package(make, tmp_path, monkeypatch):
+def test_a_model_of_the_users_own_travels_with_its_package(make, tmp_path, monkeypatch, capsys):
     root = tmp_path / "project"
     (root / "ownmodel").mkdir(parents=True)
     (root / "ownmodel" / "__init__.py").write_text("")
@@ -158,6 +158,15 @@ def test_a_model_of_the_users_own_travels_with_its_package(make, tmp_path, monke
     ws = make("image", model={"name": "ownmodel.nets:Tiny", "args": {}})
     package(ws)
     assert (ws.package / "code" / "ownmodel" / "nets.py").read_text() == OWN_MODEL
+    promote(ws)
+    (root / "a.png").write_bytes(png())
+    (root / "below").mkdir()
+    monkeypatch.chdir(root / "below")
+    for name in ("ownmodel", "ownmodel.nets"):
+        monkeypatch.delitem(sys.modules, name)
+    capsys.readouterr()
+    predict(None, [Path("../a.png")])
+    assert capsys.readouterr().out.startswith("../a.png\t")
 
 
 def test_the_package_is_logged_to_its_run_once(make):

@@ -62,7 +62,8 @@ def test_the_loop_is_plain_pytorch(tmp_path: Path) -> None:
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
 
 
-#: Losses of steps 2, 4, … 12 on torch 2.13, CPU. A refactor keeps them; a deliberate change of the arithmetic renews them.
+#: Losses of steps 2, 4, … 12 on torch 2.13, CPU. A refactor keeps them; a deliberate change of the arithmetic renews
+#: them.
 GOLDEN = [5.470536, 5.039415, 4.680999, 4.421032, 4.249255, 4.168106]
 
 

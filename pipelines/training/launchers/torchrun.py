@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +16,7 @@ import psutil
 from pipelines.training.launchers.agent import FAILURE
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.reports import Report, read_reports
+from pipelines.training.signals import StopRequest, stop_on_signals
 from storage.errors import Interrupted, ShardlineError
 
 MARK = "SHARDLINE_JOB"  # in the environment of every process of a job
@@ -35,8 +34,9 @@ class Torchrun:
         ]  # fmt: skip
         environment = os.environ | {MARK: str(folder)}
         process: subprocess.Popen[bytes] | None = None
+        forward = _Forward()
         try:
-            with _forwarding_signals() as forward:
+            with stop_on_signals(forward):
                 process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
                 forward.to(process)
                 code = process.wait()
@@ -108,11 +108,11 @@ def _marked(process: psutil.Process, mark: str) -> bool:
         return False
 
 
-class _Forward:
+class _Forward(StopRequest):
     """Hands the first signal on to a process, once it is there."""
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        super().__init__()
         self._process: subprocess.Popen[bytes] | None = None
 
     def to(self, process: subprocess.Popen[bytes]) -> None:
@@ -120,25 +120,11 @@ class _Forward:
         if self.signum is not None:
             process.send_signal(self.signum)
 
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is None:
-            self.signum = signum
-            if self._process is not None:
-                self._process.send_signal(signum)
-
-
-@contextmanager
-def _forwarding_signals() -> Iterator[_Forward]:
-    forward = _Forward()
-    if threading.current_thread() is not threading.main_thread():
-        yield forward  # Python handles signals in the main thread only
-        return
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield forward
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        first = self.signum is None
+        super().note(signum, frame)
+        if first and self._process is not None:
+            self._process.send_signal(signum)
 
 
 def _fresh_folder(job: Job) -> Path:

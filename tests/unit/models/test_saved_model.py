@@ -60,9 +60,9 @@ def test_tasks_follow_from_the_spec() -> None:
     assert task_of({"vocab_size": 5}).name == "language"
     assert task_of(SPEC).name == "classification"
     assert task_of(SPEC | {"classes": None, "target": {"name": "y", "dtype": "float32"}}).name == "regression"
-    with pytest.raises(DataError, match="set `curate.label`"):
+    with pytest.raises(DataError, match=r"set `curate.label`"):
         task_of(SPEC | {"target": None})
-    with pytest.raises(DataError, match="set `curate.target`"):
+    with pytest.raises(DataError, match=r"set `curate.target`"):
         task_of(SPEC | {"classes": None})
 
 

@@ -1,5 +1,6 @@
 """The learning rate's arithmetic, weight decay's groups, clipping, and the optimiser's saved state."""
 
+from itertools import pairwise
 from math import cos, pi
 
 import pytest
@@ -25,7 +26,7 @@ def test_warm_up_peak_and_cosine() -> None:
     assert rates[99] == pytest.approx(0.2)
     middle = 10 + 89 // 2
     assert rates[middle] == pytest.approx(0.2 + 0.8 * (1 + cos(pi * (middle - 10) / 89)) / 2)
-    assert all(after <= before for before, after in zip(rates[10:], rates[11:], strict=False))
+    assert all(after <= before for before, after in pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -138,6 +138,13 @@ def test_accumulation_changes_rounding_only(tmp_path: Path) -> None:
     assert curves[2] == pytest.approx(curves[0], rel=1e-5)
 
 
+def test_stopping_before_the_first_point_of_the_curve(tmp_path: Path) -> None:
+    ws = make_points(tmp_path, train={"lr": 1e-9, "eval_every": 1, "patience": 1, "log_every": 1000, "warmup": 0.99})
+    metrics = train(ws)
+    assert metrics["train_loss"] == pytest.approx(1.4, abs=0.5)
+    assert losses(ws) == []
+
+
 def test_epochs_are_counted_in_batches_and_may_be_a_part(tmp_path: Path) -> None:
     ws = make_points(tmp_path, train={"steps": None, "epochs": 1.5})  # 70 samples, 16 a batch: 5 batches an epoch
     assert train(ws)["steps"] == 8
