@@ -20,11 +20,15 @@ from pipelines.repro import open_recipe
 from pipelines.workspace import DEFAULT_RECIPE
 from storage.errors import DataError, DigestError, FormatError, ParamsError, ShardlineError
 
-__all__ = ["DVC", "RECIPE", "STEP", "Force", "Recipe", "Retries", "by_hand", "open_recipe", "record", "worth_a_retry"]
+__all__ = [
+    "DVC", "RECIPE", "RETRY", "STEP", "Force", "Recipe", "Retries", "RetryDelay", "by_hand", "open_recipe", "record",
+    "worth_a_retry",
+]  # fmt: skip
 
 RECIPE = DEFAULT_RECIPE
 Recipe = Annotated[str, typer.Option("--recipe", "-r", help="A recipe of `shardline recipes`.")]
 Retries = Annotated[int, typer.Option(min=0, max=50, help="How often a stopped or failed training is resumed.")]
+RetryDelay = Annotated[float, typer.Option(min=0, help="Seconds before the first of these; it doubles each time.")]
 Force = Annotated[bool, typer.Option("--force", help="Run every stage, stale or not.")]
 
 #: The tag of tasks that call DVC: `prefect deploy` limits it to one at a time, since DVC locks its project.

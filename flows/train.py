@@ -7,20 +7,20 @@ from prefect import flow
 
 from flows.commands import run_stage
 from flows.report import link_run
-from flows.steps import RECIPE, Recipe, Retries, by_hand, open_recipe
+from flows.steps import RECIPE, Recipe, Retries, RetryDelay, by_hand, open_recipe
 from pipelines import versions
 
 
 @flow(name="train", flow_run_name="train {recipe}", persist_result=False)
-def train(recipe: Recipe = RECIPE, retries: Retries = 2) -> str | None:
+def train(recipe: Recipe = RECIPE, retries: Retries = 2, retry_delay: RetryDelay = 10.0) -> str | None:
     """Train the model of params.yaml on the shards, on `train.ranks` ranks. Returns the MLflow run's id.
 
     Stopped by a signal that nobody here sent (a machine taken away) or failed, it goes on from its last checkpoint,
-    `retries` times, after 10 s, 20 s, 40 s, … Cancelled, it saves a checkpoint and leaves no process behind.
+    `retries` times. Cancelled, it saves a checkpoint and leaves no process behind.
     """
     ws = open_recipe(recipe)
     with versions.exclusive(ws):
-        run_stage(recipe, "train", retries=retries, delay=10)
+        run_stage(recipe, "train", retries=retries, delay=retry_delay)
         return link_run(ws)
 
 

@@ -5,22 +5,31 @@ Prefect itself is not imported: it takes over the root logger.
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ClassVar
 
 import httpx
 import psutil
 import yaml
 from conftest import REPOSITORY, TINY, Run, write_params, write_texts
-from servers import wait_for
 
 POOL = "shardline"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Ask for `condition` twice a second: every question to the server takes time from the flows."""
+    end = time.monotonic() + seconds
+    pause = Event()
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        pause.wait(0.5)
 
 
 @dataclass(frozen=True)
@@ -30,16 +39,17 @@ class Prefect:
     url: str
     env: dict[str, str]
     folder: Path
+    client: httpx.Client
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """A request to the API; again when the server is busy (503), as Prefect's own client does."""
         answers: list[httpx.Response] = []
 
         def ask() -> bool:
-            answers.append(httpx.request(method, f"{self.url}/api/{path}", json=body, timeout=30))
+            answers.append(self.client.request(method, f"{self.url}/api/{path}", json=body, timeout=30))
             return answers[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
 
-        wait_for(ask, f"{method} {path}")
+        until(ask, f"{method} {path}")
         answers[-1].raise_for_status()
         return answers[-1].json() if answers[-1].content else None
 
@@ -53,8 +63,9 @@ class Prefect:
         return str(self.call("POST", f"deployments/{id}/create_flow_run", {"parameters": parameters})["id"])
 
     def latest(self, flow: str) -> str:
-        """The newest run of a flow."""
-        which = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC", "limit": 1}
+        """The newest finished run of a flow."""
+        finished = {"state": {"type": {"any_": sorted(FINAL)}}}
+        which = {"flows": {"name": {"any_": [flow]}}, "flow_runs": finished, "sort": "START_TIME_DESC", "limit": 1}
         return str(self.call("POST", "flow_runs/filter", which)[0]["id"])
 
     def scheduled(self, deployment: str) -> int:
@@ -68,7 +79,7 @@ class Prefect:
 
     def wait(self, flow_run: str, seconds: float = 200) -> str:
         """The final state of a flow run."""
-        wait_for(lambda: self.state(flow_run) in FINAL, f"flow run {flow_run}", seconds)
+        until(lambda: self.state(flow_run) in FINAL, f"flow run {flow_run}", seconds)
         return self.state(flow_run)
 
     def tasks(self, flow_run: str) -> list[dict[str, Any]]:

@@ -74,19 +74,18 @@ def repeatable(train: Train, device: torch.device) -> Iterator[None]:
 
     So the same machine gives the same bits again. The process's settings are put back at the end.
     """
-    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     debugging: Any = torch.utils.deterministic  # a module that types itself at run time
     fill = debugging.fill_uninitialized_memory
     torch.set_num_threads(train.threads or max(1, _cores() // train.ranks))
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import torch's compiler: 2 s
         debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(strict)
         debugging.fill_uninitialized_memory = fill
 
 

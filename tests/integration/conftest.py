@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from conftest import Run
@@ -19,6 +20,7 @@ from prefect_service import (
     has_pool,
     make_checkout,
     running,
+    until,
 )
 from servers import answers, free_port, wait_for
 
@@ -28,11 +30,12 @@ def prefect(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str
     """The server."""
     folder, port = tmp_path_factory.mktemp("prefect"), free_port()
     url = f"http://127.0.0.1:{port}"
-    env = environment | {"PREFECT_HOME": str(folder / "home"), "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.2"}
+    env = environment | {"PREFECT_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with running(command, folder, env, folder / "server.log"):
         wait_for(lambda: answers(f"{url}/api/health", 200), f"the Prefect server, see {folder}/server.log", 120)
-        yield Prefect(url, env | {"PREFECT_API_URL": f"{url}/api"}, folder)
+        with httpx.Client() as client:
+            yield Prefect(url, env | {"PREFECT_API_URL": f"{url}/api"}, folder, client)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +47,7 @@ def deployed(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory, run: Ru
     with flaky_source() as url, running(worker, prefect.folder, env, prefect.folder / "worker.log") as process:
         checkout = make_checkout(folder / "checkout", run, url)
         run("dvc", "remote", "add", "--default", "store", str(folder / "store"), cwd=checkout)
-        wait_for(lambda: has_pool(prefect), f"the worker, see {prefect.folder}/worker.log", 120)
+        until(lambda: has_pool(prefect), f"the worker, see {prefect.folder}/worker.log", 120)
         run("prefect", "--no-prompt", "deploy", "--all", cwd=checkout, env=prefect.env)
         yield Deployed(prefect, checkout, psutil.Process(process.pid), url)
 
@@ -54,7 +57,7 @@ def nightly(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory, run: R
     """The job done twice from the same start: by the worker, whose source fails at first, and by `shardline repro`."""
     other = make_checkout(tmp_path_factory.mktemp("by_dvc") / "checkout", run, deployed.source)
     flow_run = deployed.prefect.start("pipeline/nightly", recipe="tiny")
-    wait_for(lambda: len(Flaky.failed) == 2 or deployed.prefect.state(flow_run) in FINAL, "the source to fail", 200)
+    until(lambda: len(Flaky.failed) == 2 or deployed.prefect.state(flow_run) in FINAL, "the source to fail", 200)
     run("shardline", "repro", "--recipe", "tiny", cwd=other, timeout=250)
     state = deployed.prefect.wait(flow_run)
     assert state == "COMPLETED", deployed.prefect.logs(flow_run)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY, Run, write_params, write_texts
-from prefect_service import Deployed, Nightly, alive_below
+from prefect_service import Deployed, Nightly, alive_below, until
 from servers import wait_for
 
 from storage.manifest import Manifest
@@ -23,7 +23,7 @@ def test_both_are_deployed(deployed: Deployed) -> None:
     assert on_demand["schedules"] == []
     assert {nightly["work_pool_name"], on_demand["work_pool_name"]} == {"shardline"}
     assert nightly["parameters"] == on_demand["parameters"] == {"recipe": "python_lm"}
-    wait_for(lambda: prefect.scheduled("pipeline/nightly") > 0, "runs planned by the schedule")
+    until(lambda: prefect.scheduled("pipeline/nightly") > 0, "runs planned by the schedule")
     limits = prefect.call("POST", "concurrency_limits/filter", {})
     assert [(limit["tag"], limit["concurrency_limit"]) for limit in limits] == [("shardline-dvc", 1)]
 
@@ -64,29 +64,41 @@ def test_the_worker_does_the_whole_job_and_reports(nightly: Nightly, run: Run) -
     }
 
 
-def test_a_cancelled_training_leaves_no_process_and_goes_on_later(deployed: Deployed, run: Run) -> None:
+def test_a_stopped_training_goes_on_and_a_cancelled_one_leaves_no_process(deployed: Deployed, run: Run) -> None:
     prefect, worker = deployed.prefect, deployed.worker
     recipe = endless_training(deployed.checkout, run)
     before = set(worker.children(recursive=True))
-    flow_run = prefect.start("train/on-demand", recipe="endless", retries=0)
-    checkpoints = recipe / ".shardline" / "checkpoints"
-    wait_for(lambda: any(checkpoints.glob("*/step-*")), "a checkpoint", 120)
-    processes = alive_below(recipe)
-    started = set(worker.children(recursive=True)) - before
-    assert len([p for p in processes if "pipelines.training.main" in p.cmdline()]) == 2  # the ranks
-    assert len(started) >= 1
+    flow_run = prefect.start("train/on-demand", recipe="endless", retries=1, retry_delay=0)
+    wait_for(lambda: newest_step(recipe) > 0, "a checkpoint", 120)
+    first, saved = ranks(recipe), newest_step(recipe)
+    assert len(first) == 2
 
+    # The machine is taken away: the training is told from a failed one, and goes on.
+    next(p for p in alive_below(recipe) if p.cmdline()[-2:-1] != [] and p.cmdline()[-1] == "train").terminate()
+    wait_for(lambda: len(ranks(recipe) - first) == 2 and newest_step(recipe) > saved + 10, "more steps", 120)
+    log = prefect.logs(flow_run)
+    assert "was stopped by signal 15" in log
+
+    processes = [*alive_below(recipe), *(set(worker.children(recursive=True)) - before)]
     prefect.call("POST", f"flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     assert prefect.wait(flow_run) == "CANCELLED"
-    _, alive = psutil.wait_procs([*processes, *started], timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
     assert alive_below(recipe) == []
+    assert prefect.logs(flow_run).count("its state is saved") >= 2
 
-    assert "its state is saved" in prefect.logs(flow_run)
-
-    # Nothing half-written, and the state to go on from.
+    # Nothing half-written.
     assert not (recipe / "data" / "model").exists()
-    assert any(checkpoints.glob("*/step-*"))
+
+
+def ranks(recipe: Path) -> set[psutil.Process]:
+    return {process for process in alive_below(recipe) if "pipelines.training.main" in process.cmdline()}
+
+
+def newest_step(recipe: Path) -> int:
+    """Of the checkpoints; 0 where there is none."""
+    found = (recipe / ".shardline" / "checkpoints").glob("*/step-*")
+    return max((int(folder.name.removeprefix("step-")) for folder in found), default=0)
 
 
 def endless_training(checkout: Path, run: Run) -> Path:

@@ -119,6 +119,21 @@ def test_early_stopping_restores_the_best_weights(tmp_path: Path) -> None:
     assert _val_loss(ws) == pytest.approx(metrics["val_loss"], rel=1e-5)
 
 
+def test_the_best_weights_survive_an_interruption_after_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rising = {"steps": 300, "eval_every": 5, "patience": 4, "lr": 0.05, "weight_decay": 0.0, "warmup": 0.9}
+    ws = make_signalling(tmp_path, rows=(30, 24, 24), train=rising)
+    monkeypatch.setenv("SIGNAL", "SIGTERM")
+    metrics = train(ws)
+    assert metrics["stopped_early"]
+    expected = outs(ws)
+    monkeypatch.setenv("SIGNAL_AT", str(metrics["step"] + 7))
+    with pytest.raises(Interrupted):
+        train(ws)
+    monkeypatch.setenv("SIGNAL_AT", "0")
+    train(ws)
+    assert outs(ws) == expected
+
+
 def _val_loss(ws: Workspace) -> float:
     from pipelines.evaluation import evaluate_model
     from pipelines.models import load_model
