@@ -35,7 +35,7 @@ STAGES, LOOK, USE = "Stages (run by DVC, in this order)", "Look", "Use"
 
 def main() -> None:
     """Entry point: run a command; report our own errors without a traceback."""
-    # Threads that wait should sleep: when cores are shared, spinning made a training step here up to five times as long.
+    # Threads that wait should sleep: where cores are shared, spinning made a training step up to five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _stop)
     try:

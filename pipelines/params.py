@@ -234,7 +234,7 @@ class Compute(Section):
 
 
 class Params(Section):
-    """A recipe. Every section that dvc.yaml lists must stand in the file, since DVC looks for it: `lake: {}` at least."""
+    """A recipe. Each section that dvc.yaml lists must stand in the file, as DVC looks for it: `lake: {}` at least."""
 
     recipe: str = Field(pattern=NAME)
     """Its name: the MLflow experiment, the registered model, the folder in a shared lake."""
