@@ -7,7 +7,7 @@ in `shardline STAGE`: a retry, or another run by either way, works only on what 
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from prefect import task, unmapped
 from prefect.logging import get_run_logger
@@ -21,6 +21,14 @@ from pipelines.ingest import data_stage
 from pipelines.ingest.stage import DataStage, Item, Journal, Result, commit, journal_of, pending
 
 MOST_TASKS = 64  # task runs of a stage
+
+
+T = TypeVar("T")
+
+
+def whole(value: T) -> T:
+    """Hand `value` to a task as it is: Prefect would walk through each item, and copy it, to look for futures."""
+    return cast(T, quote(value))
 
 
 class Ledger:
@@ -41,14 +49,14 @@ def run_data_stage(name: str, recipe: str) -> dict[str, Any]:
     ws = open_recipe(recipe)
     with versions.exclusive(ws):
         stage, journal = data_stage(name, ws), journal_of(ws, name)
-        items = plan(quote(stage))
+        items = plan(whole(stage))
         known = pending(stage, items, journal)
         todo = [item for item in items if item.key not in known]
         executor = choose_executor(ws.params.compute, sum(item.bytes for item in todo))
         with Journal(journal) as note:
             ledger = Ledger(known, note)
             work_all(stage, todo, ledger, executor)
-        summary = finish(quote(stage), quote(items), quote(ledger), journal, len(todo))
+        summary = finish(whole(stage), whole(items), whole(ledger), journal, len(todo))
         record(recipe, name)
     return summary
 
@@ -69,10 +77,10 @@ def work_all(stage: DataStage, todo: Sequence[Item], ledger: Ledger, executor: P
     parts = batches(todo, 4 * executor.workers if executor.processes else MOST_TASKS)
     runner: ThreadPoolTaskRunner[int] = ThreadPoolTaskRunner(max_workers=executor.workers)
     with runner:
-        about = {"stage": unmapped(quote(stage)), "ledger": unmapped(quote(ledger))}
+        about = {"stage": unmapped(whole(stage)), "ledger": unmapped(whole(ledger))}
         try:
             futures = runner.map(
-                work_batch, {**about, "items": quote(parts), "processes": unmapped(executor.processes)}
+                work_batch, {**about, "items": whole(parts), "processes": unmapped(executor.processes)}
             )
             futures.wait()
         finally:

@@ -212,7 +212,7 @@ class Gate(Section):
     bound: float | None = None
     """It must also be at least as good as this."""
     baseline: str | None = None
-    """It must also be better than this other metric: bigram.bits_per_byte."""
+    """It must also be better than this other metric: baseline.bigram.bits_per_byte."""
 
 
 class Promote(Section):

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipelines.progress import say
-from pipelines.training.stage import calm_threads
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 
@@ -23,7 +22,6 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
     """
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    calm_threads()
     from pipelines.evaluation.measure import measure
     from pipelines.evaluation.plots import png
     from pipelines.models import load_model

@@ -10,6 +10,7 @@ from servers import S3, s3_server
 
 from storage.manifest import Manifest
 
+pytestmark = pytest.mark.xdist_group("s3")
 STAGES = ("ingest", "curate", "shard")
 
 
