@@ -60,15 +60,7 @@ def s3_server(folder: Path) -> Iterator[S3]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, port = (free_port() for _ in range(4))
-    command = [
-        str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-master.port={master}", f"-master.port.grpc={free_port()}", f"-volume.port={volume}",
-        f"-volume.port.grpc={free_port()}", f"-filer.port={filer}", f"-filer.port.grpc={free_port()}",
-        "-s3", f"-s3.port={port}", f"-s3.port.grpc={free_port()}", f"-s3.config={folder}/s3.json",
-        "-master.volumeSizeLimitMB=64", "-volume.max=20",
-    ]  # fmt: skip
-    endpoint = f"http://127.0.0.1:{port}"
+    process, endpoint = _start_weed(folder, tries=3)
     env = {
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
@@ -76,11 +68,32 @@ def s3_server(folder: Path) -> Iterator[S3]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    with (folder / "weed.log").open("wb") as log:
+    try:
+        yield S3(endpoint, env, process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _start_weed(folder: Path, tries: int) -> "tuple[subprocess.Popen[bytes], str]":
+    """It wants eight ports at once; where another process takes one of them first, others are tried."""
+    master, master_grpc, volume, volume_grpc, filer, filer_grpc, port, s3_grpc = (free_port() for _ in range(8))
+    command = [
+        str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-master.port={master}", f"-master.port.grpc={master_grpc}", f"-volume.port={volume}",
+        f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
+        "-s3", f"-s3.port={port}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder}/s3.json",
+        "-master.volumeSizeLimitMB=64", "-volume.max=20",
+    ]  # fmt: skip
+    endpoint = f"http://127.0.0.1:{port}"
+    with (folder / "weed.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            wait_for(lambda: answers(endpoint, 200, 403), "S3 server")
-            yield S3(endpoint, env, process)
-        finally:
-            process.kill()
-            process.wait()
+    try:
+        wait_for(lambda: answers(endpoint, 200, 403), f"S3 server (see {folder}/weed.log)", seconds=30)
+    except AssertionError:
+        process.kill()
+        process.wait()
+        if tries == 1:
+            raise
+        return _start_weed(folder, tries - 1)
+    return process, endpoint
