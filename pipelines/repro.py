@@ -26,7 +26,14 @@ PIPELINE = "dvc.yaml"
 
 def repro(recipe: str | None, *, force: bool = False, until: str | None = None) -> int:
     """Run what is stale of `recipe` (None: the current folder's). Returns the exit code of `dvc repro`."""
+    from pipelines.versions import exclusive
+
     ws = open_recipe(recipe)
+    with exclusive(ws):
+        return _repro(ws, force=force, until=until)
+
+
+def _repro(ws: Workspace, *, force: bool, until: str | None) -> int:
     if changed := changed_sources(ws):
         names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         say(f"{len(changed)} source files changed: {names}")

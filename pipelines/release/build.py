@@ -65,7 +65,13 @@ def _fill(ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str,
 
     interface = interface_of(config.spec)
     identity = Identity.of(ws.model, metrics, ws.params.package.model_dump() | {"recipe": ws.params.recipe})
-    facts = {"task": config.task, "manifest": config.manifest, "split": ws.params.evaluate.split, "metrics": metrics}
+    facts = {
+        "task": config.task,
+        "inputs": kind_of(config.spec),
+        "manifest": config.manifest,
+        "split": ws.params.evaluate.split,
+        "metrics": metrics,
+    }
     facts |= identity.tags()
     _save(ws, folder, config, interface, facts)
     parameters, example = _try_out(folder, interface)

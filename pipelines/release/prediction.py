@@ -28,11 +28,16 @@ def print_predictions(recipe: str | None, files: Sequence[Path], alias: str) -> 
         if not file.is_file():
             what = "is a folder; name the files in it" if file.is_dir() else "no such file"
             raise SourceError(f"{file}: {what}.")
-    model = resolve_model(recipe, TASKS)
+    model = resolve_model(recipe, TASKS, inputs=_inputs(files))
     served, version = load_version(model, alias)
     print(f"{model.name} version {version.version}", file=sys.stderr)
     for name, answer in predictions(served, files):
         say("\t".join([name, *answer]))
+
+
+def _inputs(files: Sequence[Path]) -> str:
+    """The kind of model that the files are for, by the first one's suffix."""
+    return "table" if files[0].suffix.lower() in (".csv", ".tsv") else "image"
 
 
 def predictions(served: Served, files: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:

@@ -19,6 +19,7 @@ from pipelines.release.logged import log_package
 from pipelines.release.registry import (
     CANDIDATE,
     CHAMPION,
+    INPUTS,
     TASK,
     find_version,
     registry_errors,
@@ -106,7 +107,7 @@ def _register(ws: Workspace, store: Store, facts: Mapping[str, Any], metrics: Ma
     }  # fmt: skip
     tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
     with registry_errors(store):
-        _create_registered_model(store, ws, facts["task"])
+        _create_registered_model(store, ws, facts)
         version = _same(store, name, facts)
         if version is None:
             return _create_version(ws, store, tags)
@@ -116,10 +117,10 @@ def _register(ws: Workspace, store: Store, facts: Mapping[str, Any], metrics: Ma
     return version
 
 
-def _create_registered_model(store: Store, ws: Workspace, task: str) -> None:
+def _create_registered_model(store: Store, ws: Workspace, facts: Mapping[str, Any]) -> None:
     from mlflow.exceptions import MlflowException
 
-    tags = {TASK: task, "recipe": ws.params.recipe}
+    tags = {TASK: facts["task"], INPUTS: facts["inputs"], "recipe": ws.params.recipe}
     try:
         store.client.create_registered_model(ws.registered_model, tags)
     except MlflowException as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipelines.release.served import Served
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-TASK = "task"  # tag of a registered model
+TASK, INPUTS = "task", "inputs"  # tags of a registered model
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,13 @@ class Registered:
     name: str
     task: str
     recipe: str | None = None
+    inputs: str | None = None  # text, table, image or array
 
 
-def resolve_model(recipe: str | None, tasks: Collection[str], project: Path | None = None) -> Registered:
-    """The registered model that a command for `tasks` means.
+def resolve_model(
+    recipe: str | None, tasks: Collection[str], project: Path | None = None, *, inputs: str | None = None
+) -> Registered:
+    """The registered model that a command for `tasks` means, on `inputs` of this kind where it matters.
 
     That of `recipe` when one is given; else that of the current folder's recipe, if its task fits; else the most
     recent one that fits. Raises ParamsError listing what there is, TrackingError when MLflow cannot be reached.
@@ -46,14 +49,15 @@ def resolve_model(recipe: str | None, tasks: Collection[str], project: Path | No
     ws = _nearest(project)
     store = _connect(ws)
     models = [_describe(store, found) for found in _search_models(store)]
-    fitting = [model for model in models if model.task in tasks]
+    fitting = [model for model in models if model.task in tasks and inputs in (None, model.inputs)]
     for model in fitting:
         if model.name == ws.registered_model:
             return model
     if fitting:
         return fitting[0]
+    wanted = _either(tasks) + (f" of {inputs} inputs" if inputs else "")
     raise ParamsError(
-        f"No registered model for {_either(tasks)} at {redacted(store.uri)}. {_listing(models)} "
+        f"No registered model for {wanted} at {redacted(store.uri)}. {_listing(models)} "
         "Run `make repro RECIPE=NAME` first, with one of `shardline recipes` that makes such a model."
     )
 
@@ -111,7 +115,8 @@ def _search_models(store: Store) -> list[Any]:
 
 
 def _describe(store: Store, model: Any) -> Registered:
-    return Registered(store, model.name, model.tags.get(TASK, "unknown"), model.tags.get("recipe"))
+    tags = model.tags
+    return Registered(store, model.name, tags.get(TASK, "unknown"), tags.get("recipe"), tags.get(INPUTS))
 
 
 def _listing(models: list[Registered]) -> str:

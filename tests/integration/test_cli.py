@@ -1,9 +1,13 @@
 """The command line as a person meets it: help, wrong input, nothing half-written."""
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import TINY, Run, write_params
+from servers import answers, free_port, wait_for
 
 
 def test_help_imports_nothing_heavy(run: Run, tmp_path: Path) -> None:
@@ -81,3 +85,18 @@ def test_params_and_recipes_are_listed(run: Run, project: Path) -> None:
     assert "Peak learning rate" in run("shardline", "params", "train.lr", cwd=project).stdout
     assert "Did you mean" in run("shardline", "params", "train.lrr", cwd=project, code=2).stderr
     assert "texts/**/*.txt" in run("shardline", "recipes", cwd=project).stdout
+
+
+def test_the_ui_serves_the_project_s_runs(project: Path, environment: dict[str, str]) -> None:
+    port = free_port()
+    with (project / "ui.log").open("wb") as log:
+        command = ["shardline", "ui", "--port", str(port)]
+        process = subprocess.Popen(
+            command, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for(lambda: answers(f"http://127.0.0.1:{port}/", 200), f"the UI, see {project}/ui.log")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert (project / ".shardline" / "mlflow" / "mlflow.db").is_file()

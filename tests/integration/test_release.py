@@ -252,7 +252,8 @@ def test_the_first_model_becomes_champion_once(make, capsys):
     assert version.run_id in version.description
     assert version.tags["data.shards"] == ws.zone("shards").manifest().digest
     assert json.loads(version.tags["metrics"])["accuracy"] == 0.9
-    assert client.get_registered_model("image_test").tags == {"task": "classification", "recipe": "image_test"}
+    tags = {"task": "classification", "inputs": "image", "recipe": "image_test"}
+    assert client.get_registered_model("image_test").tags == tags
 
 
 def test_the_champion_moves_only_for_a_better_model(make, capsys):
@@ -385,7 +386,9 @@ def test_which_model_a_command_means(make, monkeypatch):
     assert resolve_model(None, everything).name == "image_test"  # the current folder's
     assert resolve_model("table_test", everything).name == "table_test"
     assert resolve_model(None, text).name == "text_test"  # the only one that fits
+    assert resolve_model(None, everything, inputs="table").name == "table_test"  # the only one for such files
     monkeypatch.chdir(language.root)
+    assert resolve_model(None, everything, inputs="image").name == "image_test"
     assert resolve_model(None, everything).name == "table_test"  # the most recent one that fits
     monkeypatch.chdir(table.root)
     assert resolve_model(None, everything).name == "table_test"
