@@ -5,25 +5,24 @@ has taken, not what was prepared, so it is exact at every step.
 """
 
 import os
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.streaming.gather import Arrays, Field, Gatherer
 from pipelines.streaming.order import DEFAULT_WINDOW, ORDER_VERSION, Ints, Order
+from pipelines.streaming.prefetch import Prefetcher
 from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
 STATE_VERSION = 1
 Last = Literal["keep", "drop", "pad"]
-T = TypeVar("T")
 
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 1 << 20  # bytes up to which small batches are gathered and handed over together
@@ -289,54 +288,6 @@ class Stream:
             "stream.seq_len": self.seq_len,
             "shuffle": order.shuffle,
         }
-
-
-class Prefetcher(Iterator[T]):
-    """Runs an iterator in a thread, at most `depth` items ahead; its exceptions are raised to the consumer."""
-
-    def __init__(self, items: Iterator[T], depth: int) -> None:
-        self._items, self._depth = items, depth
-        self._ready: deque[T] = deque()
-        self._error: BaseException | None = None
-        self._closed = self._ended = False
-        self._changed = threading.Condition()
-        self._process = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="shardline-prefetch", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                with self._changed:
-                    self._ready.append(item)
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
-                    if self._closed:
-                        return
-        except BaseException as error:
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def __next__(self) -> T:
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._ended)
-            if self._ready:
-                self._changed.notify_all()
-                return self._ready.popleft()
-        raise self._error or StopIteration
-
-    def close(self) -> None:
-        """End the thread, after the item that it is making. In a forked process there is none to end."""
-        if self._process != os.getpid():
-            return
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not threading.current_thread():  # which collects garbage, too
-            self._thread.join()
 
 
 def _samples(manifest: Manifest, split: str, seq_len: int | None) -> Ints:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines.streaming import Batch, Stream
-from pipelines.streaming.stream import Prefetcher
+from pipelines.streaming.prefetch import Prefetcher
 from storage.errors import DataError, DigestError, FormatError, LakeError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest

@@ -1,0 +1,57 @@
+"""Preparing items ahead in a thread, a bounded number of them."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Prefetcher(Iterator[T]):
+    """Runs an iterator in a thread, at most `depth` items ahead; its exceptions are raised to the consumer."""
+
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self._items, self._depth = items, depth
+        self._ready: deque[T] = deque()
+        self._error: BaseException | None = None
+        self._closed = self._ended = False
+        self._changed = threading.Condition()
+        self._process = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="shardline-prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for item in self._items:
+                with self._changed:
+                    self._ready.append(item)
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
+                    if self._closed:
+                        return
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def __next__(self) -> T:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._ended)
+            if self._ready:
+                self._changed.notify_all()
+                return self._ready.popleft()
+        raise self._error or StopIteration
+
+    def close(self) -> None:
+        """End the thread, after the item that it is making. In a forked process there is none to end."""
+        if self._process != os.getpid():
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():  # which collects garbage, too
+            self._thread.join()
