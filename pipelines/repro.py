@@ -19,7 +19,7 @@ from typing import Any
 from pipelines.ingest.fetch import changed_sources
 from pipelines.progress import say
 from pipelines.workspace import DEFAULT_RECIPE, Workspace, project_root, recipe_folder
-from storage.errors import ParamsError
+from storage.errors import ParamsError, SourceError
 
 PIPELINE = "dvc.yaml"
 
@@ -34,7 +34,12 @@ def repro(recipe: str | None, *, force: bool = False, until: str | None = None) 
 
 
 def _repro(ws: Workspace, *, force: bool, until: str | None) -> int:
-    if changed := changed_sources(ws):
+    try:
+        changed = changed_sources(ws)
+    except SourceError as error:  # a clone with pulled data, away from the sources
+        changed = []
+        say(f"The sources were not asked for changes; going on with the raw data that is here. {error}")
+    if changed:
         names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         say(f"{len(changed)} source files changed: {names}")
         if code := run_dvc(ws.root, "repro", "--force", "--single-item", "ingest"):

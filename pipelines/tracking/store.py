@@ -61,7 +61,8 @@ class Store:
 
             location = f"{self.artifact_root}/{name}" if self.artifact_root else None
             try:
-                return str(self.client.create_experiment(name, artifact_location=location))
+                tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI's pages for training
+                return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
             except MlflowException as error:  # another process was faster
                 found = self.client.get_experiment_by_name(name)
                 if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:

@@ -66,6 +66,14 @@ def test_a_second_run_does_nothing_and_says_so(run: Run, finished: Path) -> None
     assert "make ui" in done.stdout
 
 
+def test_away_from_its_sources_it_goes_on_with_the_data_at_hand(run: Run, copied: Path) -> None:
+    shutil.rmtree(copied / "texts")
+    done = run("shardline", "repro", cwd=copied)
+    assert "not asked for changes" in done.stdout
+    assert "texts" in done.stdout
+    assert "up to date" in done.stdout
+
+
 def test_an_experiment_re_runs_training_and_what_follows(run: Run, copied: Path) -> None:
     """DVC's own commands, on a changed learning rate."""
     shown = json.loads(run("dvc", "metrics", "show", "--json", cwd=copied).stdout)
