@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor as Pool
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import connection
 from typing import Protocol, TypeVar
 
 from pipelines.params import Compute
+from storage.errors import DataError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -41,7 +43,14 @@ class PoolExecutor:
                 for item in waiting:
                     running.add(pool.submit(work, item))
                     break
-                yield done.result()
+                try:
+                    result = done.result()
+                except BrokenProcessPool as error:
+                    raise DataError(
+                        "A worker process died, most often for want of memory: lower compute.workers. What was "
+                        "finished is kept; the same command goes on."
+                    ) from error
+                yield result
 
     @contextmanager
     def _pool(self) -> Iterator[Pool]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from pipelines.ingest.stage import QUARANTINE, human_bytes
@@ -41,7 +40,7 @@ def show_recipes() -> None:
         try:
             ws = Workspace(folder, project, load_params(folder / FILENAME))
         except ShardlineError as error:
-            table.add_row(name, f"invalid: {str(error).splitlines()[1].strip()}")
+            table.add_row(name, f"invalid: {str(error).splitlines()[:2][-1].strip()}")
             continue
         shards = ws.zone("shards")
         version = shards.manifest().digest[:12] if shards.complete else "-"
@@ -57,7 +56,7 @@ def show_params(prefix: str | None) -> None:
         raise ParamsError(f"No parameter starts with {prefix!r}{suggestion(str(prefix), [r[0] for r in describe()])}")
     table = _table("parameter", "type", "default", "meaning")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     _print(table)
 
 
@@ -115,6 +114,9 @@ def open_ui(host: str, port: int) -> None:
     """Become `mlflow ui` over the project's store."""
     project = project_root()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project}/.shardline/mlflow/mlflow.db"
+    if uri.startswith(("http://", "https://")):
+        say("The runs are on the server that MLFLOW_TRACKING_URI names: open its address in a browser.")
+        return
     command = [
         sys.executable,
         "-m",

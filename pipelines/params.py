@@ -7,7 +7,7 @@ A name that is not here is refused with the nearest one that is.
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -77,9 +77,9 @@ class Curate(Section):
     reader: Literal["auto", "text", "image_folder", "csv", "jsonl", "parquet"] = "auto"
     """What the raw files are. auto: by their suffix (text for source code and prose)."""
     text_field: str = "text"
-    """The field of a JSONL or Parquet file that holds a document."""
+    """The field of a JSONL line that holds a document."""
     label: str | None = None
-    """The column of a table to predict (needed for csv; for jsonl and parquet when they hold rows of features)."""
+    """The column of a table to predict: needed for csv and parquet."""
     features: list[str] | None = None
     """The numeric columns of a table that the model sees. None: all but the label."""
     target: Literal["class", "value"] = "class"
@@ -101,7 +101,7 @@ class Shard(Section):
     """MiB of a shard."""
     shuffle_objects: int = Field(64, ge=1, le=10_000)
     """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
-    image_size: list[int] | None = Field(None, min_length=2, max_length=2)
+    image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
     image_mode: Literal["L", "RGB"] = "RGB"
     """Grey scale (one channel) or colour (three)."""

@@ -6,7 +6,6 @@ that names the data version, the metric beside its baseline, and how to open the
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from pipelines.ingest.fetch import changed_sources
 from pipelines.progress import say
 from pipelines.workspace import DEFAULT_RECIPE, Workspace, project_root, recipe_folder
+from storage.atomic import write_atomically
 from storage.errors import ParamsError, SourceError
 
 PIPELINE = "dvc.yaml"
@@ -58,7 +58,7 @@ def open_recipe(recipe: str | None) -> Workspace:
     folder = Path.cwd() if recipe is None else recipe_folder(project, recipe)
     ws = Workspace.open(folder)
     if not (folder / PIPELINE).is_file():
-        shutil.copyfile(project / PIPELINE, folder / PIPELINE)
+        write_atomically(folder / PIPELINE, (project / PIPELINE).read_bytes())
     return ws
 
 
@@ -93,7 +93,7 @@ def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         except psutil.NoSuchProcess:
             return
         # The innermost shardline command is the stage; it tells its own ranks.
-        stages = [p for p in below if any("shardline" in part for part in _command(p))]
+        stages = [p for p in below if any(Path(part).name == "shardline" for part in _command(p))]
         for stage in stages[-1:] or [psutil.Process(process.pid)]:
             stage.send_signal(signum)
 

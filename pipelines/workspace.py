@@ -67,7 +67,7 @@ class Workspace:
 
     @property
     def state(self) -> Path:
-        """Journals, checkpoints and caches: never a DVC out, safe to delete."""
+        """Journals, checkpoints and caches: never a DVC out."""
         return self.root / STATE
 
     @property

@@ -47,6 +47,9 @@ class DigestError(ShardlineError):
         )
         self.what, self.expected, self.found = what, expected, found
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.what, self.expected, self.found)  # so that it crosses processes
+
 
 class LakeError(ShardlineError):
     pass
@@ -63,3 +66,6 @@ class Interrupted(ShardlineError):
         super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.signum)

@@ -237,4 +237,7 @@ def open_zone(root: Path, name: str, lake_url: str | None, zone_urls: dict[str, 
     """Zone `name` of the recipe whose folder is `root`: objects in `data/<name>`, or below the lake's (or the zone's
     own) URL when that is remote or another local folder."""
     url = zone_urls.get(name) or (f"{lake_url.rstrip('/')}/{recipe}/{name}" if lake_url else None)
+    if url:
+        bare = url.removeprefix("file://").removeprefix("local://")
+        url = url if "://" in bare else str(root / bare)  # relative ones start at the recipe's folder, as sources do
     return Zone(root / "data" / name, url)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,6 +30,10 @@ os.environ.update(
     }
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+# A machine that is busy is no failure.
+settings.register_profile("shardline", deadline=None)
+settings.load_profile("shardline")
 
 #: A recipe so small that the whole job takes seconds: documents of a folder `texts/`, a two-layer transformer.
 TINY = {

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from pipelines.ingest.readers import KINDS, READERS, Rows, detect
+from pipelines.ingest.readers import ID, KINDS, READERS, Rows, detect
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Curate
 from pipelines.workspace import Workspace
@@ -90,7 +90,7 @@ class CurateStage:
             raise DataError(
                 f"{item.label}: the files' columns differ: {error}. Name them in curate.features."
             ) from error
-        table = table.add_column(0, "id", pa.array(ids, pa.large_string()))
+        table = table.add_column(0, ID, pa.array(ids, pa.large_string()))
         splits = pa.array([self.split(name) for name in ids])
         records = []
         for split in SPLITS:
@@ -103,7 +103,7 @@ class CurateStage:
                     "bytes": stored.bytes,
                     "rows": part.num_rows,
                 }
-                stats = json.dumps(_facts(part), sort_keys=True)
+                stats = json.dumps(_facts(part, KINDS[reader]), sort_keys=True)
                 records.append({**about, "after": item.payload["after"], "split": split, "stats": stats})
         return Result(item.key, records, aside)
 
@@ -114,10 +114,21 @@ class CurateStage:
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
         """The curated manifest: a row an object."""
-        records = [{**record, "key": result.key} for result in results for record in result.records]
+        records = [
+            {**record, "key": result.key, "after": item.payload["after"]}  # of now: it is no part of the key
+            for item, result in zip(items, results, strict=True)
+            for record in result.records
+        ]
         if not records:
             raise DataError(
                 "curate: nothing is left: every file is empty or quarantined. Check curate.reader and its settings."
+            )
+        columns = {tuple(json.loads(record["stats"]).get("features", [])) for record in records}
+        if len(columns) > 1:
+            raise DataError(
+                "curate: the files' columns differ: "
+                + "; ".join(", ".join(names) for names in sorted(columns)[:2])
+                + ". Name those to use in curate.features."
             )
         counts = {split: sum(r["rows"] for r in records if r["split"] == split) for split in SPLITS}
         counts["quarantined"] = sum(len(result.quarantined) for result in results)
@@ -140,16 +151,13 @@ def _distinct(rows: Rows) -> Rows:
     return Rows([rows.ids[i] for i in keep], rows.table.take(pa.array(keep, pa.int64())), rows.quarantined)
 
 
-def _facts(table: pa.Table) -> dict[str, Any]:
-    """What the shard stage must know of an object before it reads it: classes, features, image sizes."""
+def _facts(table: pa.Table, kind: str) -> dict[str, Any]:
+    """What the shard stage must know of an object before it reads it: classes and features."""
     facts: dict[str, Any] = {}
     if "label" in table.column_names and table["label"].type == pa.string():
         facts["labels"] = sorted(set(table["label"].to_pylist()))
-    if "image" in table.column_names:
-        pairs = zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)
-        facts["sizes"] = sorted({(height, width) for height, width in pairs})[:3]
-    elif "label" in table.column_names:
-        facts["features"] = [name for name in table.column_names if name not in ("id", "label")]
+    if kind == "table":
+        facts["features"] = [name for name in table.column_names if name not in (ID, "label")]
     return facts
 
 

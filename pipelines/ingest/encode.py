@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.ingest.readers import ID
 from pipelines.params import Shard
 from storage.errors import DataError
 from storage.shards import encode_samples, encode_tokens
@@ -60,7 +61,7 @@ def pixels(table: pa.Table, params: Shard) -> NDArray[np.uint8]:
             if converted.size != (size[1], size[0]):
                 if params.image_size is None:
                     raise DataError(
-                        f"{table['id'][row]}: {converted.size[1]} x {converted.size[0]} pixels where the first image "
+                        f"{table[ID][row]}: {converted.size[1]} x {converted.size[0]} pixels where the first image "
                         f"has {size[0]} x {size[1]}. Set shard.image_size to bring them to one size."
                     )
                 converted = converted.resize((size[1], size[0]), Image.Resampling.BILINEAR)

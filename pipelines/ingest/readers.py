@@ -37,6 +37,9 @@ class Rows:
     quarantined: list[dict[str, Any]] = field(default_factory=list)
 
 
+ID = "sample_id"  # the curated column that names a sample; no feature may have this name
+_LARGEST = 3.4028234e38  # of float32, in which features are stored
+
 Reader = Callable[[str, bytes, Curate], Rows]
 
 
@@ -76,7 +79,8 @@ def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
             text = json.loads(line)[params.text_field]
             if not isinstance(text, str):
                 raise TypeError(f"{params.text_field!r} is {type(text).__name__}, not a string")
-        except (ValueError, KeyError, TypeError) as error:
+            text.encode()  # a lone surrogate is no text
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             aside.append({"name": f"{name}:{number}", "reason": f"{type(error).__name__}: {error}"})
             continue
         ids.append(f"{name}:{number}")
@@ -132,7 +136,7 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
 
 
 def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
-    """A table of numbers, or of documents when it has the column `curate.text_field` and no `curate.label`."""
+    """A table of numbers, a row a sample."""
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(data))
     except pa.ArrowInvalid as error:
@@ -151,6 +155,13 @@ def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Ro
             from pipelines.params import suggestion
 
             raise DataError(f"{name}: no column {column!r}{suggestion(column, table.column_names)}")
+    if twice := sorted({c for c in (params.label, *features) if table.column_names.count(c) > 1}):
+        raise DataError(f"{name}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
+    if ID in features or "label" in features:
+        raise DataError(
+            f"{name}: a feature is named {ID!r} or 'label', which the curated zone uses for its own columns. "
+            "Leave it out with curate.features, or rename it."
+        )
     reasons: dict[int, str] = {}
     columns: dict[str, pa.Array] = {}
     for column in features:
@@ -174,10 +185,10 @@ def _floats(column: Any, name: str, reasons: dict[int, str]) -> pa.Array:
     try:
         numbers = column.cast(pa.float64())
         values = numbers.to_pylist()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         values = [_float(value) for value in column.to_pylist()]
     for row, value in enumerate(values):
-        if value is None or value != value or value in (float("inf"), float("-inf")):
+        if value is None or not abs(value) <= _LARGEST:  # False for NaN too
             reasons.setdefault(row, f"column {name!r}: {column[row].as_py()!r} is not a finite number")
     return pa.array(values, pa.float64())
 

@@ -6,6 +6,7 @@ every object is read once, and one more source file changes one group.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,10 +27,12 @@ from pipelines.ingest.encode import (
     merge_moments,
     pixels,
 )
+from pipelines.ingest.readers import ID
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Shard
 from pipelines.workspace import Workspace
 from storage.digest import digest_json, keyed_uint64
+from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
@@ -119,7 +122,7 @@ def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) ->
         texts = [text.as_buffer() for text in table["text"]]
         sizes = np.fromiter((2 * (text.size + 1) for text in texts), np.int64, len(texts))
         for start, stop in _cuts(sizes, params.target_mb):
-            ids = table["id"][start:stop].to_pylist()
+            ids = table[ID][start:stop].to_pylist()
             yield encode_documents([memoryview(text) for text in texts[start:stop]], ids)
         return
     if kind == "image":
@@ -129,7 +132,7 @@ def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) ->
     labels = _labels(table["label"], facts)
     row_bytes = np.full(len(inputs), inputs[0].nbytes + 8, np.int64)
     for start, stop in _cuts(row_bytes, params.target_mb):
-        yield encode_inputs(inputs[start:stop], labels[start:stop], table["id"][start:stop].to_pylist())
+        yield encode_inputs(inputs[start:stop], labels[start:stop], table[ID][start:stop].to_pylist())
 
 
 def _labels(column: pa.ChunkedArray, facts: dict[str, Any]) -> Any:
@@ -151,7 +154,7 @@ def _facts(curated: Manifest) -> dict[str, Any]:
     """Classes (numbers in numeric order) and features of the whole dataset."""
     known = [json.loads(stats) for stats in curated.table["stats"].to_pylist()]
     labels = sorted({label for stats in known for label in stats.get("labels", [])})
-    if all(label.lstrip("-").isdigit() for label in labels):
+    if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
         labels.sort(key=int)
     features = next((stats["features"] for stats in known if "features" in stats), None)
     return {"classes": labels or None, "features": features}
@@ -165,6 +168,12 @@ def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], param
     target: dict[str, Any] = {"name": "label", "dtype": "int64" if facts["classes"] else "float32"}
     if not facts["classes"] and moments:
         [target["mean"]], [target["std"]] = merge_moments([part["target"] for part in moments])
+    shapes = sorted({str(json.loads(record["stats"])["shape"]) for record in records if record["stats"]})
+    if len(shapes) > 1:
+        raise DataError(
+            f"shard: samples have different shapes: {', '.join(shapes[:3])}. Set shard.image_size, to which images "
+            "are resized."
+        )
     shape = json.loads(records[0]["stats"])["shape"]
     return {
         "inputs": {"x": {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}},

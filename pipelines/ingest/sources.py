@@ -82,10 +82,17 @@ def _list_one(
             f"ingest.sources: {source!r} cannot be listed: {type(error).__name__}: {error}. Check the URL, that its "
             "fsspec driver is installed, and the credentials in the environment."
         ) from error
-    names = {path: str(PurePosixPath(path).relative_to(base)) for path in infos}
+    web = expanded.startswith(("http://", "https://"))  # whose query may hold a signature: no part of a name
+    names = {path: str(PurePosixPath(path.split("?")[0] if web else path).relative_to(base)) for path in infos}
     infos = {path: info for path, info in infos.items() if not _excluded(names[path], exclude)}
     if isinstance(fs, LocalFileSystem):
-        marks = dict(zip(infos, fingerprints.of(list(infos)), strict=True))
+        try:
+            marks = dict(zip(infos, fingerprints.of(list(infos)), strict=True))
+        except (OSError, UnicodeError) as error:
+            raise SourceError(
+                f"ingest.sources: {source!r}: a file cannot be read: {error}. Mend it, or leave it out with "
+                "ingest.exclude."
+            ) from error
     else:
         marks = {path: _remote_fingerprint(fs, path, info) for path, info in infos.items()}
     return [
@@ -96,7 +103,8 @@ def _list_one(
 
 def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str]) -> tuple[str, dict[str, dict[str, Any]]]:
     """(fixed part, path → info) of the files at `path`: a file, a folder (all below it) or a glob."""
-    if magic := _MAGIC.search(path):
+    wildcard = re.compile(r"[*\[]") if path.startswith("http") else _MAGIC  # there a ? begins the query
+    if magic := wildcard.search(path):
         base = path[: magic.start()].rpartition("/")[0]
         if not fs.exists(base or "/"):
             raise FileNotFoundError(base)
@@ -104,7 +112,8 @@ def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str]) -> tuple
     elif fs.isfile(path):
         base, found = path.rpartition("/")[0], {path: fs.info(path)}
     elif fs.isdir(path):
-        base, found = path.rstrip("/"), fs.find(path, detail=True)
+        base = path.rstrip("/")
+        found = _walk(base, f"{base}/**", exclude) if isinstance(fs, LocalFileSystem) else fs.find(path, detail=True)
     else:
         raise FileNotFoundError(path)
     return base, {name: info for name, info in sorted(found.items()) if info["type"] == "file"}
@@ -114,7 +123,7 @@ def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, An
     """A local glob that doesn't enter excluded folders (a site-packages below may hold 100,000 files)."""
     wanted = re.compile(glob_translate(pattern))
     found: dict[str, dict[str, Any]] = {}
-    for folder, folders, files in os.walk(base):
+    for folder, folders, files in os.walk(base, onerror=_fail):
         below = os.path.relpath(folder, base).replace(os.sep, "/").removeprefix(".")
         prefix = f"{below}/" if below else ""
         folders[:] = sorted(name for name in folders if not _excluded(f"{prefix}{name}/", exclude))
@@ -125,8 +134,12 @@ def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, An
     return found
 
 
+def _fail(error: OSError) -> None:
+    raise error  # os.walk would leave an unreadable folder out without a word
+
+
 def _remote_fingerprint(fs: fsspec.AbstractFileSystem, path: str, info: dict[str, Any]) -> str:
-    for field in ("ETag", "etag", "md5Hash", "content_md5", "sha256", "VersionId"):
+    for field in ("ETag", "etag", "md5Hash", "content_md5", "sha256", "VersionId", "Last-Modified"):
         if info.get(field):
             return f"{field}:{info[field]}"
     stamp = info.get("LastModified") or info.get("mtime") or info.get("created") or fs.ukey(path)

@@ -19,7 +19,7 @@ from pipelines.params import Compute
 from pipelines.progress import progress
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, write_atomically
-from storage.digest import canonical_json, keyed_uint64
+from storage.digest import canonical_json, digest_bytes, digest_file, keyed_uint64
 from storage.errors import DataError, FormatError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -126,7 +126,9 @@ def commit(
         )
     manifest = stage.build(items, ordered)
     if aside:
-        write_atomically(stage.zone.folder / QUARANTINE, b"".join(canonical_json(entry) + b"\n" for entry in aside))
+        lines = b"".join(canonical_json(entry) + b"\n" for entry in aside)
+        manifest = Manifest({**manifest.header, "quarantine": digest_bytes(lines)}, manifest.table)
+        write_atomically(stage.zone.folder / QUARANTINE, lines)
     else:
         (stage.zone.folder / QUARANTINE).unlink(missing_ok=True)
     stage.zone.commit(manifest)
@@ -135,13 +137,18 @@ def commit(
 
 
 def _committed(zone: Zone) -> Iterator[Result]:
-    """The results that the present manifest holds. A manifest that cannot be read counts as none."""
+    """The results that the present manifest holds. One that cannot be read counts as none; so does one whose quarantine
+    file is another's (a commit was cut off between the two), since results would lose what they set aside."""
     if not zone.complete:
         return
     try:
-        records = zone.manifest().records()
+        manifest = zone.manifest()
     except FormatError:
         return
+    file = zone.folder / QUARANTINE
+    if manifest.header.get("quarantine") != (digest_file(file) if file.is_file() else None):
+        return
+    records = manifest.records()
     aside: dict[str, list[dict[str, Any]]] = {}
     for entry in _json_lines(zone.folder / QUARANTINE):
         aside.setdefault(entry.pop("key"), []).append(entry)

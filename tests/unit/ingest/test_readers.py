@@ -80,3 +80,19 @@ def test_the_reader_is_found_by_suffix() -> None:
     assert detect(["x/a.PNG", "y/b.jpeg"]) == "image_folder"
     with pytest.raises(DataError, match=r"mix csv, text.*curate.reader"):
         detect(["a.csv", "b.txt"])
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [("x,x,y", "has x twice"), ("x,label,y", "own columns"), ("sample_id,x,y", "own columns")],
+)
+def test_columns_that_cannot_be_kept_apart_are_refused(header: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_csv("t.csv", f"{header}\n1,2,a\n".encode(), TABLE)
+
+
+def test_values_that_no_column_holds_are_set_aside() -> None:
+    assert read_csv("t.csv", b"a,y\n1e39,u\n1,u\n", TABLE).ids == ["t.csv:3"]
+    rows = read_jsonl("t.jsonl", b'{"text": "\\ud800"}\n{"text": "ok"}\n', Curate())
+    assert rows.ids == ["t.jsonl:2"]
+    assert len(rows.quarantined) == 1

@@ -84,3 +84,9 @@ def test_fingerprints_follow_content(tree: Path) -> None:
 def test_the_standard_library_is_there(tree: Path) -> None:
     listed = names(tree, "{python_stdlib}/*.py")
     assert {"ast.py", "os.py"} <= set(listed)
+
+
+def test_links_to_files_count_in_folders_and_globs(tree: Path) -> None:
+    (tree / "in" / "link.txt").symlink_to(tree / "in" / "a.txt")
+    assert "link.txt" in names(tree, "in")
+    assert "link.txt" in names(tree, "in/**")

@@ -135,3 +135,29 @@ def test_items_travel_as_json() -> None:
     item = Item("k", "label", 3, {"a": [1]})
     assert Item(**item.__dict__) == item
     assert Result("k", []).quarantined == []
+
+
+def test_history_does_not_show_in_the_version(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """After any additions and deletions the version is that of the same files from scratch."""
+    make(recipe, *ALL)
+    for name in ("doc000", "doc007", "doc016", "doc017"):
+        (recipe / "texts" / f"{name}.txt").unlink()
+        make(recipe, *ALL)
+    (recipe / "texts" / "doc016b.txt").write_text("later\n" * 9)
+    other = tmp_path_factory.mktemp("scratch")
+    (other / "texts").symlink_to(recipe / "texts")
+    write_params(other, TINY)
+    assert [s.manifest.digest for s in make(recipe, *ALL)] == [s.manifest.digest for s in make(other, *ALL)]
+
+
+def test_a_quarantine_file_of_another_commit_counts_for_nothing(recipe: Path) -> None:
+    """Cut off between quarantine.jsonl and the manifest, without a journal: the items are worked again."""
+    (recipe / "texts" / "doc004.txt").write_bytes(b"\xff\xfe broken")
+    write_params(recipe, {**TINY, "curate": {**TINY["curate"], "max_quarantined": 9}})  # type: ignore[dict-item]
+    whole = make(recipe, *ALL)[1]
+    file = recipe / "data" / "curated" / "quarantine.jsonl"
+    file.write_text(file.read_text() + '{"key": "other", "name": "x", "reason": "y"}\n')
+    again = make(recipe, "curate")[0]
+    assert again.worked == again.items
+    assert again.manifest.digest == whole.manifest.digest
+    assert make(recipe, "curate")[0].worked == 0
