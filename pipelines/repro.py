@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -94,8 +94,9 @@ def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
             return
         # The innermost shardline command is the stage; it tells its own ranks.
         stages = [p for p in below if any(Path(part).name == "shardline" for part in _command(p))]
-        for stage in stages[-1:] or [psutil.Process(process.pid)]:
-            stage.send_signal(signum)
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            for stage in stages[-1:] or [psutil.Process(process.pid)]:
+                stage.send_signal(signum)
 
     before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:

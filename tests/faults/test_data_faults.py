@@ -79,6 +79,17 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(run: Run, recipe: Pat
     assert _digest(recipe, "raw") == _digest(undisturbed, "raw")
 
 
+def test_a_full_disk_under_a_checkpoint_is_named(run: Run, recipe: Path) -> None:
+    for stage in STAGES:
+        run("shardline", stage, cwd=recipe)
+    mount = "mount -t tmpfs -o size=64k tmpfs .shardline && exec shardline train"
+    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
+    done = run(*command, cwd=recipe, code=1, env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    assert "no space left on the device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (recipe / "data" / "model").exists()
+
+
 def test_workers_end_with_a_killed_parent(run: Run, recipe: Path, environment: dict[str, str]) -> None:
     """SIGKILL of the stage leaves no worker process behind."""
     code = (
