@@ -1,0 +1,258 @@
+"""Shards through the tiers: node cache (disk) → hot cache (Redis) → lake.
+
+    with Tiered(zone, node, hot) as cache:
+        source = cache.fetch(obj)           # the shard's file on this machine, or its bytes
+        shard = Shard.open(source, zone.describe(obj.path))
+
+What `fetch` gives is plain and was checked against its digest in this process. A tier that fails is passed over, so
+that only the lake's own errors reach the caller.
+"""
+
+import atexit
+import logging
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import pyarrow as pa
+from blake3 import blake3
+from typing_extensions import Buffer
+
+from storage.cache.counters import Counters, Tally
+from storage.cache.node import Claim, NodeCache
+from storage.digest import digest_bytes, digest_file
+from storage.errors import DigestError, LakeError
+from storage.lake import StoredObject, Zone
+
+COMPRESSED = ".zst"
+_log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """Reads the lake's objects by ranges side by side (storage/remote.py)."""
+
+    def read_into(
+        self, path: str, offset: int, out: memoryview, on_range: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Fill `out` with the bytes of object `path` from `offset` on; `on_range(start, stop)` as ranges of `out`
+        arrive, in any order and from any thread, one at a time. Raises LakeError."""
+
+
+class _PlainReader:
+    """One read after the other."""
+
+    def __init__(self, zone: Zone) -> None:
+        self.zone = zone
+
+    def read_into(
+        self, path: str, offset: int, out: memoryview, on_range: Callable[[int, int], None] | None = None
+    ) -> None:
+        data = self.zone.read(path)[offset : offset + len(out)]
+        if len(data) != len(out):
+            raise LakeError(f"{self.zone.describe(path)}: {len(data)} bytes from {offset} on, not {len(out)}.")
+        out[:] = data
+        if on_range is not None:
+            on_range(0, len(out))
+
+
+class Tiered:
+    """The shards of `zone` through those tiers that are given; without any, straight from the lake.
+
+    Threads may share it: different shards are fetched side by side, one shard once. It can be pickled and survives a
+    fork. `counters` are of this process; `close` adds them to those that each tier keeps for all.
+    """
+
+    def __init__(self, zone: Zone, node: NodeCache | None = None, hot: None = None) -> None:
+        self.zone, self.node, self.hot = zone, node, hot
+        self._reset()
+        close = weakref.WeakMethod(self.close)
+        atexit.register(lambda: (method := close()) and method())
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[Path | Buffer]] = {}
+        self._intact: set[tuple[str, int]] = set()  # digest and inode of the files that this process has checked
+        self._tallies = {"node": Tally(), "hot": Tally(), "lake": Tally()}
+        self._reader: Reader = getattr(self.zone, "reader", None) or _PlainReader(self.zone)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiered, (self.zone, self.node, self.hot)
+
+    # -- fetching --------------------------------------------------------------------------------------------------
+
+    def fetch(self, obj: StoredObject) -> Path | Buffer:
+        """The shard `obj`, plain and intact: its file on this machine, or its bytes where no tier keeps a file.
+
+        A file of the node cache may lose its name when its place is needed: open it at once, or call `open`.
+        Raises DigestError (with both digests) when the lake itself holds other bytes, and LakeError.
+        """
+        if self._process != os.getpid():  # forked: the parent's locks and what was under way stay there
+            self._reset()
+        with self._lock:
+            future = self._under_way.get(obj.digest)
+            mine = future is None
+            if future is None:
+                future = self._under_way[obj.digest] = Future()
+        if not mine:
+            return future.result()
+        try:
+            result = self._fetch(obj)
+            future.set_result(result)
+            return result
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._under_way[obj.digest]
+
+    def open(self, obj: StoredObject) -> tuple[pa.Buffer, bool]:
+        """The shard `obj` as a buffer, and whether that is memory of this process rather than a mapped file."""
+        for _ in range(3):
+            source = self.fetch(obj)
+            if not isinstance(source, Path):
+                return pa.py_buffer(source), True
+            try:
+                with pa.memory_map(str(source)) as mapped:
+                    return mapped.read_buffer(), False
+            except FileNotFoundError:  # its place in the ring was needed between the two lines above
+                continue
+        return pa.py_buffer(self._in_memory(obj)), True
+
+    def _fetch(self, obj: StoredObject) -> Path | Buffer:
+        size = plain_bytes(obj)
+        if self.node is None and self.hot is None and not _is_compressed(obj):
+            file = self.zone.local_path(obj.path)
+            if file is not None:
+                return self._local(file, obj)
+        if self.node is None:
+            return self._in_memory(obj)
+        claim = self.node.claim(obj.digest, size)
+        if isinstance(claim, Path) and not self._is_intact(claim, obj.digest):
+            _log.warning("node cache: %s is damaged; it is fetched again", claim)
+            self.node.drop([obj.digest])
+            claim = self.node.claim(obj.digest, size)
+        if isinstance(claim, Path) and self._is_intact(claim, obj.digest):
+            self._tallies["node"].add(hits=1, bytes=size)
+            return claim
+        self._tallies["node"].add(misses=1)
+        return self._into(claim, obj) if isinstance(claim, Claim) else self._in_memory(obj)
+
+    def _local(self, file: Path, obj: StoredObject) -> Path:
+        """An object of a lake on this machine, checked once."""
+        try:
+            if not self._is_intact(file, obj.digest):
+                raise DigestError(str(file), obj.digest, digest_file(file))
+        except FileNotFoundError:
+            self.zone.read(obj.path)  # raises what says so best
+        return file
+
+    def _is_intact(self, file: Path, digest: str) -> bool:
+        """Whether the file has its digest; read once a process."""
+        try:
+            key = (digest, file.stat().st_ino)
+            if key not in self._intact:
+                if digest_file(file) != digest:
+                    return False
+                self._intact.add(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _into(self, claim: Claim, obj: StoredObject) -> Path | Buffer:
+        """Fill a file of the node cache; its bytes where it can't keep its name."""
+        try:
+            self._fill(obj, claim.view)
+        except BaseException:
+            claim.abandon()
+            raise
+        file = claim.commit()
+        if file is None:
+            return claim.view
+        self._intact.add((obj.digest, os.stat(file).st_ino))
+        return file
+
+    def _in_memory(self, obj: StoredObject) -> Buffer:
+        size = plain_bytes(obj)
+        view = memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
+        self._fill(obj, view)
+        return view
+
+    def _fill(self, obj: StoredObject, view: memoryview) -> None:
+        """Put the shard's plain bytes into `view`, from the hot cache or the lake, and check them."""
+        self._from_lake(obj, view)
+
+    def _from_lake(self, obj: StoredObject, view: memoryview) -> None:
+        """Read the object, twice if its bytes aren't those of its digest. Raises DigestError, LakeError."""
+        found = ""
+        for _ in range(2):
+            self._tallies["lake"].add(hits=1, bytes=obj.bytes)
+            if _is_compressed(obj):
+                found = self._decompress(obj, view)
+            else:
+                self._reader.read_into(obj.path, 0, view, None)
+                found = digest_bytes(view)
+            if found == obj.digest:
+                return
+        raise DigestError(self.zone.describe(obj.path), obj.digest, found)
+
+    def _decompress(self, obj: StoredObject, view: memoryview) -> str:
+        """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
+        packed = memoryview(mmap.mmap(-1, obj.bytes))
+        self._reader.read_into(obj.path, 0, packed, None)
+        try:
+            with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(packed)), "zstd") as stream:
+                return digest_bytes(view) if _read_exactly(stream, view) else "of another length"
+        except OSError:  # a damaged frame
+            return blake3(packed).hexdigest()
+
+    # -- accounts --------------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Counters]:
+        """Of each tier (node, hot, lake), in this process."""
+        return {name: tally.counters() for name, tally in self._tallies.items()}
+
+    def close(self) -> None:
+        """Finish what is under way in the background and report the counters. It can be used again."""
+        if self._process == os.getpid() and self.node is not None:
+            self.node.report(self._tallies["node"].unreported())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def plain_bytes(obj: StoredObject) -> int:
+    """Bytes of the object once it is plain."""
+    return int(getattr(obj, "plain_bytes", None) or obj.bytes)
+
+
+def _is_compressed(obj: StoredObject) -> bool:
+    return obj.path.endswith(COMPRESSED)
+
+
+def _read_exactly(stream: pa.NativeFile, view: memoryview) -> bool:
+    """Whether `stream` holds just as many bytes as `view`, which gets them."""
+    done = 0
+    while done < len(view):
+        count = stream.readinto(view[done:])
+        if not count:
+            return False
+        done += count
+    return not stream.read(1)
+
+
+def objects_of(table: pa.Table) -> Iterable[StoredObject]:
+    """The objects that the rows of a shards manifest name."""
+    names = [name for name in ("path", "digest", "bytes", "plain_bytes") if name in table.column_names]
+    known = set(StoredObject.__dataclass_fields__)
+    for row in table.select(names).to_pylist():
+        yield StoredObject(**{name: value for name, value in row.items() if name in known})
