@@ -65,7 +65,7 @@ class Buffers:
         return np.asarray(loan)
 
     def _give_back(self, key: int) -> None:
-        """Called when a loan dies, in whichever thread let go of it, perhaps amid anything: so there is no lock here, and
+        """Called when a loan dies, in whichever thread let go of it and perhaps amid anything: so there is no lock, and
         each operation on a dictionary or a list is whole."""
         _, buffer = self._lent.pop(key)
         if self.idle_bytes + buffer.nbytes <= self.idle_limit:
