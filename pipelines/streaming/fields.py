@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.order import Ints
-from pipelines.streaming.rows import copy_cells, copy_rows, on_grid
+from pipelines.streaming.rows import Rows
 from storage.errors import DataError
 from storage.shards import Column, Shard
 
@@ -32,23 +32,6 @@ class Samples:
     shard: Ints
     row: Ints
     shards: Mapping[int, Shard]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where rows lie: at addresses, or on cells of the grid at offset `grid` (see `rows.on_grid`); int64 [n]."""
-
-    where: Ints
-    grid: int | None = None
-
-    def copy(self, part: slice, out: Array) -> None:
-        """Fill `out`, [rows of `part`, …], with them."""
-        if not out.size:
-            return
-        if self.grid is not None:
-            copy_cells(self.grid, self.where[part], out)
-        else:
-            copy_rows(self.where[part], out)
 
 
 @dataclass(frozen=True)
@@ -81,6 +64,10 @@ class Field(ABC):
     def id(self, shard: Shard, row: int) -> str:
         """The name of a sample."""
         return str(shard.ids[row])
+
+    def reserve(self, count: int, new: New) -> Array | None:
+        """Memory such as `gather` will ask for to hold `count` samples, where that is known beforehand."""
+        return None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,7 +111,7 @@ def _describe(column: Column) -> str:
 class Fixed(Field):
     """A column of fixed width: row i of the shard is sample i. Gives `name` [n, *shape]."""
 
-    facts = 3  # the column's address, and the same as offset and cell of a grid
+    facts = 3  # the column's address, and the same as the origin of a grid of its rows' size and a cell on it
 
     @classmethod
     def of(cls, name: str, dtype: str, shape: tuple[int, ...] = ()) -> "Fixed":
@@ -137,16 +124,20 @@ class Fixed(Field):
     def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
         self._check(shard, shard.rows, samples)
         address = shard.column(self.name).ctypes.data
-        return address, *on_grid(address, self.nbytes)
+        cell, origin = divmod(address, max(1, self.nbytes))
+        return address, origin, cell
 
-    def locate(self, samples: Samples, facts: Ints) -> Place:
-        address, grid, cell = facts
-        grids = grid[samples.shard]
-        if len(grids) and (grids == grids[0]).all():
-            return Place(cell[samples.shard] + samples.row, int(grids[0]))
-        return Place(address[samples.shard] + samples.row * self.nbytes)
+    def locate(self, samples: Samples, facts: Ints) -> Rows:
+        address, origin, cell = facts
+        origins = origin[samples.shard]
+        if len(origins) and self.nbytes and (origins == origins[0]).all():
+            return Rows.on_grid(cell[samples.shard] + samples.row, int(origins[0]), self.nbytes)
+        return Rows.at(address[samples.shard] + samples.row * self.nbytes, self.nbytes)
 
-    def gather(self, samples: Samples, place: Place, part: slice, new: New, meter: Meter) -> Arrays:
+    def reserve(self, count: int, new: New) -> Array | None:
+        return new((count, *self.stored.shape), self.stored.dtype)
+
+    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
         out = new((len(samples.row[part]), *self.stored.shape), self.stored.dtype)
         place.copy(part, out)
         return {self.name: out}
@@ -193,10 +184,11 @@ class Windows(Field):
         document = int(np.searchsorted(shard.offsets, token, side="right")) - 1
         return f"{shard.ids[document]}+{token - int(shard.offsets[document])}"
 
-    def locate(self, samples: Samples, facts: Ints) -> Place:
-        return Place(facts[0][samples.shard] + samples.row * self.stride)
+    def locate(self, samples: Samples, facts: Ints) -> Rows:
+        addresses = facts[0][samples.shard] + samples.row * self.stride
+        return Rows.at(addresses, (self.seq_len + 1) * self.stored.nbytes)
 
-    def gather(self, samples: Samples, place: Place, part: slice, new: New, meter: Meter) -> Arrays:
+    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
         shard, row = samples.shard[part], samples.row[part]
         shape = (len(shard), self.seq_len + 1)
         out = new(shape, self.stored.dtype)

@@ -31,6 +31,7 @@ Last = Literal["keep", "drop", "pad"]
 
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 1 << 20  # bytes up to which small batches are gathered and handed over together
+_RESERVED = 6  # groups that are alive at once: made, handed over, in use
 
 _Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
 
@@ -84,6 +85,7 @@ class _Source:
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
         """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
         fetcher = self.gatherer.fetcher
+        self.gatherer.reserve(self.share * self._together, _RESERVED)
         plans = self._plans(epoch, step, epochs)
         if ahead:
             fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)

@@ -28,6 +28,7 @@ from storage.cache.node import Claim, NodeCache
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
+from storage.mapped import map_file
 
 COMPRESSED = ".zst"
 _log = logging.getLogger(__name__)
@@ -119,8 +120,7 @@ class Tiered:
             if not isinstance(source, Path):
                 return pa.py_buffer(source), True
             try:
-                with pa.memory_map(str(source)) as mapped:
-                    return mapped.read_buffer(), False
+                return map_file(source), False
             except FileNotFoundError:  # its place in the ring was needed between the two lines above
                 continue
         return pa.py_buffer(self._in_memory(obj)), True
