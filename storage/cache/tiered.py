@@ -24,6 +24,7 @@ from blake3 import blake3
 from typing_extensions import Buffer
 
 from storage.cache.counters import Counters, Tally
+from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
@@ -67,7 +68,7 @@ class Tiered:
     fork. `counters` are of this process; `close` adds them to those that each tier keeps for all.
     """
 
-    def __init__(self, zone: Zone, node: NodeCache | None = None, hot: None = None) -> None:
+    def __init__(self, zone: Zone, node: NodeCache | None = None, hot: HotCache | None = None) -> None:
         self.zone, self.node, self.hot = zone, node, hot
         self._reset()
         close = weakref.WeakMethod(self.close)
@@ -78,7 +79,7 @@ class Tiered:
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path | Buffer]] = {}
         self._intact: set[tuple[str, int]] = set()  # digest and inode of the files that this process has checked
-        self._tallies = {"node": Tally(), "hot": Tally(), "lake": Tally()}
+        self._tallies = {"node": Tally(), "lake": Tally()}
         self._reader: Reader = getattr(self.zone, "reader", None) or _PlainReader(self.zone)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -186,17 +187,23 @@ class Tiered:
 
     def _fill(self, obj: StoredObject, view: memoryview) -> None:
         """Put the shard's plain bytes into `view`, from the hot cache or the lake, and check them."""
-        self._from_lake(obj, view)
+        if self.hot is None:
+            self._from_lake(obj, view, None)
+        else:
+            self.hot.fill(obj.digest, view, lambda on_range: self._from_lake(obj, view, on_range))
 
-    def _from_lake(self, obj: StoredObject, view: memoryview) -> None:
-        """Read the object, twice if its bytes aren't those of its digest. Raises DigestError, LakeError."""
+    def _from_lake(self, obj: StoredObject, view: memoryview, on_range: OnRange | None) -> None:
+        """Read the object, twice if its bytes aren't those of its digest; `on_range(start, stop)` as parts of `view`
+        are there. Raises DigestError, LakeError."""
         found = ""
         for _ in range(2):
             self._tallies["lake"].add(hits=1, bytes=obj.bytes)
             if _is_compressed(obj):
                 found = self._decompress(obj, view)
+                if on_range is not None and found == obj.digest:
+                    on_range(0, len(view))
             else:
-                self._reader.read_into(obj.path, 0, view, None)
+                self._reader.read_into(obj.path, 0, view, on_range)
                 found = digest_bytes(view)
             if found == obj.digest:
                 return
@@ -216,12 +223,17 @@ class Tiered:
 
     def counters(self) -> dict[str, Counters]:
         """Of each tier (node, hot, lake), in this process."""
-        return {name: tally.counters() for name, tally in self._tallies.items()}
+        node, lake = (self._tallies[name].counters() for name in ("node", "lake"))
+        return {"node": node, "hot": self.hot.tally.counters() if self.hot is not None else Counters(), "lake": lake}
 
     def close(self) -> None:
         """Finish what is under way in the background and report the counters. It can be used again."""
-        if self._process == os.getpid() and self.node is not None:
+        if self._process != os.getpid():
+            return
+        if self.node is not None:
             self.node.report(self._tallies["node"].unreported())
+        if self.hot is not None:
+            self.hot.close()
 
     def __enter__(self) -> Self:
         return self
