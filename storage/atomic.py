@@ -9,7 +9,25 @@ from pathlib import Path
 
 from typing_extensions import Buffer
 
-from storage.errors import LakeError
+from storage.errors import LakeError, ShardlineError
+
+#: How libraries word it that hide the system's error in one of their own: SQLite, Rust's std::io, Arrow.
+_FULL = ("database or disk is full", "no space left on device", "os error 28", "errno 28", "disk quota exceeded")
+
+
+def full_disk(error: BaseException, what: str | Path | None = None) -> LakeError | None:
+    """A LakeError that names `what` (or the file that `error` names), if a full disk is at the root of `error`."""
+    link: BaseException | None = error
+    while link is not None:
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(sign in str(link).lower() for sign in _FULL):
+            name = what or getattr(link, "filename2", None) or getattr(link, "filename", None) or Path.cwd()
+            return LakeError(
+                f"{name}: no space left on the device. What was finished is kept; free some space, or place the zone "
+                "elsewhere with `lake.url`, then run the same command again."
+            )
+        link = link.__cause__ or link.__context__
+    return None
 
 
 @contextmanager
@@ -17,13 +35,12 @@ def storage_errors(what: str | Path) -> Iterator[None]:
     """Turn the operating system's write errors into a LakeError that names `what` and the way out."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LakeError(
-                f"{what}: no space left on the device. What was finished is kept; free some space, or place the zone "
-                "elsewhere with `lake.url`, then run the same command again."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    except ShardlineError:
+        raise
+    except Exception as error:
+        if full := full_disk(error, what):
+            raise full from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise LakeError(f"{what}: not writable ({error.strerror}). Check its permissions or `lake.url`.") from error
         raise
 

@@ -135,10 +135,20 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
     return Rows(rows.ids, rows.table, [*aside, *rows.quarantined])
 
 
+def parquet_table(data: bytes) -> pa.Table:
+    """The table in a Parquet file's bytes. Raises ArrowInvalid.
+
+    In this thread alone: Arrow's own threads may let go of `data` later, and one that does so while the interpreter
+    ends takes the process down with it.
+    """
+    with pyarrow.parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+        return file.read(use_threads=False)
+
+
 def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
     """A table of numbers, a row a sample."""
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        table = parquet_table(data)
     except pa.ArrowInvalid as error:
         return _none(name, f"not a Parquet file: {error}", {})
     numbers = list(range(1, table.num_rows + 1))

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet
 
 from pipelines.ingest.encode import (
     SEPARATOR,
@@ -27,7 +26,7 @@ from pipelines.ingest.encode import (
     merge_moments,
     pixels,
 )
-from pipelines.ingest.readers import ID
+from pipelines.ingest.readers import ID, parquet_table
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Shard
 from pipelines.workspace import Workspace
@@ -81,8 +80,7 @@ class ShardStage:
     def work(self, item: Item) -> Result:
         """Read the group, put its rows in a keyed random order, and write them as shards of about `target_mb`."""
         tables = [
-            pyarrow.parquet.read_table(pa.BufferReader(self.source.read(member["path"], member["digest"])))
-            for member in item.payload["objects"]
+            parquet_table(self.source.read(member["path"], member["digest"])) for member in item.payload["objects"]
         ]
         table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.key))
         records = []
