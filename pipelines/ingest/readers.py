@@ -180,7 +180,7 @@ def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Ro
     if params.target == "value":
         columns["label"] = _floats(label, params.label, reasons)
     else:
-        columns["label"] = label.cast(pa.string())
+        columns["label"] = _classes(name, label, params.label)
         for row, value in enumerate(columns["label"].to_pylist()):
             if value is None or not value.strip():
                 reasons.setdefault(row, f"column {params.label!r}: no label")
@@ -188,6 +188,17 @@ def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Ro
     aside = [{"name": f"{name}:{lines[row]}", "reason": reason} for row, reason in sorted(reasons.items())]
     clean = pa.table(columns).take(keep)
     return Rows([f"{name}:{lines[row]}" for row in keep.to_pylist()], clean, aside)
+
+
+def _classes(name: str, label: pa.Array, column: str) -> pa.Array:
+    """Labels as strings. Raises DataError for a column of lists, structs and the like."""
+    try:
+        return label.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{name}: the label column {column!r} holds {label.type}, which names no classes. Set curate.label to a "
+            "column of text, integers or booleans, or curate.target: value for a number to regress."
+        ) from error
 
 
 def _floats(column: Any, name: str, reasons: dict[int, str]) -> pa.Array:
