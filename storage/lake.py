@@ -20,6 +20,7 @@ from storage.atomic import atomic_path, storage_errors, sync_folder
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.manifest import FILENAME, Manifest
+from storage.remote import TIMEOUT, RangeReader
 
 ZONES = ("raw", "curated", "shards")
 OBJECTS = "objects"
@@ -46,6 +47,7 @@ class Zone:
     folder: Path
     url: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    timeout: float = TIMEOUT  # seconds that the lake may be without progress
 
     @cached_property
     def _remote(self) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -59,7 +61,13 @@ class Zone:
         return fs, root.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "url": self.url, "options": self.options}
+        return {"folder": self.folder, "url": self.url, "options": self.options, "timeout": self.timeout}
+
+    @property
+    def reader(self) -> RangeReader:
+        """Reads ranges of the objects, wherever they lie. One a process and place; threads share it."""
+        url = str(self.root.resolve()) if self.root is not None else str(self.url)
+        return _reader(url, self.options if self.root is None else (), self.timeout)
 
     @cached_property
     def root(self) -> Path | None:
@@ -231,6 +239,13 @@ class _remote_errors:
             f"{self.what}: {type(error).__name__}: {error}. Check `lake.url`, the endpoint and the credentials "
             "in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)."
         ) from error
+
+
+_readers: dict[tuple[str, str, float], RangeReader] = {}
+
+
+def _reader(url: str, options: tuple[tuple[str, Any], ...], timeout: float) -> RangeReader:
+    return _readers.setdefault((url, repr(options), timeout), RangeReader(url, dict(options), timeout))
 
 
 def open_zone(root: Path, name: str, lake_url: str | None, zone_urls: dict[str, str], recipe: str) -> Zone:
