@@ -1,10 +1,13 @@
 """Files that are whole or absent: temp + fsync + rename, with a clear error for a full disk."""
 
 import errno
+import fcntl
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from typing_extensions import Buffer
@@ -29,6 +32,8 @@ def full_disk(error: BaseException, what: str | Path | None = None) -> LakeError
         link = link.__cause__ or link.__context__
     return None
 
+_BEGUN = time.time()  # when this process began, nearly
+
 
 @contextmanager
 def storage_errors(what: str | Path) -> Iterator[None]:
@@ -46,6 +51,24 @@ def storage_errors(what: str | Path) -> Iterator[None]:
 
 
 @contextmanager
+def temporary_file(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new empty file in `folder`, removed at the end if it is still there.
+
+    It is locked as long as its process lives, so that `sweep_temporaries` knows those of the dead.
+    """
+    with storage_errors(folder):
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=folder)
+    temporary = Path(name)
+    try:
+        with suppress(OSError):  # a file system without locks; nothing is ever swept there
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
 def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
     """A temporary path beside `target`; synced and renamed to it when the block succeeds, removed when it fails.
 
@@ -53,10 +76,7 @@ def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
     """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with temporary_file(target.parent, f".{target.name}.") as temporary:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -64,8 +84,27 @@ def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
             temporary.replace(target)
             if durable_name:
                 sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def sweep_temporaries(folder: Path, pattern: re.Pattern[str]) -> int:
+    """Remove the files in `folder` that `temporary_file` made in processes that were killed. Returns how many.
+
+    Only files whose whole name matches `pattern`, that are older than this process, and that no process holds locked.
+    """
+    swept = 0
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(OSError):  # gone, another user's, or locked
+            handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_mtime < _BEGUN:
+                    os.unlink(entry.path)
+                    swept += 1
+            finally:
+                os.close(handle)
+    return swept
 
 
 def write_atomically(target: Path, data: Buffer) -> Path:

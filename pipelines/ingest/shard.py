@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -30,12 +30,14 @@ from pipelines.ingest.readers import ID, parquet_table
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Shard
 from pipelines.workspace import Workspace
+from storage.compression import Compression
 from storage.digest import digest_json, keyed_uint64
 from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.shards import SUFFIX
 
-VERSION = 1
+VERSION = 2
 _MIB = 1 << 20
 
 
@@ -54,11 +56,16 @@ class ShardStage:
     def of(cls, ws: Workspace) -> "ShardStage":
         return cls(ws.params.shard, ws.params.seed, ws.zone("curated"), ws.zone("shards"))
 
+    @property
+    def _compression(self) -> Compression:
+        """At rest. Local shards are mapped, so they stay plain."""
+        return "none" if self.zone.root is not None else self.params.compression
+
     def plan(self) -> list[Item]:
         """One item a group of curated objects of one split; groups are drawn by a keyed hash of the objects' names."""
         curated = self.source.manifest()
         facts = _facts(curated)
-        settings = self.params.model_dump(exclude={"shuffle_objects"})
+        settings = self.params.model_dump(exclude={"shuffle_objects"}) | {"compression": self._compression}
         objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
         for split in curated.splits:
@@ -85,10 +92,17 @@ class ShardStage:
         table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.key))
         records = []
         for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
-            stored = self.zone.publish(shard.data, ".arrow")
-            about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": shard.rows}
+            stored = self.zone.publish(shard.data, SUFFIX, self._compression)
             stats = json.dumps(shard.moments, sort_keys=True) if shard.moments else None
-            records.append({**about, "split": item.payload["split"], "tokens": shard.tokens, "stats": stats})
+            records.append(
+                {
+                    **asdict(stored),
+                    "rows": shard.rows,
+                    "split": item.payload["split"],
+                    "tokens": shard.tokens,
+                    "stats": stats,
+                }
+            )
         return Result(item.key, records)
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
