@@ -32,6 +32,7 @@ def full_disk(error: BaseException, what: str | Path | None = None) -> LakeError
         link = link.__cause__ or link.__context__
     return None
 
+
 _BEGUN = time.time()  # when this process began, nearly
 
 

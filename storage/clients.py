@@ -114,9 +114,10 @@ class ObstoreClient:
     def put(self, path: str, source: Buffer | Path) -> None:
         import obstore
 
-        size = source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
+        data = source if isinstance(source, Path) else memoryview(source).cast("B")
+        size = data.stat().st_size if isinstance(data, Path) else data.nbytes
         part = max(_UPLOAD_PART, -(-size // _MOST_PARTS))
-        obstore.put(self._store, path, source, chunk_size=part, max_concurrency=_UPLOADS)
+        obstore.put(self._store, path, data, chunk_size=part, max_concurrency=_UPLOADS)
 
     def explain(self, error: Exception) -> Failure:
         from obstore.exceptions import (

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from typing_extensions import Buffer
 
 from pipelines.params import Curate
 from storage.errors import DataError
@@ -135,7 +136,7 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
     return Rows(rows.ids, rows.table, [*aside, *rows.quarantined])
 
 
-def parquet_table(data: bytes) -> pa.Table:
+def parquet_table(data: Buffer) -> pa.Table:
     """The table in a Parquet file's bytes. Raises ArrowInvalid.
 
     In this thread alone: Arrow's own threads may let go of `data` later, and one that does so while the interpreter

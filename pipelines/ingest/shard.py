@@ -37,7 +37,7 @@ from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
 
-VERSION = 2
+VERSION = 1
 _MIB = 1 << 20
 
 
@@ -65,7 +65,8 @@ class ShardStage:
         """One item a group of curated objects of one split; groups are drawn by a keyed hash of the objects' names."""
         curated = self.source.manifest()
         facts = _facts(curated)
-        settings = self.params.model_dump(exclude={"shuffle_objects"}) | {"compression": self._compression}
+        settings = self.params.model_dump(exclude={"shuffle_objects", "compression"})
+        how = self._compression
         objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
         for split in curated.splits:
@@ -74,12 +75,14 @@ class ShardStage:
             for positions in group([m["after"] for m in members], self.params.shuffle_objects, split, self.seed):
                 part = [{k: members[i][k] for k in ("path", "digest")} for i in positions]
                 digests = [member["digest"] for member in part]
+                # How shards are stored must not change the order of their rows.
+                mix = digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests])
                 items.append(
                     Item(
-                        key=digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests]),
+                        key=mix if how == "none" else digest_json([mix, how]),
                         label=f"{split}: {len(part)} objects",
                         bytes=sum(members[i]["bytes"] for i in positions),
-                        payload={"split": split, "kind": kind, "facts": facts, "objects": part},
+                        payload={"split": split, "kind": kind, "facts": facts, "objects": part, "mix": mix},
                     )
                 )
         return items
@@ -89,20 +92,13 @@ class ShardStage:
         tables = [
             parquet_table(self.source.read(member["path"], member["digest"])) for member in item.payload["objects"]
         ]
-        table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.key))
+        table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.payload["mix"]))
         records = []
         for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
             stored = self.zone.publish(shard.data, SUFFIX, self._compression)
             stats = json.dumps(shard.moments, sort_keys=True) if shard.moments else None
-            records.append(
-                {
-                    **asdict(stored),
-                    "rows": shard.rows,
-                    "split": item.payload["split"],
-                    "tokens": shard.tokens,
-                    "stats": stats,
-                }
-            )
+            about = {"split": item.payload["split"], "tokens": shard.tokens, "stats": stats}
+            records.append({**asdict(stored), "rows": shard.rows, **about})
         return Result(item.key, records)
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
