@@ -14,7 +14,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from typing_extensions import Buffer
 
-from storage.credentials import Credentials, s3_settings
+from storage.credentials import s3_settings
 from storage.errors import LakeError
 
 _OBSTORE = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"} | dict.fromkeys(("az", "abfs", "abfss", "adl"), "az")
@@ -62,53 +62,50 @@ class Client(Protocol):
 class ObstoreClient:
     """S3, Google Cloud Storage and Azure through obstore, a Rust library that works outside the GIL.
 
-    A request is tried again by obstore itself, with exponential back-off and jitter, for a quarter of `timeout` [s]; a
-    stalled one is cut after another quarter. So an attempt without progress takes half of `timeout` at most.
+    A read that makes no progress, or is not done, within a quarter of `timeout` [s] is cut: the caller tries again
+    where it broke off. An upload cannot be taken up midway, so obstore repeats the requests of one by itself.
     """
 
     def __init__(self, url: str, options: dict[str, Any], timeout: float) -> None:
         self.url, self.options, self.timeout = url, options, timeout
-        self._credentials: Credentials | None = None
         self._lock = threading.Lock()
-        self._store = self._open()
+        self._open()
 
-    def _open(self) -> Any:
+    def _open(self) -> None:
         from obstore.store import from_url
 
-        quarter = timedelta(seconds=self.timeout / 4)
-        client = {
-            "connect_timeout": min(quarter, timedelta(seconds=5)),
-            "read_timeout": quarter,
-            "timeout": 2 * quarter,
-        }
-        pause = {"init_backoff": min(quarter / 16, timedelta(seconds=0.1)), "max_backoff": quarter / 2, "base": 2}
-        retry = {"max_retries": 20, "retry_timeout": quarter, "backoff": pause}
         scheme, rest = self.url.split("://", 1)
-        config, provider = dict(self.options), None
+        http: dict[str, Any] = {}
+        config, self._credentials = dict(self.options), None
         if _OBSTORE[scheme] == "s3":
-            config, http, provider = s3_settings(self.options)
-            client |= http
-        self._credentials = provider
-        arguments = {"credential_provider": provider} if provider else {}
+            config, http, self._credentials = s3_settings(self.options)
+        place: dict[str, Any] = {"url": f"{_OBSTORE[scheme]}://{quote(rest)}", "config": config}
+        if self._credentials is not None:
+            place["credential_provider"] = self._credentials
         make: Callable[..., Any] = from_url
-        url = f"{_OBSTORE[scheme]}://{quote(rest)}"
-        return make(url, config=config, client_options=client, retry_config=retry, **arguments)
+        limit = timedelta(seconds=self.timeout)
+        http["connect_timeout"] = min(limit / 4, timedelta(seconds=5))
+        reads = {**http, "read_timeout": limit / 4, "timeout": limit / 4}
+        self._reads = make(**place, client_options=reads, retry_config={"max_retries": 0})
+        pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": limit / 8, "base": 2}
+        retry = {"max_retries": 100, "retry_timeout": limit / 2, "backoff": pause}
+        self._writes = make(**place, client_options={**http, "timeout": limit / 2}, retry_config=retry)
 
     def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
         import obstore
 
-        result = obstore.get(self._store, path, options={"range": (start, stop)})
+        result = obstore.get(self._reads, path, options={"range": (start, stop)})
         yield from result.stream(min_chunk_size=_CHUNK)
 
     def size(self, path: str) -> int:
         import obstore
 
-        return int(obstore.head(self._store, path)["size"])
+        return int(obstore.head(self._reads, path)["size"])
 
     def sizes(self, folder: str) -> dict[str, int]:
         import obstore
 
-        pages = obstore.list(self._store, f"{folder}/")
+        pages = obstore.list(self._reads, f"{folder}/")
         return {entry["path"].rsplit("/", 1)[-1]: int(entry["size"]) for page in pages for entry in page}
 
     def put(self, path: str, source: Buffer | Path) -> None:
@@ -117,7 +114,7 @@ class ObstoreClient:
         data = source if isinstance(source, Path) else memoryview(source).cast("B")
         size = data.stat().st_size if isinstance(data, Path) else data.nbytes
         part = max(_UPLOAD_PART, -(-size // _MOST_PARTS))
-        obstore.put(self._store, path, data, chunk_size=part, max_concurrency=_UPLOADS)
+        obstore.put(self._writes, path, data, chunk_size=part, max_concurrency=_UPLOADS)
 
     def explain(self, error: Exception) -> Failure:
         from obstore.exceptions import (
@@ -148,7 +145,7 @@ class ObstoreClient:
         with self._lock:
             if self._credentials is None:
                 return False
-            self._store = self._open()
+            self._open()
             return True
 
 
@@ -169,7 +166,7 @@ class FsspecClient:
         self._fs: fsspec.AbstractFileSystem = fs
         self._root = root.rstrip("/")
         # The drivers that have an event loop take a limit for each call.
-        self._limit = {"timeout": timeout / 2} if getattr(fs, "async_impl", False) else {}
+        self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
     def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
         data = self._fs.cat_file(f"{self._root}/{path}", start=start, end=stop, **self._limit)

@@ -262,11 +262,12 @@ class Zone:
         return len(stale)
 
 
-_readers: dict[tuple[str, str, float], RangeReader] = {}
+_readers: dict[tuple[object, ...], RangeReader] = {}
 
 
 def _reader(url: str, options: tuple[tuple[str, Any], ...], timeout: float) -> RangeReader:
-    return _readers.setdefault((url, repr(options), timeout), RangeReader(url, dict(options), timeout))
+    place = tuple(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"))
+    return _readers.setdefault((url, repr(options), timeout, place), RangeReader(url, dict(options), timeout))
 
 
 def open_zone(

@@ -25,7 +25,7 @@ TIMEOUT = 60.0  # seconds
 PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `lake.timeout`
 _LEAST_RANGE, _MOST_RANGE = 4 << 20, 8 << 20  # bytes asked for at once
 _RANGES = 8  # of one object at once
-_FIRST_PAUSE = 0.1  # seconds
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
 
 
 class RangeReader:
@@ -80,7 +80,13 @@ class RangeReader:
 
     def put(self, path: str, source: Buffer | Path) -> None:
         """Write object `path` from bytes or a local file: by one request or in parts, never visible half-written."""
-        self._persist(path, lambda client, _: client.put(path, source))
+        try:
+            self._persist(path, lambda client, _: client.put(path, source), attempt_share=1)
+        except FileNotFoundError as error:
+            raise LakeError(
+                f"{self.describe(path)}: the place to write it to does not exist. Check `lake.url`: the bucket (or the "
+                "container) must be there."
+            ) from error
 
     def describe(self, path: str) -> str:
         """A name for object `path` that a person can find."""
@@ -94,10 +100,11 @@ class RangeReader:
                 self._opened = (os.getpid(), open_client(self.url, self.options, self.timeout))
             return self._opened[1]
 
-    def _persist(self, path: str, attempt: Callable[[Client, "_Patience"], T]) -> T:
-        """Do `attempt` until it succeeds, fails for good, or is without progress for the time-out."""
+    def _persist(self, path: str, attempt: Callable[[Client, "_Patience"], T], attempt_share: float = 0.25) -> T:
+        """Do `attempt` until it succeeds, fails for good, or is without progress for the time-out, of which one attempt
+        takes `attempt_share` at most."""
         client = self._client()
-        patience = _Patience(self.describe(path), client, self.timeout)
+        patience = _Patience(self.describe(path), client, self.timeout, attempt_share)
         while True:
             try:
                 return attempt(client, patience)
@@ -183,8 +190,9 @@ class _Callback(Exception):
 class _Patience:
     """Decides after each failed attempt whether there is another one, and when."""
 
-    def __init__(self, what: str, client: Client, timeout: float) -> None:
+    def __init__(self, what: str, client: Client, timeout: float, attempt_share: float) -> None:
         self.what, self.client, self.timeout = what, client, timeout
+        self.latest_start = timeout * (1 - attempt_share)  # seconds after the last progress
         self.renewed = False
         self.progress()
 
@@ -213,8 +221,8 @@ class _Patience:
         self.renewed = False
         elapsed = time.monotonic() - self.since
         pause = random.uniform(self.pause / 2, self.pause)  # noqa: S311 - jitter, no secret
-        self.pause = min(2 * self.pause, self.timeout / 8)
-        if elapsed + pause + self.timeout / 2 > self.timeout:  # an attempt may take half the time-out
+        self.pause = min(2 * self.pause, self.timeout / 8, _LAST_PAUSE)
+        if elapsed + pause > self.latest_start:
             raise self._error(
                 f"no progress in {elapsed:.1f} s, {self.failures} attempts (lake.timeout={self.timeout:g}): "
                 f"{failure.reason}"

@@ -51,12 +51,15 @@ class S3:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
-    """SeaweedFS' S3 gateway with one identity, keeping its data in `folder`."""
+    """SeaweedFS' S3 gateway with one identity, keeping its data in `folder`. It takes a second key too: `nextkey`."""
     folder.mkdir(parents=True, exist_ok=True)
     key, secret = "testkey", "testsecret"
     identity = {
         "name": "test",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "credentials": [
+            {"accessKey": key, "secretKey": secret},
+            {"accessKey": "nextkey", "secretKey": "nextsecret"},
+        ],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
