@@ -188,7 +188,7 @@ class Zone:
                 found = f"none: {error}"
                 continue
             if digest is None or (found := digest_bytes(plain)) == digest:
-                return memoryview(plain).toreadonly()
+                return memoryview(plain).cast("B").toreadonly()
         raise DigestError(self.describe(path), str(digest), found)
 
     def _read(self, path: str, size: int | None = None) -> Buffer:

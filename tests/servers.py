@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+import fsspec
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -47,6 +49,11 @@ class S3:
     endpoint: str
     env: dict[str, str]
     process: "subprocess.Popen[bytes]"
+
+    def bucket(self, name: str) -> None:
+        """Make a bucket."""
+        options = {"key": self.env["AWS_ACCESS_KEY_ID"], "secret": self.env["AWS_SECRET_ACCESS_KEY"]}
+        fsspec.filesystem("s3", endpoint_url=self.endpoint, skip_instance_cache=True, **options).mkdir(name)
 
 
 @contextmanager
