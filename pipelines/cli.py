@@ -38,20 +38,26 @@ def main() -> None:
     # OpenMP's waiting threads should sleep: they spin by default, and where another process computes too they take the
     # cores from those that they wait for (two trainings on two cores: steps of 2.3 s instead of 0.5 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _stop)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     try:
         app()
     except ShardlineError as error:
         _leave(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("Interrupted. What was finished is kept; the same command goes on from there.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        from storage.atomic import full_disk
+
+        if (full := full_disk(error)) is None:
+            raise
+        _leave(str(full), full.exit_code)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted("Terminated. What was finished is kept; the same command goes on from there.", signum)
+    word = "Interrupted" if signum == signal.SIGINT else "Terminated"
+    raise Interrupted(f"{word}. What was finished is kept; the same command goes on from there.", signum)
 
 
 def _leave(message: str, code: int) -> None:

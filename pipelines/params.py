@@ -40,6 +40,8 @@ class Lake(Section):
     """Root URL of the lake (s3://bucket/prefix, gs://…, a folder). None: beside the manifests, in data/."""
     zones: dict[Literal["raw", "curated", "shards"], str] = {}
     """A URL of its own for a zone (hybrid and multi-cloud): {shards: s3://…}."""
+    timeout: float = Field(60.0, gt=0, le=3600)
+    """Seconds without progress, retries included, after which reading from a remote lake or writing to it fails."""
 
 
 class Ingest(Section):
@@ -99,6 +101,8 @@ class Shard(Section):
 
     target_mb: float = Field(64.0, gt=0, le=4096)
     """MiB of a shard."""
+    compression: Literal["auto", "none", "zstd"] = "auto"
+    """At rest, where the zone is remote. auto: zstd for each shard of which it saves 10 % or more."""
     shuffle_objects: int = Field(64, ge=1, le=10_000)
     """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)

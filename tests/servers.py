@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+import fsspec
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -48,15 +50,23 @@ class S3:
     env: dict[str, str]
     process: "subprocess.Popen[bytes]"
 
+    def bucket(self, name: str) -> None:
+        """Make a bucket."""
+        options = {"key": self.env["AWS_ACCESS_KEY_ID"], "secret": self.env["AWS_SECRET_ACCESS_KEY"]}
+        fsspec.filesystem("s3", endpoint_url=self.endpoint, skip_instance_cache=True, **options).mkdir(name)
+
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3]:
-    """SeaweedFS' S3 gateway with one identity, keeping its data in `folder`."""
+    """SeaweedFS' S3 gateway with one identity, keeping its data in `folder`. It takes a second key too: `nextkey`."""
     folder.mkdir(parents=True, exist_ok=True)
     key, secret = "testkey", "testsecret"
     identity = {
         "name": "test",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "credentials": [
+            {"accessKey": key, "secretKey": secret},
+            {"accessKey": "nextkey", "secretKey": "nextsecret"},
+        ],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
@@ -83,6 +93,7 @@ def _start_weed(folder: Path, tries: int) -> "tuple[subprocess.Popen[bytes], str
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", f"-volume.port={volume}",
         f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
         "-s3", f"-s3.port={port}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder}/s3.json",
+        "-s3.port.lance=0", "-s3.port.iceberg=0", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64", "-volume.max=20",
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{port}"
