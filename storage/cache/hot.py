@@ -33,7 +33,8 @@ class HotCache:
 
     `timeout`: seconds after which an exchange counts as failed. `wait`: seconds to wait for another's fetch. `lease`:
     seconds after which the lease of a dead process is gone. What nobody reads for 1.25 × `idle` seconds expires.
-    Threads may share it; it can be pickled and survives a fork. Nothing is connected before the first use.
+    `server` is kept alive with it (an Embedded one). Threads may share it; it can be pickled and survives a fork.
+    Nothing is connected before the first use.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class HotCache:
         lease: float = 5.0,
         idle: float = DAY,
         prefix: str = "shardline",
+        server: object = None,
     ) -> None:
         self.url, self.budget = check(url), budget_bytes
         self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
@@ -59,6 +61,7 @@ class HotCache:
             keep=round(idle * 1250),
             lease=round(lease * 1000),
         )
+        self.server = server
         self._reset()
 
     def _reset(self) -> None:

@@ -43,6 +43,7 @@ class Claim:
     size: int
     descriptor: int
     view: memoryview
+    inode: int
 
     def commit(self) -> Path | None:
         """Give the filled file its name. None where that can't be (its folder was deleted): `view` stays valid."""
@@ -162,7 +163,7 @@ class NodeCache:
             self.complain(error)
             self.give_back(digest, reserved, descriptor)
             return None
-        return Claim(self, digest, size, descriptor, view)
+        return Claim(self, digest, size, descriptor, view, os.fstat(descriptor).st_ino)
 
     def _reserve(self, digest: str, size: int, descriptor: int) -> bool:
         """Count a shard in, where the policy gives it a place; drop what it replaces."""
