@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -69,6 +70,7 @@ def _start_keeper(folder: Path, budget_bytes: int, timeout: float) -> None:
             [sys.executable, "-P", __file__, str(folder), str(budget_bytes)],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
+    threading.Thread(target=keeper.wait, name="shardline-valkey", daemon=True).start()  # reaps it when it ends
     end = time.monotonic() + timeout
     while not (folder / "url").exists():
         if keeper.poll() is not None or time.monotonic() > end:

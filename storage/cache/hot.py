@@ -230,11 +230,15 @@ class HotCache:
         with self.link.use(extra=5) as client:
             return self.index.sizes(client)
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until all that was fetched is in Redis; False when that took too long."""
+        return self._pusher.flush(seconds)
+
     def close(self) -> None:
         """Wait for what is being pushed (a few seconds at most), report the counters, disconnect."""
         if self._process != os.getpid():
             return
-        self._pusher.flush(min(self.wait, 10.0))
+        self.settle(min(self.wait, 10.0))
         amounts = self.tally.unreported()
         if amounts and not self.link.open:
             try:
