@@ -43,6 +43,7 @@ class Claim:
     size: int
     descriptor: int
     view: memoryview
+    inode: int
 
     def commit(self) -> Path | None:
         """Give the filled file its name. None where that can't be (its folder was deleted): `view` stays valid."""
@@ -101,7 +102,8 @@ class NodeCache:
         try:
             found = path.stat()
             if found.st_size != size:
-                self.drop([digest])
+                with self._index() as index:
+                    self._unlink(digest, index, size)
                 return None
             if time.time() - found.st_mtime > self.idle * _TOUCH:
                 os.utime(path)
@@ -162,7 +164,7 @@ class NodeCache:
             self.complain(error)
             self.give_back(digest, reserved, descriptor)
             return None
-        return Claim(self, digest, size, descriptor, view)
+        return Claim(self, digest, size, descriptor, view, os.fstat(descriptor).st_ino)
 
     def _reserve(self, digest: str, size: int, descriptor: int) -> bool:
         """Count a shard in, where the policy gives it a place; drop what it replaces."""
@@ -252,7 +254,7 @@ class NodeCache:
     def _idle(self, index: "_Index") -> Iterator[tuple[str, int]]:
         """(digest, bytes) of the pinned shards that nobody has read for `idle` seconds, the longest unread first."""
         now = time.time()
-        if now < index.next_idle:
+        if now < index.oldest + self.idle:
             return
         found = []
         oldest = now
@@ -262,14 +264,15 @@ class NodeCache:
                 oldest = min(oldest, stat.st_mtime)
                 if stat.st_mtime <= now - self.idle:
                     found.append((stat.st_mtime, digest, stat.st_size))
-        index.next_idle = max(oldest + self.idle, now) if not found else 0.0
+        index.oldest = oldest if not found else 0.0
         for _, digest, size in sorted(found):
             yield digest, size
 
-    def _unlink(self, digest: str, index: "_Index") -> int:
+    def _unlink(self, digest: str, index: "_Index", counted: int | None = None) -> int:
+        """Remove a file and uncount it, by the size that it was `counted` with if it has another now."""
         path = self.path(digest)
         try:
-            size = path.stat().st_size
+            size = path.stat().st_size if counted is None else counted
             path.unlink()
         except FileNotFoundError:
             size = 0
@@ -331,7 +334,7 @@ class _Index:
 
     bytes: int = 0
     counted: float = 0.0  # when the folder was counted
-    next_idle: float = 0.0  # before then no pinned shard can be idle
+    oldest: float = 0.0  # no pinned shard was last read before then
     ring: dict[str, int] = None  # type: ignore[assignment]
     counters: dict[str, int] = None  # type: ignore[assignment]
 

@@ -14,51 +14,24 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import pyarrow as pa
-from blake3 import blake3
 from typing_extensions import Buffer
 
 from storage.cache.counters import Counters, Tally
+from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
+from storage.cache.verify import Verifier
+from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
-from storage.errors import DigestError, LakeError
+from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file
 
-COMPRESSED = ".zst"
 _log = logging.getLogger(__name__)
-
-
-class Reader(Protocol):
-    """Reads the lake's objects by ranges side by side (storage/remote.py)."""
-
-    def read_into(
-        self, path: str, offset: int, out: memoryview, on_range: Callable[[int, int], None] | None = None
-    ) -> None:
-        """Fill `out` with the bytes of object `path` from `offset` on; `on_range(start, stop)` as ranges of `out`
-        arrive, in any order and from any thread, one at a time. Raises LakeError."""
-
-
-class _PlainReader:
-    """One read after the other."""
-
-    def __init__(self, zone: Zone) -> None:
-        self.zone = zone
-
-    def read_into(
-        self, path: str, offset: int, out: memoryview, on_range: Callable[[int, int], None] | None = None
-    ) -> None:
-        data = self.zone.read(path)[offset : offset + len(out)]
-        if len(data) != len(out):
-            raise LakeError(f"{self.zone.describe(path)}: {len(data)} bytes from {offset} on, not {len(out)}.")
-        out[:] = data
-        if on_range is not None:
-            on_range(0, len(out))
 
 
 class Tiered:
@@ -68,7 +41,7 @@ class Tiered:
     fork. `counters` are of this process; `close` adds them to those that each tier keeps for all.
     """
 
-    def __init__(self, zone: Zone, node: NodeCache | None = None, hot: None = None) -> None:
+    def __init__(self, zone: Zone, node: NodeCache | None = None, hot: HotCache | None = None) -> None:
         self.zone, self.node, self.hot = zone, node, hot
         self._reset()
         close = weakref.WeakMethod(self.close)
@@ -78,9 +51,8 @@ class Tiered:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path | Buffer]] = {}
-        self._intact: set[tuple[str, int]] = set()  # digest and inode of the files that this process has checked
-        self._tallies = {"node": Tally(), "hot": Tally(), "lake": Tally()}
-        self._reader: Reader = getattr(self.zone, "reader", None) or _PlainReader(self.zone)
+        self._intact: set[int] = set()  # hashes of (digest, inode) of the files that this process has checked
+        self._tallies = {"node": Tally(), "lake": Tally()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tiered, (self.zone, self.node, self.hot)
@@ -126,8 +98,8 @@ class Tiered:
         return pa.py_buffer(self._in_memory(obj)), True
 
     def _fetch(self, obj: StoredObject) -> Path | Buffer:
-        size = plain_bytes(obj)
-        if self.node is None and self.hot is None and not _is_compressed(obj):
+        size = obj.plain_bytes
+        if self.node is None and self.hot is None and not is_compressed(obj.path):
             file = self.zone.local_path(obj.path)
             if file is not None:
                 return self._local(file, obj)
@@ -156,7 +128,7 @@ class Tiered:
     def _is_intact(self, file: Path, digest: str) -> bool:
         """Whether the file has its digest; read once a process."""
         try:
-            key = (digest, file.stat().st_ino)
+            key = hash((digest, file.stat().st_ino))
             if key not in self._intact:
                 if digest_file(file) != digest:
                     return False
@@ -175,53 +147,72 @@ class Tiered:
         file = claim.commit()
         if file is None:
             return claim.view
-        self._intact.add((obj.digest, os.stat(file).st_ino))
+        self._intact.add(hash((obj.digest, claim.inode)))
         return file
 
     def _in_memory(self, obj: StoredObject) -> Buffer:
-        size = plain_bytes(obj)
+        size = obj.plain_bytes
         view = memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
         self._fill(obj, view)
         return view
 
     def _fill(self, obj: StoredObject, view: memoryview) -> None:
         """Put the shard's plain bytes into `view`, from the hot cache or the lake, and check them."""
-        self._from_lake(obj, view)
+        if self.hot is None:
+            self._from_lake(obj, view, None)
+        else:
+            self.hot.fill(obj.digest, view, lambda on_range: self._from_lake(obj, view, on_range))
 
-    def _from_lake(self, obj: StoredObject, view: memoryview) -> None:
-        """Read the object, twice if its bytes aren't those of its digest. Raises DigestError, LakeError."""
+    def _from_lake(self, obj: StoredObject, view: memoryview, on_range: OnRange | None) -> None:
+        """Read the object, twice if its bytes aren't those of its digest; `on_range(start, stop)` as parts of `view`
+        are there. Raises DigestError, LakeError."""
         found = ""
         for _ in range(2):
+            found = self._read_packed(obj, view) if is_compressed(obj.path) else self._read_plain(obj, view, on_range)
             self._tallies["lake"].add(hits=1, bytes=obj.bytes)
-            if _is_compressed(obj):
-                found = self._decompress(obj, view)
-            else:
-                self._reader.read_into(obj.path, 0, view, None)
-                found = digest_bytes(view)
             if found == obj.digest:
+                if on_range is not None and is_compressed(obj.path):
+                    on_range(0, len(view))
                 return
         raise DigestError(self.zone.describe(obj.path), obj.digest, found)
 
-    def _decompress(self, obj: StoredObject, view: memoryview) -> str:
+    def _read_plain(self, obj: StoredObject, view: memoryview, on_range: OnRange | None) -> str:
+        """Read the object into `view`; returns the digest of what came, hashed as it came."""
+        verifier = Verifier(view)
+
+        def arrived(start: int, stop: int) -> None:
+            verifier.arrived(start, stop)
+            if on_range is not None:
+                on_range(start, stop)
+
+        self.zone.reader.read_into(obj.path, 0, view, arrived)
+        return verifier.digest()
+
+    def _read_packed(self, obj: StoredObject, view: memoryview) -> str:
         """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
-        packed = memoryview(mmap.mmap(-1, obj.bytes))
-        self._reader.read_into(obj.path, 0, packed, None)
+        packed = memoryview(mmap.mmap(-1, max(1, obj.bytes)))[: obj.bytes]
+        self.zone.reader.read_into(obj.path, 0, packed)
         try:
-            with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(packed)), "zstd") as stream:
-                return digest_bytes(view) if _read_exactly(stream, view) else "of another length"
-        except OSError:  # a damaged frame
-            return blake3(packed).hexdigest()
+            decompress_into(packed, view)
+        except ValueError as error:
+            return f"none: {error}"
+        return digest_bytes(view)
 
     # -- accounts --------------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Counters]:
         """Of each tier (node, hot, lake), in this process."""
-        return {name: tally.counters() for name, tally in self._tallies.items()}
+        node, lake = (self._tallies[name].counters() for name in ("node", "lake"))
+        return {"node": node, "hot": self.hot.tally.counters() if self.hot is not None else Counters(), "lake": lake}
 
     def close(self) -> None:
         """Finish what is under way in the background and report the counters. It can be used again."""
-        if self._process == os.getpid() and self.node is not None:
+        if self._process != os.getpid():
+            return
+        if self.node is not None:
             self.node.report(self._tallies["node"].unreported())
+        if self.hot is not None:
+            self.hot.close()
 
     def __enter__(self) -> Self:
         return self
@@ -230,29 +221,7 @@ class Tiered:
         self.close()
 
 
-def plain_bytes(obj: StoredObject) -> int:
-    """Bytes of the object once it is plain."""
-    return int(getattr(obj, "plain_bytes", None) or obj.bytes)
-
-
-def _is_compressed(obj: StoredObject) -> bool:
-    return obj.path.endswith(COMPRESSED)
-
-
-def _read_exactly(stream: pa.NativeFile, view: memoryview) -> bool:
-    """Whether `stream` holds just as many bytes as `view`, which gets them."""
-    done = 0
-    while done < len(view):
-        count = stream.readinto(view[done:])
-        if not count:
-            return False
-        done += count
-    return not stream.read(1)
-
-
-def objects_of(table: pa.Table) -> Iterable[StoredObject]:
+def objects_of(table: pa.Table) -> list[StoredObject]:
     """The objects that the rows of a shards manifest name."""
-    names = [name for name in ("path", "digest", "bytes", "plain_bytes") if name in table.column_names]
-    known = set(StoredObject.__dataclass_fields__)
-    for row in table.select(names).to_pylist():
-        yield StoredObject(**{name: value for name, value in row.items() if name in known})
+    columns = [table[name].to_pylist() for name in ("path", "digest", "bytes", "plain_bytes")]
+    return [StoredObject(*values) for values in zip(*columns, strict=True)]
