@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.decode import Decoder
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.order import Ints
+from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
 from pipelines.streaming.rows import Rows
 from storage.errors import DataError
 from storage.shards import Column, Shard
 
 Array = npt.NDArray[Any]
-Arrays = dict[str, Array]
+#: By name: arrays [n, …], or Ragged of n rows.
+Arrays = dict[str, Any]
 #: Makes an array of a shape and dtype, with any content.
 New = Callable[[tuple[int, ...], npt.DTypeLike], Array]
 
@@ -88,6 +91,9 @@ class Field(ABC):
             longer[name][len(values) :] = 0
         return longer
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """End threads, if it has some. They are started again when needed."""
+
     def _check(self, shard: Shard, found: int, samples: int) -> None:
         column = shard.columns.get(self.name)
         if column is not None and column != self.stored:
@@ -144,7 +150,7 @@ class Fixed(Field):
 
 
 @dataclass(frozen=True)
-class Windows(Field):
+class Tokens(Field):
     """A token stream: sample i is the window of `seq_len` + 1 tokens from token i · seq_len on. So its last token is
     the first of the next window: inputs and targets are the window without its last and without its first.
 
@@ -157,7 +163,7 @@ class Windows(Field):
     documents: bool = False
 
     @classmethod
-    def of(cls, name: str, dtype: str, seq_len: int, documents: bool = False) -> "Windows":
+    def of(cls, name: str, dtype: str, seq_len: int, documents: bool = False) -> "Tokens":
         return cls(name, Column(np.dtype(dtype)), seq_len, documents)
 
     @property
@@ -201,6 +207,78 @@ class Windows(Field):
             first = row[windows] * self.seq_len
             documents[windows], positions[windows] = _bounds(samples.shards[index].offsets, first, self.seq_len + 1)
         return {self.name: out, "documents": documents, "positions": positions}
+
+
+@dataclass(frozen=True)
+class Blobs(Field):
+    """A column of variable width: row i of the shard is sample i. Gives `name`, Ragged of n rows."""
+
+    expected: float = 0.0  # bytes of a row, on average
+
+    facts = 2  # addresses of the values and of the offsets
+
+    @property
+    def nbytes(self) -> int:
+        return 8 + round(self.expected)
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        values, offsets = shard.blobs(self.name)
+        return values.ctypes.data, offsets.ctypes.data
+
+    def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
+        """Addresses and lengths of the rows, int64 [n] each."""
+        values, offsets = facts
+        bounds = np.empty((len(samples.row), 2), np.int64)
+        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
+        return values[samples.shard] + bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
+    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
+        addresses, lengths = place[0][part], place[1][part]
+        offsets = offsets_of(lengths)
+        values = new((int(offsets[-1]),), np.uint8)
+        copy_ragged(addresses, lengths, offsets, values)
+        return {self.name: Ragged(values, offsets)}
+
+    def padded(self, arrays: Arrays, count: int, new: New) -> Arrays:
+        return {self.name: arrays[self.name].padded(count)}
+
+
+@dataclass(frozen=True)
+class Images(Field):
+    """A column of encoded images, decoded. Gives `name` uint8 [n, *shape]."""
+
+    decoder: Decoder
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        return (shard.blobs(self.name)[0].ctypes.data,)
+
+    def locate(self, samples: Samples, facts: Ints) -> None:
+        return None
+
+    def gather(self, samples: Samples, place: None, part: slice, new: New, meter: Meter) -> Arrays:
+        shard, row = samples.shard[part].tolist(), samples.row[part].tolist()
+        out = new((len(row), *self.stored.shape), np.uint8)
+        with meter.time("decode"):
+            images = []
+            for index, sample in zip(shard, row, strict=True):
+                values, offsets = samples.shards[index].blobs(self.name)
+                images.append(values.data[offsets[sample] : offsets[sample + 1]])
+
+            def name(number: int) -> str:
+                opened = samples.shards[shard[number]]
+                return f"{opened.what}: {self.id(opened, row[number])}"
+
+            self.decoder.into(images, out, name)
+        return {self.name: out}
+
+    def close(self) -> None:
+        self.decoder.close()
 
 
 def _bounds(offsets: Ints, first: Ints, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

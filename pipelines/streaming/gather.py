@@ -70,6 +70,8 @@ class Gatherer:
         """Let go of every shard and of idle buffers. They are opened again when needed."""
         self._reset()
         self.buffers.clear()
+        for field in self.fields:
+            field.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.streaming import gather
-from pipelines.streaming.gather import Field, Gatherer
+from pipelines.streaming.gather import Gatherer
 from storage.errors import DataError, DigestError, FormatError
 from storage.lake import Zone
 from storage.manifest import Manifest
