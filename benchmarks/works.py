@@ -90,7 +90,9 @@ def _picture(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """uint8 [224, 224, 3]: waves of random direction under noise, so that its JPEG has about 100 KB."""
     y, x = np.mgrid[:224, :224]
     waves = sum(np.sin((a * x + b * y) / 40 + c)[..., None] * rng.random(3) for a, b, c in rng.uniform(-3, 3, (4, 3)))
-    picture: npt.NDArray[np.uint8] = np.clip(128 + 30 * waves + rng.normal(0, 26, (224, 224, 3)), 0, 255).astype(np.uint8)
+    picture: npt.NDArray[np.uint8] = np.clip(128 + 30 * waves + rng.normal(0, 26, (224, 224, 3)), 0, 255).astype(
+        np.uint8
+    )
     return picture
 
 
