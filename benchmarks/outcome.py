@@ -1,5 +1,6 @@
 """What a benchmark found: one JSON object, and the table that a person reads."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -64,7 +65,7 @@ class Outcome:
 
     def show(self) -> None:
         """Print the table, then the bars."""
-        console = Console()
+        console = Console(width=None if sys.stdout.isatty() else 120)
         table = Table(title=self.name, title_justify="left")
         for place, column in enumerate(self.columns):
             table.add_column(column, justify="right" if place else "left")
