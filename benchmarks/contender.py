@@ -1,9 +1,10 @@
 """A contender's process: it waits for commands, runs its batches by the clock, and says what it counted.
 
-One JSON object a line comes in, `{"workers": 0, "seconds": 5.0, "check": false}`, and one goes out. The clock is the
+One JSON object a line comes in, `{"run": "count", "workers": 0, "seconds": 5.0}`, and one goes out. The clock is the
 same for every contender: it runs from the first batch of an epoch to its last one, so that what starting costs (of
 worker processes, say) counts against nobody; `first` says it instead. Every batch is touched: the first and the last
-element of every array are read. With `check` it is one whole epoch, and all bytes are summed up. NumPy only.
+element of every array are read. `check` is one whole epoch whose bytes are all summed up; `once` is one whole epoch,
+timed from asking for it to its end. NumPy only.
 """
 
 import gc
@@ -26,16 +27,24 @@ Epoch = Callable[[int], Iterable[Batch]]  # an epoch's batches, by that many wor
 def serve(contenders: Mapping[str, Callable[[Work], Epoch]]) -> None:
     """Be the contender of `contenders` that the job, the JSON object in the first argument, names."""
     job = json.loads(sys.argv[1])
+
+    def make() -> Callable[..., Any]:
+        work = load(job["work"], Path(job["data"]), job["tiny"], job)
+        epoch = contenders[job["contender"]](work)
+        runs: dict[str, Callable[..., dict[str, float]]] = {"count": count, "check": check, "once": once}
+        return lambda run="count", **command: runs[run](epoch, **command)
+
+    listen(make)
+
+
+def listen(make: Callable[[], Callable[..., Any]]) -> None:
+    """Answer each command, a JSON object a line of arguments, with what the function that `make` makes returns."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
-    work = load(job["work"], Path(job["data"]), job.get("tiny", False))
-    work.__dict__["job"] = job
-    epoch = contenders[job["contender"]](work)
+    run = make()
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
-        command = json.loads(line)
-        run = check if command.pop("check", False) else count
-        print(json.dumps(run(epoch, **command)), file=answers)
+        print(json.dumps(run(**json.loads(line))), file=answers)
         gc.collect()  # abandoned iterators end their workers here, off the clock
 
 
@@ -63,16 +72,25 @@ def count(epoch: Epoch, workers: int, seconds: float) -> dict[str, float]:
     return {"samples": samples, "seconds": elapsed, "rate": samples / elapsed, "first": first, "touched": touched}
 
 
-def check(epoch: Epoch, workers: int, seconds: float = 0) -> dict[str, float]:
-    """One whole epoch: samples, the sum of all bytes, and the seconds from asking to its end and to its first batch."""
+def check(epoch: Epoch, workers: int) -> dict[str, float]:
+    """One whole epoch: samples, and the sum of all bytes."""
     samples = total = 0
+    for batch in epoch(workers):
+        samples += size(batch)
+        total += sum(_sum(name, values) for name, values in batch.items())
+    return {"samples": samples, "total": total}
+
+
+def once(epoch: Epoch, workers: int) -> dict[str, float]:
+    """One whole epoch: samples, and the seconds from asking for it to its end and to its first batch."""
+    samples = touched = 0
     asked = time.perf_counter()
     first = None
     for batch in epoch(workers):
+        touched += touch(batch)
         first = first or time.perf_counter() - asked
         samples += size(batch)
-        total += sum(_sum(name, values) for name, values in batch.items())
-    return {"samples": samples, "total": total, "seconds": time.perf_counter() - asked, "first": first or 0.0}
+    return {"samples": samples, "seconds": time.perf_counter() - asked, "first": first or 0.0, "touched": touched}
 
 
 def touch(batch: Batch) -> int:

@@ -89,10 +89,15 @@ class Process:
         return answer
 
     def ask(self, **command: Any) -> dict[str, Any]:
+        """The answer to `command`."""
+        self.tell(**command)
+        return self.answer()
+
+    def tell(self, **command: Any) -> None:
+        """Send `command` without waiting for its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
         self._process.stdin.flush()
-        return self.answer()
 
     def end(self) -> None:
         with suppress(ProcessLookupError):
@@ -139,7 +144,7 @@ def compete(
 def _warm(process: Process, entrant: Entrant, readings: Readings, setting: Setting) -> None:
     _say(f"{entrant.name}: warm-up")
     if not setting.quick or setting.tiny:
-        readings.checked = process.ask(workers=entrant.workers[0], seconds=0, check=True)
+        readings.checked = process.ask(run="check", workers=entrant.workers[0])
     for workers in entrant.workers:
         readings.tried[workers] = process.ask(workers=workers, seconds=setting.seconds)["rate"]
     readings.workers = max(readings.tried, key=readings.tried.__getitem__)

@@ -5,8 +5,8 @@ by its own writer. This module needs NumPy only, since the peers' environment im
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ SEED = 20_261_123
 class Work:
     """`samples` samples in batches of `batch`; `arrays` [samples, …] mapped from files by name.
 
-    Blobs and images are `values` uint8 [bytes] with `offsets` int64 [samples + 1]. `folder` holds everything.
+    Blobs and images are `values` uint8 [bytes] with `offsets` int64 [samples + 1]. `folder` holds everything. `job` is
+    what the contender was told besides.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Work:
     samples: int
     batch: int
     arrays: dict[str, npt.NDArray[Any]]
+    job: Mapping[str, Any] = field(default_factory=dict)
 
     def blob(self, index: int) -> bytes:
         start, stop = self.arrays["offsets"][index : index + 2]
@@ -110,7 +112,7 @@ WORKS: dict[str, tuple[Callable[[int], dict[str, npt.NDArray[Any]]], int, int]] 
 TINY = {"tokens": 512, "rows": 8_192, "blobs": 256, "jpegs": 128}
 
 
-def load(name: str, data: Path, tiny: bool = False) -> Work:
+def load(name: str, data: Path, tiny: bool = False, job: Mapping[str, Any] | None = None) -> Work:
     """Work `name` below folder `data`, made when it isn't there."""
     make, samples, batch = WORKS[name]
     samples = TINY[name] if tiny else samples
@@ -122,4 +124,4 @@ def load(name: str, data: Path, tiny: bool = False) -> Work:
 
     source = made(folder / "source", write)
     arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(source.glob("*.npy"))}
-    return Work(name, folder, samples, batch, arrays)
+    return Work(name, folder, samples, batch, arrays, job or {})
