@@ -114,7 +114,7 @@ def started(entrants: Sequence[Entrant], work: str, setting: Setting) -> Iterato
     with ExitStack() as stack:
         processes = {}
         for entrant in entrants:
-            _say(f"{work}: starting {entrant.name} (its data is made the first time)")
+            say(f"{work}: starting {entrant.name} (its data is made the first time)")
             process = processes[entrant.name] = Process(entrant, work, setting)
             stack.callback(process.end)
             process.answer()
@@ -132,7 +132,7 @@ def compete(
             _warm(processes[entrant.name], entrant, readings[entrant.name], setting)
         _agree(readings)
         for turn in range(setting.rounds):
-            _say(f"{work}: round {turn + 1} of {setting.rounds}")
+            say(f"{work}: round {turn + 1} of {setting.rounds}")
             for entrant in [*limits, *(each for peer in peers for each in (ours, peer)), *(() if peers else (ours,))]:
                 found = readings[entrant.name]
                 answer = processes[entrant.name].ask(workers=found.workers, seconds=setting.seconds)
@@ -142,7 +142,7 @@ def compete(
 
 
 def _warm(process: Process, entrant: Entrant, readings: Readings, setting: Setting) -> None:
-    _say(f"{entrant.name}: warm-up")
+    say(f"{entrant.name}: warm-up")
     if not setting.quick or setting.tiny:
         readings.checked = process.ask(run="check", workers=entrant.workers[0])
     for workers in entrant.workers:
@@ -157,5 +157,6 @@ def _agree(readings: Mapping[str, Readings]) -> None:
         raise RuntimeError(f"the contenders did not deliver the same bytes: {seen}")
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
+    """Tell a person what goes on, on standard error."""
     _console.print(f"[dim]{what}[/dim]")

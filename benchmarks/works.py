@@ -68,6 +68,11 @@ def rows(samples: int) -> dict[str, npt.NDArray[Any]]:
     return {"x": rng.random((samples, 100), dtype=np.float32), "label": _labels(rng, samples)}
 
 
+def pages(samples: int) -> dict[str, npt.NDArray[Any]]:
+    """uint8 [samples, 4096]."""
+    return {"page": np.random.default_rng(SEED).integers(0, 256, (samples, 4096), dtype=np.uint8)}
+
+
 def blobs(samples: int) -> dict[str, npt.NDArray[Any]]:
     """8 to 32 KB of random bytes and an int64 label."""
     rng = np.random.default_rng(SEED)
@@ -108,8 +113,9 @@ WORKS: dict[str, tuple[Callable[[int], dict[str, npt.NDArray[Any]]], int, int]] 
     "rows": (rows, 1_000_000, 1_024),
     "blobs": (blobs, 16_384, 64),
     "jpegs": (jpegs, 2_048, 64),
+    "pages": (pages, 32_768, 64),
 }
-TINY = {"tokens": 512, "rows": 8_192, "blobs": 256, "jpegs": 128}
+TINY = {"tokens": 512, "rows": 8_192, "blobs": 256, "jpegs": 128, "pages": 4_096}
 
 
 def load(name: str, data: Path, tiny: bool = False, job: Mapping[str, Any] | None = None) -> Work:
