@@ -83,7 +83,8 @@ def of_readings(
     """The outcome of a race: `wanted` has the ratio to reach over each peer that is asked for, by name."""
     ours, limit = readings["Shardline"].rate, readings["limit"].rate
     peers = {peer: found.rate for peer, found in readings.items() if peer not in ("Shardline", "limit")}
-    bars = [Bar(f"× {peer}", ratio, ours / peers[peer]) for peer, ratio in wanted.items() if peer in peers]
+    rivals = {**peers, "the best peer": max(peers.values())} if peers else {}
+    bars = [Bar(f"× {peer}", ratio, ours / rivals[peer]) for peer, ratio in wanted.items() if peer in rivals]
     bars.append(Bar("× the limit", limit_wanted, ours / limit))
     table = [
         [

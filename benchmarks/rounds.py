@@ -29,6 +29,7 @@ class Entrant:
     workers: tuple[int, ...] = (0,)
     job: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    check: bool = True  # whether it delivers just the bytes that the others deliver
 
 
 #: The peers of the streams, each at its best of 0 and 2 worker processes.
@@ -143,7 +144,7 @@ def compete(
 
 def _warm(process: Process, entrant: Entrant, readings: Readings, setting: Setting) -> None:
     say(f"{entrant.name}: warm-up")
-    if not setting.quick or setting.tiny:
+    if entrant.check and (not setting.quick or setting.tiny):
         readings.checked = process.ask(run="check", workers=entrant.workers[0])
     for workers in entrant.workers:
         readings.tried[workers] = process.ask(workers=workers, seconds=setting.seconds)["rate"]

@@ -83,24 +83,25 @@ def blobs(samples: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def jpegs(samples: int) -> dict[str, npt.NDArray[Any]]:
-    """JPEG files of about 100 KB, 224 × 224 pixels, and an int64 label."""
+    """JPEG files of about 100 KB, 500 × 375 pixels as photographs on the web have, and an int64 label."""
     import simplejpeg
 
     rng = np.random.default_rng(SEED)
-    files = [simplejpeg.encode_jpeg(_picture(rng), quality=97, colorsubsampling="444") for _ in range(samples)]
+    noise = rng.normal(0, 18, (2 * 375, 2 * 500, 3)).astype(np.float32)
+    files = [simplejpeg.encode_jpeg(_picture(rng, noise), quality=90, colorsubsampling="420") for _ in range(samples)]
     offsets = np.concatenate([[0], np.cumsum([len(file) for file in files])])
     values = np.frombuffer(b"".join(files), np.uint8)
     return {"values": values, "offsets": offsets, "label": _labels(rng, samples)}
 
 
-def _picture(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """uint8 [224, 224, 3]: waves of random direction under noise, so that its JPEG has about 100 KB."""
-    y, x = np.mgrid[:224, :224]
-    waves = sum(np.sin((a * x + b * y) / 40 + c)[..., None] * rng.random(3) for a, b, c in rng.uniform(-3, 3, (4, 3)))
-    picture: npt.NDArray[np.uint8] = np.clip(128 + 30 * waves + rng.normal(0, 26, (224, 224, 3)), 0, 255).astype(
-        np.uint8
-    )
-    return picture
+def _picture(rng: np.random.Generator, noise: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """uint8 [375, 500, 3]: waves of random direction under a random part of `noise`."""
+    y, x = np.mgrid[:375, :500].astype(np.float32)
+    picture = noise[(top := rng.integers(375)) : top + 375, (left := rng.integers(500)) : left + 500] + np.float32(128)
+    for a, b, phase in rng.uniform(-3, 3, (4, 3)).astype(np.float32):
+        picture += 30 * np.sin((a * x + b * y) / 40 + phase)[..., None] * rng.random(3, dtype=np.float32)
+    pixels: npt.NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _labels(rng: np.random.Generator, samples: int) -> npt.NDArray[np.int64]:
@@ -112,7 +113,7 @@ WORKS: dict[str, tuple[Callable[[int], dict[str, npt.NDArray[Any]]], int, int]] 
     "tokens": (tokens, 65_536, 64),
     "rows": (rows, 1_000_000, 1_024),
     "blobs": (blobs, 16_384, 64),
-    "jpegs": (jpegs, 2_048, 64),
+    "jpegs": (jpegs, 4_096, 64),
     "pages": (pages, 32_768, 64),
 }
 TINY = {"tokens": 512, "rows": 8_192, "blobs": 256, "jpegs": 128, "pages": 4_096}

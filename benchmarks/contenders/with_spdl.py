@@ -10,7 +10,7 @@ import spdl.io
 from spdl.pipeline import PipelineBuilder
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import decoded_batch
+from benchmarks.contenders.collate import IMAGE, decoded_batch
 from benchmarks.works import Work
 
 
@@ -18,9 +18,7 @@ def own(work: Work) -> Epoch:
     """Decoded by SPDL."""
 
     def decode(rows: Any) -> Batch:
-        buffer = spdl.io.load_image_batch(
-            [work.blob(row) for row in rows], width=None, height=None, filter_desc="format=pix_fmts=rgb24"
-        )
+        buffer = spdl.io.load_image_batch([work.blob(row) for row in rows], width=IMAGE[1], height=IMAGE[0])
         return {"image": spdl.io.to_numpy(buffer), "label": work.arrays["label"][rows]}
 
     return _epochs(work, decode)
@@ -30,7 +28,7 @@ def simplejpeg(work: Work) -> Epoch:
     """Decoded as everybody else here does."""
 
     def decode(rows: Any) -> Batch:
-        return decoded_batch([{"blob": work.blob(row), "label": work.arrays["label"][row]} for row in rows])
+        return decoded_batch([{"blob": work.blob(row), "label": int(work.arrays["label"][row])} for row in rows])
 
     return _epochs(work, decode)
 
