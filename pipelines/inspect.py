@@ -39,11 +39,11 @@ def show_recipes() -> None:
     for name, folder in find_recipes(project).items():
         try:
             ws = Workspace(folder, project, load_params(folder / FILENAME))
+            shards = ws.zone("shards")
+            version = shards.manifest().digest[:12] if shards.complete else "-"
         except ShardlineError as error:
             table.add_row(name, f"invalid: {str(error).splitlines()[:2][-1].strip()}")
             continue
-        shards = ws.zone("shards")
-        version = shards.manifest().digest[:12] if shards.complete else "-"
         promoted = "yes" if ws.promotion.is_file() else "-"
         table.add_row(name, ", ".join(ws.params.ingest.sources), ws.params.model.name, version, promoted)
     _print(table)

@@ -15,7 +15,12 @@ text = st.text(max_size=12)
 records = st.lists(
     st.fixed_dictionaries(
         {"path": text, "digest": text, "bytes": st.integers(0, 2**62), "rows": st.integers(0, 2**40), "key": text}
-        | {"split": st.sampled_from(["train", "val"]), "tokens": st.integers(0, 2**40), "stats": st.none() | text}
+        | {
+            "plain_bytes": st.integers(0, 2**62),
+            "split": st.sampled_from(["train", "val"]),
+            "tokens": st.integers(0, 2**40),
+            "stats": st.none() | text,
+        }
     ),
     max_size=5,
 )
@@ -41,7 +46,7 @@ def test_an_unknown_format_is_refused_by_number(tmp_path: Path) -> None:
     table = pa.table({"path": ["x"]}).replace_schema_metadata({b"shardline": canonical_json({"format": 99})})
     with pa.OSFile(str(tmp_path / FILENAME), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(FormatError, match=r"manifest.arrow: manifest format 99.*reads format 1"):
+    with pytest.raises(FormatError, match=r"manifest.arrow: manifest format 99.*reads formats 1 to 2"):
         Manifest.load(tmp_path)
 
 

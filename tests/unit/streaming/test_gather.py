@@ -15,7 +15,7 @@ from storage.manifest import Manifest
 from storage.shards import encode_samples, encode_tokens
 
 SIZES = [5, 0, 9, 1, 7]
-FIELDS = (Field.of_samples("x", "float32", (3, 2)), Field.of_samples("label", "int64"))
+FIELDS = (Fixed.of("x", "float32", (3, 2)), Field.of_samples("label", "int64"))
 SEQ_LEN = 4
 
 Made = tuple[Gatherer, list[dict[str, np.ndarray[Any, Any]]]]
@@ -87,7 +87,7 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
         for i, (tokens, offsets) in enumerate(zip(streams, bounds, strict=True))
     ]
     table = Manifest.build("shards", records, kind="tokens").table
-    gatherer = Gatherer(zone, table, np.array([5, 2]), (Field.of_tokens("tokens", "uint16", SEQ_LEN),))
+    gatherer = Gatherer(zone, table, np.array([5, 2]), (Windows.of("tokens", "uint16", SEQ_LEN),))
     shard, row = np.array([1, 0, 0, 1, 0]), np.array([1, 4, 0, 0, 2])
     assert gatherer.take(shard, row)["tokens"].tolist() == [
         [1004, 1005, 1006, 1007, 1008],
@@ -134,7 +134,7 @@ def test_a_shard_with_fewer_rows_than_the_manifest_says_is_refused(zone: Zone) -
 
 
 def test_a_column_unlike_the_manifest_is_refused(zone: Zone) -> None:
-    gatherer, _ = make_samples(zone, fields=(Field.of_samples("x", "float64", (3, 2)),))
+    gatherer, _ = make_samples(zone, fields=(Fixed.of("x", "float64", (3, 2)),))
     with pytest.raises(DataError, match=r"column 'x' has float32 \[3, 2\] a row, the manifest says float64"):
         gatherer.take(np.array([0]), np.array([0]))
 
@@ -155,6 +155,6 @@ def test_a_shard_of_an_unknown_format_is_refused_by_name(tmp_path: Path) -> None
     zone = Zone(tmp_path)
     data = bytes(encode_samples({"x": np.zeros(3)}, list("abc"))).replace(b'"format":1', b'"format":7')
     table = Manifest.build("shards", [record(zone, data, 3)], kind="samples").table
-    gatherer = Gatherer(zone, table, np.array([3]), (Field.of_samples("x", "float64"),))
+    gatherer = Gatherer(zone, table, np.array([3]), (Fixed.of("x", "float64"),))
     with pytest.raises(FormatError, match=r"objects/\w+\.arrow: shard format 7, but this Shardline reads 1"):
         gatherer.take(np.array([0]), np.array([0]))
