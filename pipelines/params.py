@@ -101,6 +101,8 @@ class Shard(Section):
     """MiB of a shard."""
     shuffle_objects: int = Field(64, ge=1, le=10_000)
     """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
+    images: Literal["pixels", "encoded"] = "pixels"
+    """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
     image_mode: Literal["L", "RGB"] = "RGB"

@@ -22,8 +22,10 @@ from pipelines.ingest.encode import (
     VOCABULARY,
     Encoded,
     encode_documents,
+    encode_images,
     encode_inputs,
     features,
+    image_shape,
     merge_moments,
     pixels,
 )
@@ -36,7 +38,7 @@ from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
-VERSION = 1
+VERSION = 2
 _MIB = 1 << 20
 
 
@@ -125,13 +127,21 @@ def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) ->
             ids = table[ID][start:stop].to_pylist()
             yield encode_documents([memoryview(text) for text in texts[start:stop]], ids)
         return
-    if kind == "image":
-        inputs: Any = pixels(table, params)
-    else:
-        inputs = features(table, facts["features"])
     labels = _labels(table["label"], facts)
-    row_bytes = np.full(len(inputs), inputs[0].nbytes + 8, np.int64)
-    for start, stop in _cuts(row_bytes, params.target_mb):
+    if kind == "image":
+        height, width, channels = image_shape(table, params)
+        row_bytes = np.full(table.num_rows, height * width * channels + 8)
+        if params.images == "encoded":
+            row_bytes = pa.compute.binary_length(table["image"]).to_numpy() + 8
+        for start, stop in _cuts(row_bytes, params.target_mb):
+            part = table.slice(start, stop - start)
+            if params.images == "encoded":
+                yield encode_images(part, labels[start:stop], params)
+            else:
+                yield encode_inputs(pixels(part, params), labels[start:stop], part[ID].to_pylist())
+        return
+    inputs = features(table, facts["features"])
+    for start, stop in _cuts(np.full(len(inputs), inputs[0].nbytes + 8), params.target_mb):
         yield encode_inputs(inputs[start:stop], labels[start:stop], table[ID][start:stop].to_pylist())
 
 
@@ -175,8 +185,11 @@ def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], param
             "are resized."
         )
     shape = json.loads(records[0]["stats"])["shape"]
+    inputs = {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}
+    if kind == "image" and params.images == "encoded":
+        inputs["codec"] = "image"
     return {
-        "inputs": {"x": {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}},
+        "inputs": {"x": inputs},
         "target": target,
         "classes": facts["classes"],
         "features": facts["features"],
