@@ -75,7 +75,13 @@ class ShardStage:
                         key=digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests]),
                         label=f"{split}: {len(part)} objects",
                         bytes=sum(members[i]["bytes"] for i in positions),
-                        payload={"split": split, "kind": kind, "facts": facts, "objects": part},
+                        payload={
+                            "split": split,
+                            "kind": kind,
+                            "facts": facts,
+                            "objects": part,
+                            "mix": digest_json(["mix", self.seed, split, digests]),  # whatever form samples take
+                        },
                     )
                 )
         return items
@@ -86,7 +92,7 @@ class ShardStage:
             pyarrow.parquet.read_table(pa.BufferReader(self.source.read(member["path"], member["digest"])))
             for member in item.payload["objects"]
         ]
-        table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.key))
+        table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.payload["mix"]))
         records = []
         for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
             stored = self.zone.publish(shard.data, ".arrow")
