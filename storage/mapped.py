@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +20,6 @@ def map_file(file: Path) -> pa.Buffer:
             return pa.py_buffer(b"")
         mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without them
             mapped.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # a kernel without them
-            pass
     return pa.py_buffer(mapped)
