@@ -19,7 +19,7 @@ from storage.errors import LakeError
 
 _S3 = ("s3", "s3a")
 _OBSTORE = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "adl", "azure")
-_CHUNK = 256 << 10  # bytes handed over at a time: fewer make no copy cheaper, more delay what follows
+_CHUNK = 64 << 10  # bytes handed over at a time: larger ones are put together by one more copy
 _UPLOAD_PART = 8 << 20  # bytes
 _MOST_PARTS = 5_000  # S3 takes 10,000
 _UPLOADS = 4  # parts of an object sent at once
