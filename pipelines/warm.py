@@ -7,7 +7,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -112,17 +111,11 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
     stream = Stream(
         zone, manifest, split="train", batch_size=settings.batch_size, seed=ws.params.seed, rank=rank, world=world,
         seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
-        lanes=settings.lanes, window=settings.window, prefetch=0,
+        lanes=settings.lanes, window=settings.window, keep_lanes=settings.keep_lanes, prefetch=0,
     )  # fmt: skip
-    order, objects = stream._source.order, objects_of(manifest.select("train"))
-    seen = np.zeros(len(objects), dtype=np.bool_)
-    for step in range(0, order.steps, 1024):
-        shards = order.block(0, step, min(1024, order.steps - step), rank, world)[0]
-        _, first = np.unique(shards, return_index=True)
-        for shard in shards[np.sort(first)].tolist():
-            if not seen[shard]:
-                seen[shard] = True
-                yield objects[shard]
+    objects = objects_of(manifest.select("train"))
+    for shards in stream.order.ahead(0, 0, rank, world):
+        yield from (objects[shard] for shard in shards.tolist())
 
 
 def _room(cache: Tiered, own: set[str]) -> int:
