@@ -69,7 +69,7 @@ def test_files_and_pixels_are_the_same_samples(tmp_path: Path) -> None:
             assert stored.startswith(b"\x89PNG") if name.endswith("bmp") else stored == raw
             out = np.empty((16, 24, 3), np.uint8)
             decode_image(stored, out)
-            np.testing.assert_array_equal(out, plain.column("x")[row])
+            np.testing.assert_array_equal(out, plain.column("x")[row], name)
     for split in ("train", "val", "test"):
         both = (sample_batches(ws.zone("shards"), manifest, split, "label", 5) for ws, manifest in (pixels, encoded))
         for (inputs, targets), (same_inputs, same_targets) in zip(*both, strict=True):
