@@ -110,14 +110,20 @@ class Process:
 
 
 @contextmanager
-def started(entrants: Sequence[Entrant], work: str, setting: Setting) -> Iterator[dict[str, Process]]:
-    """A ready process for each entrant, by name. They start one after the other, and all end with the context."""
+def started(
+    entrants: Sequence[Entrant], work: str, setting: Setting, together: bool = False
+) -> Iterator[dict[str, Process]]:
+    """A ready process for each entrant, by name. They start one after the other, since each makes its data the first
+    time, or `together`; all end with the context."""
     with ExitStack() as stack:
         processes = {}
         for entrant in entrants:
-            say(f"{work}: starting {entrant.name} (its data is made the first time)")
+            say(f"{work}: starting {entrant.name}")
             process = processes[entrant.name] = Process(entrant, work, setting)
             stack.callback(process.end)
+            if not together:
+                process.answer()
+        for process in processes.values() if together else ():
             process.answer()
         yield processes
 
