@@ -47,7 +47,7 @@ def ask(setting: Setting) -> Outcome:
             for rank in range(NODES)
         ]
         found = {}
-        with started(nodes, "pages", setting, together=True) as processes:
+        with started(nodes, "pages", setting) as processes:
             for share in SHARES:
                 found[share] = _cluster(processes, share, sum(sizes), counter)
     simulated = {share: _least_recently_used(order, sizes, share) for share in SHARES}
