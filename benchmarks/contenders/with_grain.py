@@ -42,11 +42,16 @@ def decode(work: Work) -> Any:
     return lambda record: {"blob": record[8:], "label": int.from_bytes(record[:8], "little")}
 
 
+def _arrays(batch: dict[str, Any]) -> Batch:
+    """NumPy arrays, which its processes hand over by shared memory, in place of tensors."""
+    return {name: values if isinstance(values, list) else values.numpy() for name, values in batch.items()}
+
+
 def stream(work: Work) -> Epoch:
     folder = work.made("array_record", lambda folder: write(work, folder))
     source = grain.sources.ArrayRecordDataSource(sorted(map(str, folder.glob("*.array_record"))))
     dataset = grain.MapDataset.source(source).shuffle(seed=1).map(decode(work))
-    batches = dataset.batch(work.batch, batch_fn=COLLATE[work.name])
+    batches = dataset.batch(work.batch, batch_fn=lambda samples: _arrays(COLLATE[work.name](samples)))
 
     def epoch(workers: int) -> Iterable[Batch]:
         iterable = batches.to_iter_dataset()
