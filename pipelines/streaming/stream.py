@@ -15,22 +15,26 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.streaming.buffers import Allocate, Buffers, allocate
+from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
-from pipelines.streaming.fields import Arrays, Field, Fixed, Windows
+from pipelines.streaming.fields import Arrays, Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.gather import Block, Gatherer
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import DEFAULT_WINDOW, ORDER_VERSION, Ints, Order
+from pipelines.streaming.order import DEFAULT_WINDOW, Ints, Order
 from pipelines.streaming.prefetch import Prefetcher, close_items
 from storage.cache.tiered import Tiered
 from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.shards import Column
+from storage.shards.schema import IMAGE
 
 STATE_VERSION = 1
 Last = Literal["keep", "drop", "pad"]
 
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 1 << 20  # bytes up to which small batches are gathered and handed over together
+_RESERVED = 6  # groups that are alive at once: made, handed over, in use
 
 _Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
 
@@ -84,6 +88,7 @@ class _Source:
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
         """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
         fetcher = self.gatherer.fetcher
+        self.gatherer.reserve(self.share * self._together, _RESERVED)
         plans = self._plans(epoch, step, epochs)
         if ahead:
             fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
@@ -123,9 +128,10 @@ class _Source:
 
     def _shards_ahead(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, Ints]]:
         """(epoch, shards) in the order in which this rank needs them."""
-        for at, _, _, shard, _ in self._order(epoch, step, epochs):
-            indices, first = np.unique(shard, return_index=True)
-            yield at, indices[np.argsort(first)]
+        while epochs is None or epoch < epochs:
+            for shards in self.order.ahead(epoch, step, self.rank, self.world):
+                yield epoch, shards
+            epoch, step = epoch + 1, 0
 
     def load(self, epoch: int, step: int, count: int, block: Block, first: int = 0) -> list[Batch]:
         """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
@@ -184,6 +190,7 @@ class Stream:
         seq_len: int | None = None,
         lanes: int | None = None,
         window: int = DEFAULT_WINDOW,
+        keep_lanes: bool = False,
         last: Last = "keep",
         epochs: int | None = None,
         prefetch: int = 2,
@@ -195,10 +202,14 @@ class Stream:
         if last not in get_args(Last):
             raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
         samples = _samples(manifest, split, seq_len)
-        order = Order(samples, batch=batch_size, seed=seed, lanes=lanes, window=window, shuffle=shuffle)
+        order = Order(
+            samples, batch=batch_size, seed=seed, lanes=lanes, window=window, keep_lanes=keep_lanes, shuffle=shuffle
+        )
         fetcher = Fetcher(tiers or Tiered(zone), manifest.select(split), ahead)
         self.meter = Meter()
-        gatherer = Gatherer(fetcher, samples, _fields(manifest, seq_len, documents), Buffers(allocate), self.meter)
+        gatherer = Gatherer(
+            fetcher, samples, _fields(manifest, split, seq_len, documents), Buffers(allocate), self.meter
+        )
         self._source = _Source(order, gatherer, rank, world, last)
         self.manifest, self.split, self.seq_len = manifest, split, seq_len
         self.epochs, self.prefetch = epochs, prefetch
@@ -209,6 +220,11 @@ class Stream:
         self._epoch = self._step = 0
         if not len(self):
             raise DataError(_why_empty(zone, manifest, split, order.rows, batch_size, seq_len))
+
+    @property
+    def order(self) -> Order:
+        """Which samples come when."""
+        return self._source.order
 
     # -- iteration -----------------------------------------------------------------------------------------------
 
@@ -334,17 +350,7 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        order = self._source.order
-        return {
-            "order version": ORDER_VERSION,
-            "seed": order.seed,
-            "split": self.split,
-            "stream.batch_size": order.batch_size,
-            "stream.lanes": order.lanes,
-            "stream.window": order.window,
-            "stream.seq_len": self.seq_len,
-            "shuffle": order.shuffle,
-        }
+        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len}
 
 
 def _samples(manifest: Manifest, split: str, seq_len: int | None) -> Ints:
@@ -362,14 +368,27 @@ def _int64(column: pa.ChunkedArray) -> Ints:
     return values
 
 
-def _fields(manifest: Manifest, seq_len: int | None, documents: bool) -> tuple[Field, ...]:
+def _fields(manifest: Manifest, split: str, seq_len: int | None, documents: bool) -> tuple[Field, ...]:
     """What the manifest says of the columns that make a batch."""
     spec = manifest.header["spec"]
     if manifest.header["kind"] == "tokens":
-        return (Windows.of("tokens", spec["dtype"], seq_len or 0, documents),)
-    inputs = [Fixed.of(name, facts["dtype"], tuple(facts["shape"])) for name, facts in spec["inputs"].items()]
-    target = spec.get("target")
-    return (*inputs, Fixed.of(target["name"], target["dtype"])) if target else tuple(inputs)
+        return (Tokens.of("tokens", spec["dtype"], seq_len or 0, documents),)
+    columns = dict(spec["inputs"])
+    if target := spec.get("target"):
+        columns[target["name"]] = target
+    return tuple(_field(manifest, split, name, facts) for name, facts in columns.items())
+
+
+def _field(manifest: Manifest, split: str, name: str, facts: Mapping[str, Any]) -> Field:
+    shape = tuple(facts.get("shape") or ())
+    column = Column(np.dtype(facts["dtype"]), shape, facts.get("codec", "raw"))
+    if not column.variable:
+        return Fixed(name, column)
+    if column.codec == IMAGE and shape:
+        return Images(name, column, Decoder(shape))
+    table = manifest.select(split)
+    rows = sum(table["rows"].to_pylist())
+    return Blobs(name, column, sum(table["bytes"].to_pylist()) / max(1, rows))
 
 
 def _why_empty(zone: Zone, manifest: Manifest, split: str, rows: int, batch_size: int, seq_len: int | None) -> str:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from storage.cache.address import check, mask
+from storage.cache.arrival import Verifier
 from storage.cache.counters import Tally
 from storage.cache.index import Begun, Index
 from storage.cache.link import Link, Unavailable
 from storage.cache.policy import DAY, ring_of
 from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
-from storage.digest import digest_bytes
 
 _ASK = 0.1  # seconds without a new part after which a waiter asks who fetches
 _log = logging.getLogger(__name__)
@@ -113,22 +113,23 @@ class HotCache:
         """True: it was taken from Redis. None: the lease is ours, fetch it for all. False: fetch it alone."""
         end = time.monotonic() + self.wait
         every = range(-(-len(view) // PART))
-        missing: Sequence[int] = self._take(digest, view, every)
+        verifier = Verifier(view)
+        missing: Sequence[int] = self._take(digest, view, every, verifier)
         tries, waited = 0, False
         while True:
             if not missing:
-                if digest_bytes(view) == digest:
+                if verifier.digest() == digest:
                     self._touch(digest, len(view))
                     return True
                 _log.warning("%s: the parts of shard %s are damaged; it is fetched again", self.link.name, digest)
                 self._delete(digest, len(view))
-                missing, tries = every, tries + 1
+                verifier, missing, tries = Verifier(view), every, tries + 1
             begun = self._begin(digest, len(view), token)
             if begun.turn == "alone" or tries > 1:
                 return False
             if begun.turn == "fetch":
                 if begun.known:  # somebody may have filled it since we looked
-                    missing = self._take(digest, view, missing)
+                    missing = self._take(digest, view, missing, verifier)
                 if missing:
                     return None
                 self._end(digest, token)
@@ -136,7 +137,7 @@ class HotCache:
             if not waited:
                 waited = True
                 self.tally.add(waits=1)
-            missing = self._take_as_they_come(digest, view, missing, end)
+            missing = self._take_as_they_come(digest, view, missing, verifier, end)
             if missing and time.monotonic() > end:
                 _log.warning(
                     "%s: shard %s did not come within %g s; fetching it without the cache",
@@ -144,12 +145,14 @@ class HotCache:
                 )  # fmt: skip
                 return False
 
-    def _take_as_they_come(self, digest: str, view: memoryview, missing: Sequence[int], end: float) -> Sequence[int]:
+    def _take_as_they_come(
+        self, digest: str, view: memoryview, missing: Sequence[int], verifier: Verifier, end: float
+    ) -> Sequence[int]:
         """Poll for the parts that another process fetches, until none has come for a while. Returns those missing."""
         quiet, pause = time.monotonic(), 0.002
         while missing and time.monotonic() < end:
             shuffled = random.sample(missing, len(missing))  # they come in any order; some of each place are asked for
-            left = self._take(digest, view, shuffled)
+            left = self._take(digest, view, shuffled, verifier)
             if len(left) < len(missing):
                 missing, quiet, pause = left, time.monotonic(), 0.002
                 continue
@@ -159,7 +162,7 @@ class HotCache:
             pause = min(0.05, 1.5 * pause)
         return missing
 
-    def _take(self, digest: str, view: memoryview, parts: Sequence[int]) -> Sequence[int]:
+    def _take(self, digest: str, view: memoryview, parts: Sequence[int], verifier: Verifier) -> Sequence[int]:
         """Copy those of `parts` that are there into `view`; returns the others. When a whole batch is missing, the rest
         is taken for missing, too."""
         missing: list[int] = []
@@ -175,6 +178,7 @@ class HotCache:
                 place = view[part * PART : (part + 1) * PART]
                 if reply is not None and len(reply) == len(place):
                     place[:] = reply
+                    verifier.arrived(part * PART, part * PART + len(place))
                 else:
                     missing.append(part)
             if len(missing) - before == len(batch):

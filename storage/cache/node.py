@@ -6,15 +6,13 @@
 
 Files appear by rename and are never written again, so that readers need no lock, and one that maps a file keeps it
 when its name is dropped. Nothing is synced to disk: a reader checks each file once, and a torn one is fetched again.
-Space is allocated before it is mapped, so that a full disk is an error and no SIGBUS. Only files of the names above are
-deleted.
+Only files of the names above are deleted.
 """
 
 import errno
 import fcntl
 import json
 import logging
-import mmap
 import os
 import random
 import re
@@ -36,19 +34,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Claim:
-    """The right to fill a shard: `view` is its mapped temporary file. End it by `commit` or `abandon`."""
+    """The right to fill a shard, whose space is allocated. End it by `commit` or `abandon`."""
 
     cache: "NodeCache"
     digest: str
     size: int
     descriptor: int
-    view: memoryview
     inode: int
 
-    def commit(self) -> Path | None:
-        """Give the filled file its name. None where that can't be (its folder was deleted): `view` stays valid."""
-        path = self.cache.path(self.digest)
+    def commit(self, view: memoryview) -> Path | None:
+        """Write the shard and give the file its name. None where that can't be (its folder was deleted, say)."""
+        path, done = self.cache.path(self.digest), 0
         try:
+            while done < self.size:
+                done += os.pwrite(self.descriptor, view[done:], done)
             os.rename(self.cache.temporary(self.digest), path)
         except OSError as error:
             self.cache.complain(error)
@@ -159,12 +158,11 @@ class NodeCache:
             reserved = size
             if size:
                 os.posix_fallocate(descriptor, 0, size)
-            view = memoryview(mmap.mmap(descriptor, size)) if size else memoryview(bytearray())
         except OSError as error:
             self.complain(error)
             self.give_back(digest, reserved, descriptor)
             return None
-        return Claim(self, digest, size, descriptor, view, os.fstat(descriptor).st_ino)
+        return Claim(self, digest, size, descriptor, os.fstat(descriptor).st_ino)
 
     def _reserve(self, digest: str, size: int, descriptor: int) -> bool:
         """Count a shard in, where the policy gives it a place; drop what it replaces."""
@@ -384,7 +382,7 @@ def _lock(descriptor: int, timeout: float) -> None:
 
 
 def _unlock(descriptor: int) -> None:
-    """Let the lock go at once: a mapping or a forked child may hold another descriptor of the same open file."""
+    """Let the lock go at once: a forked child may hold another descriptor of the same open file."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 

@@ -10,7 +10,6 @@ that only the lake's own errors reach the caller.
 
 import atexit
 import logging
-import mmap
 import os
 import threading
 import weakref
@@ -21,14 +20,15 @@ from typing import Any, Self
 import pyarrow as pa
 from typing_extensions import Buffer
 
+from storage.cache.arrival import Verifier, memory
 from storage.cache.counters import Counters, Tally
 from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
-from storage.cache.verify import Verifier
 from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
+from storage.mapped import map_file
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class Tiered:
             if not isinstance(source, Path):
                 return pa.py_buffer(source), True
             try:
-                with pa.memory_map(str(source)) as mapped:
-                    return mapped.read_buffer(), False
+                return map_file(source), False
             except FileNotFoundError:  # its place in the ring was needed between the two lines above
                 continue
         return pa.py_buffer(self._in_memory(obj)), True
@@ -138,21 +137,21 @@ class Tiered:
         return True
 
     def _into(self, claim: Claim, obj: StoredObject) -> Path | Buffer:
-        """Fill a file of the node cache; its bytes where it can't keep its name."""
+        """Fill a file of the node cache; the shard's bytes where that can't be."""
+        view = memory(obj.plain_bytes)
         try:
-            self._fill(obj, claim.view)
+            self._fill(obj, view)
         except BaseException:
             claim.abandon()
             raise
-        file = claim.commit()
+        file = claim.commit(view)
         if file is None:
-            return claim.view
+            return view
         self._intact.add(hash((obj.digest, claim.inode)))
         return file
 
     def _in_memory(self, obj: StoredObject) -> Buffer:
-        size = obj.plain_bytes
-        view = memoryview(mmap.mmap(-1, size)) if size else memoryview(bytearray())
+        view = memory(obj.plain_bytes)
         self._fill(obj, view)
         return view
 
@@ -190,7 +189,7 @@ class Tiered:
 
     def _read_packed(self, obj: StoredObject, view: memoryview) -> str:
         """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
-        packed = memoryview(mmap.mmap(-1, max(1, obj.bytes)))[: obj.bytes]
+        packed = memory(obj.bytes)
         self.zone.reader.read_into(obj.path, 0, packed)
         try:
             decompress_into(packed, view)

@@ -267,7 +267,7 @@ def test_breaking_off_and_going_on_loses_nothing(zone: Zone, samples: Manifest) 
         ({"seed": 12}, "seed was 11 and is 12"),
         ({"batch_size": 6}, r"stream\.batch_size was 4 and is 6"),
         ({"window": 7}, r"stream\.window was 6 and is 7"),
-        ({"lanes": 1}, r"stream\.lanes was 4 and is 1"),
+        ({"lanes": 2}, r"stream\.lanes was 1 and is 2"),
         ({"shuffle": False}, "shuffle was True and is False"),
     ],
 )
