@@ -6,14 +6,15 @@ consumed. A local lake's files are mapped when they are needed, and nothing runs
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.streaming.order import Ints
-from storage.cache.tiered import Tiered
+from storage.cache import Tiered
 from storage.lake import StoredObject
 
 DEFAULT_AHEAD = 256 << 20  # bytes
@@ -40,17 +41,17 @@ class _Course:
 
 
 class Fetcher:
-    """Opens the shards of `table` (rows of a manifest) through `tiers`.
+    """Opens the shards of `parts`, numbered through: tables of shards (of manifests), each with what they come through.
 
     After `start`, it fetches ahead up to `ahead` bytes of shards that aren't opened yet, or one shard where that is
     larger. What fails ahead is tried again when it is needed, and raises then. It can be pickled and survives a fork,
     both without what it has ahead.
     """
 
-    def __init__(self, tiers: Tiered, table: pa.Table, ahead: int = DEFAULT_AHEAD) -> None:
-        self.tiers, self.ahead = tiers, ahead
-        self.table = table.select([name for name in _COLUMNS if name in table.column_names])
-        self._sizes = "plain_bytes" if "plain_bytes" in self.table.column_names else "bytes"
+    def __init__(self, parts: Sequence[tuple[Tiered, pa.Table]], ahead: int = DEFAULT_AHEAD) -> None:
+        self.parts = [(tiers, table.select([c for c in _COLUMNS if c in table.column_names])) for tiers, table in parts]
+        self.ahead = ahead
+        self._ends = np.cumsum([len(table) for _, table in self.parts])
         self._reset()
 
     def _reset(self) -> None:
@@ -59,19 +60,20 @@ class Fetcher:
         self._course: _Course | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Fetcher, (self.tiers, self.table, self.ahead)
+        return Fetcher, (self.parts, self.ahead)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return int(self._ends[-1])
 
     def describe(self, index: int) -> str:
         """A name for shard `index` that a person can find."""
-        return self.tiers.zone.describe(self.table["path"][index].as_py())
+        tiers, table, row = self._find(index)
+        return tiers.zone.describe(table["path"][row].as_py())
 
     @property
     def remote(self) -> bool:
         """Whether shards have a way to come, so that it pays to fetch them ahead."""
-        return self.tiers.zone.root is None or self.tiers.node is not None
+        return any(tiers.zone.root is None or tiers.node is not None for tiers, _ in self.parts)
 
     def open(self, index: int) -> Opened:
         """Shard `index`, plain and intact: the one fetched ahead, or fetched now. Raises DataError (and LakeError,
@@ -89,11 +91,15 @@ class Fetcher:
             with self._changed:
                 self._drop(course, index)
 
-    def _fetch(self, index: int) -> Opened:
-        return self.tiers.open(self._object(index))
+    def _find(self, index: int) -> tuple[Tiered, pa.Table, int]:
+        """What a shard comes through, its table, and its row there."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        tiers, table = self.parts[part]
+        return tiers, table, index - int(self._ends[part]) + len(table)
 
-    def _object(self, index: int) -> StoredObject:
-        return StoredObject(**{name: self.table[name][index].as_py() for name in self.table.column_names})
+    def _fetch(self, index: int) -> Opened:
+        tiers, table, row = self._find(index)
+        return tiers.open(object_of(table, row))
 
     def _drop(self, course: _Course, index: int) -> None:
         if course.here.pop(index, None) is not None:
@@ -101,7 +107,8 @@ class Fetcher:
             self._changed.notify_all()
 
     def _bytes(self, index: int) -> int:
-        return int(self.table[self._sizes][index].as_py())
+        _, table, row = self._find(index)
+        return int(table["plain_bytes" if "plain_bytes" in table.column_names else "bytes"][row].as_py())
 
     # -- ahead -----------------------------------------------------------------------------------------------------
 
@@ -169,3 +176,9 @@ class Fetcher:
                     return index, future
                 self._changed.wait()
             return None
+
+
+def object_of(table: pa.Table, row: int) -> StoredObject:
+    """The object in a row of a manifest's table."""
+    values = {name: table[name][row].as_py() for name in table.column_names if name in _COLUMNS}
+    return StoredObject(**{"plain_bytes": values["bytes"], **values})  # manifests of format 1 know but one size

@@ -33,7 +33,7 @@ def record(zone: Zone, data: Any, rows: int, tokens: int = 0) -> dict[str, Any]:
 
 
 def fetcher(zone: Zone, table: pa.Table) -> Fetcher:
-    return Fetcher(Tiered(zone), table)
+    return Fetcher([(Tiered(zone), table)])
 
 
 def make_samples(zone: Zone, claimed: list[int] | None = None, fields: tuple[Field, ...] = FIELDS) -> Made:
@@ -150,7 +150,7 @@ def test_a_column_unlike_the_manifest_is_refused(zone: Zone) -> None:
 
 def test_a_damaged_shard_is_named_and_the_others_are_still_read(tmp_path: Path) -> None:
     gatherer, shards = make_samples(Zone(tmp_path))
-    file = tmp_path / gatherer.fetcher.table["path"][2].as_py()
+    file = tmp_path / gatherer.fetcher.parts[0][1]["path"][2].as_py()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
