@@ -23,12 +23,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+cache = typer.Typer(no_args_is_help=True, help="The caches between the lake and the training: fill, show, empty.")
+app.add_typer(cache, name="cache", rich_help_panel="Use")
+
 Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe", "-r", help="A recipe of `shardline recipes`; by default the current folder's params.yaml."
     ),
 ]
+CacheTier = Literal["node", "hot", "both"]
 ZoneName = Literal["raw", "curated", "shards"]
 STAGES, LOOK, USE = "Stages (run by DVC, in this order)", "Look", "Use"
 
@@ -38,20 +42,26 @@ def main() -> None:
     # OpenMP's waiting threads should sleep: they spin by default, and where another process computes too they take the
     # cores from those that they wait for (two trainings on two cores: steps of 2.3 s instead of 0.5 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _stop)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
     try:
         app()
     except ShardlineError as error:
         _leave(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _leave("Interrupted. What was finished is kept; the same command goes on from there.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        from storage.atomic import full_disk
+
+        if (full := full_disk(error)) is None:
+            raise
+        _leave(str(full), full.exit_code)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted("Terminated. What was finished is kept; the same command goes on from there.", signum)
+    word = "Interrupted" if signum == signal.SIGINT else "Terminated"
+    raise Interrupted(f"{word}. What was finished is kept; the same command goes on from there.", signum)
 
 
 def _leave(message: str, code: int) -> None:
@@ -164,6 +174,41 @@ def predict(
     from pipelines.release import predict as run
 
     run(recipe, files, alias=alias)
+
+
+@cache.command("warm")
+def cache_warm(
+    tier: Annotated[CacheTier, typer.Option(help="Which tier to fill.")] = "both",
+    rank: Annotated[int, typer.Option(min=0, help="Fill what this rank reads first …")] = 0,
+    world: Annotated[int, typer.Option(min=1, help="… of so many.")] = 1,
+    recipe: Recipe = None,
+) -> None:
+    """Fetch the shards of the train split, in the order in which training will read them."""
+    from pipelines.warm import warm_and_say
+
+    warm_and_say(_workspace(recipe), tier, rank, world)
+
+
+@cache.command("show")
+def cache_show(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False, recipe: Recipe = None
+) -> None:
+    """Of each tier: bytes, shards, budget, hit ratio."""
+    from pipelines.warm import show as run
+
+    run(_workspace(recipe), as_json)
+
+
+@cache.command("drop")
+def cache_drop(
+    tier: Annotated[CacheTier, typer.Option(help="Which tier to empty.")] = "both",
+    everything: Annotated[bool, typer.Option("--all", help="What other recipes put there, too.")] = False,
+    recipe: Recipe = None,
+) -> None:
+    """Remove this recipe's shards from the caches. The lake keeps them."""
+    from pipelines.warm import drop as run
+
+    run(_workspace(recipe), tier, everything)
 
 
 @app.command(rich_help_panel=LOOK)

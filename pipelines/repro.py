@@ -6,6 +6,7 @@ that names the data version, the metric beside its baseline, and how to open the
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from storage.atomic import write_atomically
 from storage.errors import ParamsError, SourceError
 
 PIPELINE = "dvc.yaml"
+_ROOM = 1 << 20  # bytes that must be free for DVC to write its lock and its state
 
 
 def repro(recipe: str | None, *, force: bool = False, until: str | None = None) -> int:
@@ -67,7 +69,10 @@ def run_dvc(folder: Path, *arguments: str) -> int:
     running on SIGTERM."""
     process = start_dvc(folder, *arguments)
     with _forwarding(process):
-        return process.wait()
+        code = process.wait()
+    if code and shutil.disk_usage(folder).free < _ROOM:
+        say(f"{folder}: the disk is full. Free some space and run the same command again: it goes on from here.")
+    return code
 
 
 def start_dvc(folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[Any]":

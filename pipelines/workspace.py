@@ -61,9 +61,8 @@ class Workspace:
     def zone(self, name: str) -> Zone:
         """Zone raw, curated or shards."""
         lake = self.params.lake
-        return open_zone(
-            self.root, name, lake.url, {str(zone): url for zone, url in lake.zones.items()}, self.params.recipe
-        )
+        urls = {str(zone): url for zone, url in lake.zones.items()}
+        return open_zone(self.root, name, lake.url, urls, self.params.recipe, lake.timeout)
 
     @property
     def state(self) -> Path:

@@ -1,15 +1,39 @@
 """Files that are whole or absent: temp + fsync + rename, with a clear error for a full disk."""
 
 import errno
+import fcntl
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from typing_extensions import Buffer
 
-from storage.errors import LakeError
+from storage.errors import LakeError, ShardlineError
+
+#: How libraries word it that hide the system's error in one of their own: SQLite, Rust's std::io, Arrow.
+_FULL = ("database or disk is full", "no space left on device", "os error 28", "errno 28", "disk quota exceeded")
+
+
+def full_disk(error: BaseException, what: str | Path | None = None) -> LakeError | None:
+    """A LakeError that names `what` (or the file that `error` names), if a full disk is at the root of `error`."""
+    link: BaseException | None = error
+    while link is not None:
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(sign in str(link).lower() for sign in _FULL):
+            name = what or getattr(link, "filename2", None) or getattr(link, "filename", None) or Path.cwd()
+            return LakeError(
+                f"{name}: no space left on the device. What was finished is kept; free some space, or place the zone "
+                "elsewhere with `lake.url`, then run the same command again."
+            )
+        link = link.__cause__ or link.__context__
+    return None
+
+
+_BEGUN = time.time()  # when this process began, nearly
 
 
 @contextmanager
@@ -17,15 +41,32 @@ def storage_errors(what: str | Path) -> Iterator[None]:
     """Turn the operating system's write errors into a LakeError that names `what` and the way out."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LakeError(
-                f"{what}: no space left on the device. What was finished is kept; free some space, or place the zone "
-                "elsewhere with `lake.url`, then run the same command again."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    except ShardlineError:
+        raise
+    except Exception as error:
+        if full := full_disk(error, what):
+            raise full from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise LakeError(f"{what}: not writable ({error.strerror}). Check its permissions or `lake.url`.") from error
         raise
+
+
+@contextmanager
+def temporary_file(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new empty file in `folder`, removed at the end if it is still there.
+
+    It is locked as long as its process lives, so that `sweep_temporaries` knows those of the dead.
+    """
+    with storage_errors(folder):
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=folder)
+    temporary = Path(name)
+    try:
+        with suppress(OSError):  # a file system without locks; nothing is ever swept there
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 @contextmanager
@@ -36,10 +77,7 @@ def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
     """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with temporary_file(target.parent, f".{target.name}.") as temporary:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -47,8 +85,27 @@ def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
             temporary.replace(target)
             if durable_name:
                 sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def sweep_temporaries(folder: Path, pattern: re.Pattern[str]) -> int:
+    """Remove the files in `folder` that `temporary_file` made in processes that were killed. Returns how many.
+
+    Only files whose whole name matches `pattern`, that are older than this process, and that no process holds locked.
+    """
+    swept = 0
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        if not pattern.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(OSError):  # gone, another user's, or locked
+            handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_mtime < _BEGUN:
+                    os.unlink(entry.path)
+                    swept += 1
+            finally:
+                os.close(handle)
+    return swept
 
 
 def write_atomically(target: Path, data: Buffer) -> Path:

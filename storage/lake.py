@@ -1,65 +1,69 @@
 """The lake: where the zones lie. A zone is a local folder with the manifest, and objects there or at a remote URL.
 
 Objects are content-addressed (`objects/<digest><suffix>`) and immutable, so a write is idempotent, equal bytes are
-stored once, and a reader needs no lock.
+stored once, and a reader needs no lock. A remote object may be compressed at rest: its digest is that of its plain
+bytes, and its name ends in `.zst`.
 """
 
 import os
-import tempfile
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import fsspec
 from blake3 import blake3
-from fsspec.core import url_to_fs
 from typing_extensions import Buffer
 
-from storage.atomic import atomic_path, storage_errors, sync_folder
+from storage import compression
+from storage.atomic import atomic_path, storage_errors, sweep_temporaries, sync_folder, temporary_file
+from storage.compression import Compression, is_compressed
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.manifest import FILENAME, Manifest
+from storage.remote import TIMEOUT, RangeReader, missing_object
 
 ZONES = ("raw", "curated", "shards")
 OBJECTS = "objects"
 _CHUNK = 4 << 20  # bytes copied at a time
+_VERIFIED = 64 << 20  # bytes of a remote object verified at a time
+_INCOMING = ".shardline.incoming."  # begins the name of a file that waits to be stored
+_TEMPORARY = re.compile(rf"({re.escape(_INCOMING)}|\.[0-9a-f]{{64}}[\w.]*\.)\w{{8}}\.tmp")
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What `Zone.publish` wrote: path relative to the zone, BLAKE3 digest, size in bytes."""
+    """What `Zone.publish` wrote: path relative to the zone, BLAKE3 digest of the plain bytes, size in bytes as it lies
+    there and of the plain bytes, which differ where it is compressed at rest."""
 
     path: str
     digest: str
     bytes: int
+    plain_bytes: int
 
 
 @dataclass(frozen=True)
 class Zone:
     """One zone. `folder` (local, a DVC out) holds the manifest; objects are beside it, or below `url` when given.
 
-    `options` go to the fsspec file system of `url` (endpoint, credentials by name). The object is cheap to pickle; file
-    systems are made inside each process, since fsspec's are not fork-safe.
+    `options` are fsspec's for `url` (endpoint, credentials by name). `timeout` is how many seconds the lake may be
+    without progress. The object is cheap to pickle; connections are made inside each process.
     """
 
     folder: Path
     url: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    timeout: float = TIMEOUT
 
-    @cached_property
-    def _remote(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        assert self.url is not None
-        try:
-            fs, root = url_to_fs(self.url, **dict(self.options))
-        except (ImportError, ValueError) as error:
-            raise LakeError(
-                f"lake.url={self.url!r} cannot be opened: {error}. Check the scheme, or install its fsspec driver."
-            ) from error
-        return fs, root.rstrip("/")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "url": self.url, "options": self.options}
+    @property
+    def reader(self) -> RangeReader:
+        """Reads ranges of the objects, wherever they lie. One a process and place; threads share it."""
+        root = self.root
+        if root is not None:
+            return _reader(str(root.resolve()), (), self.timeout)
+        return _reader(str(self.url), self.options, self.timeout)
 
     @cached_property
     def root(self) -> Path | None:
@@ -70,8 +74,8 @@ class Zone:
         return Path(self.url.split("://", 1)[-1]) if local else None
 
     def local_path(self, path: str) -> Path | None:
-        """The file of object `path` where objects are local (so that it can be mapped), else None."""
-        return self.root / path if self.root is not None else None
+        """The file of object `path` where it can be mapped: objects are local, and this one is plain. Else None."""
+        return self.root / path if self.root is not None and not is_compressed(path) else None
 
     def describe(self, path: str = "") -> str:
         """A name for object `path` that a person can find."""
@@ -79,43 +83,67 @@ class Zone:
 
     # -- objects -------------------------------------------------------------------------------------------------
 
-    def publish(self, data: Buffer, suffix: str) -> StoredObject:
-        """Store `data`; nothing is written when its object is there already. Atomic and durable."""
+    def publish(self, data: Buffer, suffix: str, how: Compression = "none") -> StoredObject:
+        """Store `data`; nothing is written when its object is there already. Atomic, and durable.
+
+        `how` says whether a remote object is compressed at rest; local ones stay plain, since they are mapped.
+        """
         view = memoryview(data).cast("B")
-        stored = StoredObject(path="", digest=digest_bytes(view), bytes=view.nbytes)
-        stored = StoredObject(f"{OBJECTS}/{stored.digest}{suffix}", stored.digest, stored.bytes)
+        digest = digest_bytes(view)
+        packed = compression.compress(view, how) if self.root is None else None
+        if packed is not None:
+            path = f"{OBJECTS}/{digest}{suffix}{compression.SUFFIX}"
+            return self._publish_packed(packed, StoredObject(path, digest, packed.size, view.nbytes))
+        stored = StoredObject(f"{OBJECTS}/{digest}{suffix}", digest, view.nbytes, view.nbytes)
         if self.exists(stored.path, stored.bytes):
             return stored
         if self.root is not None:
             with atomic_path(self.root / stored.path, durable_name=False) as temporary:
                 temporary.write_bytes(view)
         else:
-            with _remote_errors(self.describe(stored.path)):
-                fs, root = self._remote
-                fs.pipe_file(f"{root}/{stored.path}", bytes(view))
+            self.reader.put(stored.path, view)
+        return stored
+
+    def _publish_packed(self, packed: Buffer, stored: StoredObject) -> StoredObject:
+        """Another version of zstd may have stored the same plain bytes in other ones: those stay, if they are sound."""
+        there = self._size(stored.path)
+        if there == stored.bytes:
+            return stored
+        if there is not None:
+            try:
+                self.verify(stored.path, stored.digest)
+                return replace(stored, bytes=there)
+            except (DigestError, LakeError):
+                pass  # it is damaged: written anew
+        self.reader.put(stored.path, packed)
         return stored
 
     def publish_from(self, fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> StoredObject:
-        """Copy file `path` of `fs` into the zone in one pass and bounded memory (4 MiB), digesting as it goes."""
-        spool_folder = self.root / OBJECTS if self.root is not None else Path(tempfile.gettempdir())
+        """Copy file `path` of `fs` into the zone in one pass and bounded memory (4 MiB), digesting as it goes.
+
+        It waits in a temporary file (in `objects/`, or where objects are remote in the system's temporary folder)
+        until its digest, and so its name, is known.
+        """
+        folder = self._waiting
         hasher, size = blake3(), 0
-        with storage_errors(spool_folder):
-            spool_folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".incoming.", suffix=".tmp", dir=spool_folder)
-        spool = Path(name)
-        try:
-            with storage_errors(spool), os.fdopen(handle, "wb") as target, fs.open(path, "rb") as source:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with temporary_file(folder, _INCOMING) as spool:
+            with storage_errors(spool), spool.open("wb") as target, fs.open(path, "rb") as source:
                 while chunk := source.read(_CHUNK):
                     hasher.update(chunk)
                     target.write(chunk)
                     size += len(chunk)
                 target.flush()
                 os.fsync(target.fileno())
-            stored = StoredObject(f"{OBJECTS}/{hasher.hexdigest()}{suffix}", hasher.hexdigest(), size)
+            stored = StoredObject(f"{OBJECTS}/{hasher.hexdigest()}{suffix}", hasher.hexdigest(), size, size)
             self._adopt(spool, stored)
-        finally:
-            spool.unlink(missing_ok=True)
         return stored
+
+    @property
+    def _waiting(self) -> Path:
+        """Where files wait until they are stored: beside the objects, or in the system's temporary folder."""
+        return self.root / OBJECTS if self.root is not None else Path(gettempdir())
 
     def _adopt(self, spool: Path, stored: StoredObject) -> None:
         """Move the synced local file `spool` to its place in the zone."""
@@ -124,66 +152,81 @@ class Zone:
         if self.root is not None:
             spool.chmod(0o644)
             spool.replace(self.root / stored.path)
-            return
-        with _remote_errors(self.describe(stored.path)):
-            fs, root = self._remote
-            fs.put_file(str(spool), f"{root}/{stored.path}")
+        else:
+            self.reader.put(stored.path, spool)
 
     def exists(self, path: str, size: int) -> bool:
         """Whether object `path` is there with `size` bytes."""
-        if self.root is not None:
-            file = self.root / path
-            return file.is_file() and file.stat().st_size == size
-        with _remote_errors(self.describe(path)):
-            fs, root = self._remote
-            try:
-                return int(fs.info(f"{root}/{path}")["size"]) == size
-            except FileNotFoundError:
-                return False
+        return self._size(path) == size
+
+    def _size(self, path: str) -> int | None:
+        """Bytes of object `path`, None where it isn't there."""
+        try:
+            return (self.root / path).stat().st_size if self.root is not None else self.reader.size(path)
+        except FileNotFoundError:
+            return None
 
     def sizes(self) -> dict[str, int]:
         """Path → bytes of every object that is there, by one listing."""
-        if self.root is not None:
-            folder = self.root / OBJECTS
-            entries = list(os.scandir(folder)) if folder.is_dir() else []
-            return {f"{OBJECTS}/{entry.name}": entry.stat().st_size for entry in entries}
-        with _remote_errors(self.describe(OBJECTS)):
-            fs, root = self._remote
-            try:
-                found = fs.find(f"{root}/{OBJECTS}", detail=True)
-            except FileNotFoundError:
-                return {}
-            return {f"{OBJECTS}/{path.rsplit('/', 1)[-1]}": int(info["size"]) for path, info in found.items()}
+        if self.root is None:
+            return {f"{OBJECTS}/{name}": size for name, size in self.reader.sizes(OBJECTS).items()}
+        folder = self.root / OBJECTS
+        entries = list(os.scandir(folder)) if folder.is_dir() else []
+        return {f"{OBJECTS}/{entry.name}": entry.stat().st_size for entry in entries}
 
-    def read(self, path: str, digest: str | None = None) -> bytes:
-        """The bytes of object `path`, checked against `digest`; a mismatch is read once more, then DigestError."""
+    def read(self, path: str, digest: str | None = None, size: int | None = None) -> memoryview:
+        """The plain bytes of object `path`, checked against `digest`; a mismatch is read once more, then DigestError.
+
+        `size`, of the object as it lies there, saves a request where it is remote and the size is known.
+        """
         found = ""
         for _ in range(2):
-            data = self._read(path)
-            if digest is None or (found := digest_bytes(data)) == digest:
-                return data
+            data = self._read(path, size)
+            try:
+                plain = compression.decompress(data) if is_compressed(path) else data
+            except ValueError as error:
+                found = f"none: {error}"
+                continue
+            if digest is None or (found := digest_bytes(plain)) == digest:
+                return memoryview(plain).cast("B").toreadonly()
         raise DigestError(self.describe(path), str(digest), found)
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, path: str, size: int | None = None) -> Buffer:
+        """The bytes of object `path` as they lie there."""
         try:
             if self.root is not None:
                 return (self.root / path).read_bytes()
-            with _remote_errors(self.describe(path)):
-                fs, root = self._remote
-                return bytes(fs.cat_file(f"{root}/{path}"))
+            out = bytearray(self.reader.size(path) if size is None else size)
         except FileNotFoundError as error:
-            raise LakeError(
-                f"{self.describe(path)}: an object that the manifest names is missing. "
-                "Restore it with `dvc pull` (or `dvc checkout`), or delete the manifest and run the stage again."
-            ) from error
+            raise missing_object(self.describe(path)) from error
+        self.reader.read_into(path, 0, out)
+        return out
 
     def verify(self, path: str, digest: str) -> None:
-        """Check object `path` against `digest`; raises DigestError, or LakeError when it is missing."""
-        file = self.local_path(path)
-        if file is None or not file.is_file():
-            self.read(path, digest)
-        elif (found := digest_file(file)) != digest:
+        """Check object `path` against `digest`; raises DigestError, or LakeError when it is missing. Plain objects take
+        64 MiB of memory at most, compressed ones what they take in the lake."""
+        if (found := self._digest(path)) != digest:
             raise DigestError(self.describe(path), digest, found)
+
+    def _digest(self, path: str) -> str:
+        """The digest of the plain bytes of object `path`, or why there is none."""
+        if is_compressed(path):
+            try:
+                return compression.digest_plain(self._read(path))
+            except ValueError as error:
+                return f"none: {error}"
+        try:
+            if self.root is not None:
+                return digest_file(self.root / path)
+            size = self.reader.size(path)
+        except FileNotFoundError as error:
+            raise missing_object(self.describe(path)) from error
+        hasher, out = blake3(), memoryview(bytearray(min(size, _VERIFIED)))
+        for start in range(0, size, _VERIFIED):
+            piece = out[: min(_VERIFIED, size - start)]
+            self.reader.read_into(path, start, piece)
+            hasher.update(piece)
+        return hasher.hexdigest()
 
     # -- manifest ------------------------------------------------------------------------------------------------
 
@@ -205,9 +248,12 @@ class Zone:
 
     def sweep(self, manifest: Manifest) -> int:
         """Remove objects and temporary files in the DVC out that `manifest` does not name (DVC's cache keeps the
-        versions that were committed); elsewhere they stay, since other revisions may name them. Returns how many."""
+        versions that were committed). Elsewhere objects stay, since other revisions may name them, and only temporary
+        files that killed processes left behind go. Returns how many."""
         folder = self.folder / OBJECTS
-        if self.url is not None or not folder.is_dir():
+        if self.url is not None:
+            return sweep_temporaries(self._waiting, _TEMPORARY)
+        if not folder.is_dir():
             return 0
         named = set(manifest.table["path"].to_pylist())
         stale = [entry for entry in os.scandir(folder) if f"{OBJECTS}/{entry.name}" not in named]
@@ -216,28 +262,21 @@ class Zone:
         return len(stale)
 
 
-class _remote_errors:
-    """Turns a remote file system's errors into LakeError, naming the object. FileNotFoundError passes."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, FileNotFoundError) or not isinstance(error, Exception):
-            return
-        raise LakeError(
-            f"{self.what}: {type(error).__name__}: {error}. Check `lake.url`, the endpoint and the credentials "
-            "in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)."
-        ) from error
+_readers: dict[tuple[object, ...], RangeReader] = {}
 
 
-def open_zone(root: Path, name: str, lake_url: str | None, zone_urls: dict[str, str], recipe: str) -> Zone:
+def _reader(url: str, options: tuple[tuple[str, Any], ...], timeout: float) -> RangeReader:
+    place = tuple(os.environ.get(name) for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"))
+    return _readers.setdefault((url, repr(options), timeout, place), RangeReader(url, dict(options), timeout))
+
+
+def open_zone(
+    root: Path, name: str, lake_url: str | None, zone_urls: dict[str, str], recipe: str, timeout: float = TIMEOUT
+) -> Zone:
     """Zone `name` of the recipe whose folder is `root`: objects in `data/<name>`, or below the lake's (or the zone's
-    own) URL when that is remote or another local folder."""
+    own) URL when that is remote or another local folder. `timeout` in seconds, as `Zone` has it."""
     url = zone_urls.get(name) or (f"{lake_url.rstrip('/')}/{recipe}/{name}" if lake_url else None)
     if url:
         bare = url.removeprefix("file://").removeprefix("local://")
         url = url if "://" in bare else str(root / bare)  # relative ones start at the recipe's folder, as sources do
-    return Zone(root / "data" / name, url)
+    return Zone(root / "data" / name, url, timeout=timeout)

@@ -18,15 +18,16 @@ from storage.atomic import write_atomically
 from storage.digest import canonical_json, digest_bytes
 from storage.errors import FormatError
 
-FORMAT = 1
+#: The format in which a zone's manifest is written; older ones are read too.
+FORMATS = {"raw": 1, "curated": 1, "shards": 2}  # 2: shards have plain_bytes, and may be compressed at rest
 FILENAME = "manifest.arrow"
 _METADATA_KEY = b"shardline"
 
 #: Columns of every manifest; a zone adds its own from `ZONE_COLUMNS`.
 CORE_COLUMNS: dict[str, pa.DataType] = {
     "path": pa.string(),  # relative to the zone's root: objects/<digest><suffix>
-    "digest": pa.string(),  # hexadecimal BLAKE3 of the object's bytes
-    "bytes": pa.int64(),
+    "digest": pa.string(),  # hexadecimal BLAKE3 of the object's plain bytes
+    "bytes": pa.int64(),  # as it lies in the lake
     "rows": pa.int64(),  # samples (documents of a token shard)
     "key": pa.string(),  # of the item that made the object
 }
@@ -34,7 +35,8 @@ ZONE_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "raw": {"name": pa.string()},
     # after: the raw file before the object's group, which names the group whatever comes or goes inside it
     "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string()},
-    "shards": {"split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},
+    # plain_bytes: once decompressed; as many as bytes where the shard is plain
+    "shards": {"plain_bytes": pa.int64(), "split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},
 }
 
 
@@ -47,9 +49,11 @@ class Manifest:
 
     @classmethod
     def build(cls, zone: str, records: list[dict[str, Any]], **header: Any) -> "Manifest":
-        """A manifest of `zone` over `records`, which hold that zone's columns; their order is kept."""
+        """A manifest of `zone` over `records`, which hold that zone's columns; their order is kept. Records without
+        `plain_bytes` are of plain objects."""
         schema = pa.schema({**CORE_COLUMNS, **ZONE_COLUMNS[zone]})
-        return cls({"format": FORMAT, "zone": zone, **header}, pa.Table.from_pylist(records, schema=schema))
+        rows = [{"plain_bytes": record["bytes"], **record} for record in records]
+        return cls({"format": FORMATS[zone], "zone": zone, **header}, pa.Table.from_pylist(rows, schema=schema))
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
@@ -67,11 +71,14 @@ class Manifest:
             header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:
             raise FormatError(f"{what}: not a Shardline manifest ({error}). Restore it with `dvc checkout`.") from error
-        if header.get("format") != FORMAT:
+        newest = FORMATS.get(header.get("zone"), max(FORMATS.values()))
+        if header.get("format") not in range(1, newest + 1):
             raise FormatError(
-                f"{what}: manifest format {header.get('format')!r}, but this Shardline reads format {FORMAT} only. "
-                "Use the Shardline that wrote it, or make the dataset again with `dvc repro --force`."
+                f"{what}: manifest format {header.get('format')!r}, but this Shardline reads formats 1 to {newest} "
+                "only. Use the Shardline that wrote it, or make the dataset again with `dvc repro --force`."
             )
+        if header.get("zone") == "shards" and header["format"] == 1:
+            table = table.append_column("plain_bytes", table["bytes"])
         manifest = cls(header, table.replace_schema_metadata(None))
         manifest.__dict__["encoded"] = data
         return manifest

@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import settings
+from servers import S3, s3_server
 
 REPOSITORY = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -78,6 +79,14 @@ def run(environment: dict[str, str]) -> Run:
         return done
 
     return call
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server with the bucket `lake`, for the tests of the xdist group `s3`, which share it."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        server.bucket("lake")
+        yield server
 
 
 def write_texts(folder: Path, count: int = 24) -> None:

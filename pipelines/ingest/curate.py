@@ -76,7 +76,7 @@ class CurateStage:
         tables: list[pa.Table] = []
         aside: list[dict[str, Any]] = []
         for file in files:
-            rows = READERS[reader](file["name"], self.source.read(file["path"], file["digest"]), self.params)
+            rows = READERS[reader](file["name"], bytes(self.source.read(file["path"], file["digest"])), self.params)
             rows = _distinct(rows) if self.params.deduplicate and KINDS[reader] == "table" else rows
             ids += rows.ids
             aside += rows.quarantined

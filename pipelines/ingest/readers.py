@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from typing_extensions import Buffer
 
 from pipelines.params import Curate
 from storage.errors import DataError
@@ -135,10 +136,20 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
     return Rows(rows.ids, rows.table, [*aside, *rows.quarantined])
 
 
+def parquet_table(data: Buffer) -> pa.Table:
+    """The table in a Parquet file's bytes. Raises ArrowInvalid.
+
+    In this thread alone: Arrow's own threads may let go of `data` later, and one that does so while the interpreter
+    ends takes the process down with it.
+    """
+    with pyarrow.parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+        return file.read(use_threads=False)
+
+
 def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
     """A table of numbers, a row a sample."""
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        table = parquet_table(data)
     except pa.ArrowInvalid as error:
         return _none(name, f"not a Parquet file: {error}", {})
     numbers = list(range(1, table.num_rows + 1))
@@ -170,7 +181,7 @@ def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Ro
     if params.target == "value":
         columns["label"] = _floats(label, params.label, reasons)
     else:
-        columns["label"] = label.cast(pa.string())
+        columns["label"] = _classes(name, label, params.label)
         for row, value in enumerate(columns["label"].to_pylist()):
             if value is None or not value.strip():
                 reasons.setdefault(row, f"column {params.label!r}: no label")
@@ -178,6 +189,17 @@ def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Ro
     aside = [{"name": f"{name}:{lines[row]}", "reason": reason} for row, reason in sorted(reasons.items())]
     clean = pa.table(columns).take(keep)
     return Rows([f"{name}:{lines[row]}" for row in keep.to_pylist()], clean, aside)
+
+
+def _classes(name: str, label: pa.Array, column: str) -> pa.Array:
+    """Labels as strings. Raises DataError for a column of lists, structs and the like."""
+    try:
+        return label.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"{name}: the label column {column!r} holds {label.type}, which names no classes. Set curate.label to a "
+            "column of text, integers or booleans, or curate.target: value for a number to regress."
+        ) from error
 
 
 def _floats(column: Any, name: str, reasons: dict[int, str]) -> pa.Array:

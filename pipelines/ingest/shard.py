@@ -8,14 +8,13 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet
 
 from pipelines.ingest.encode import (
     SEPARATOR,
@@ -29,14 +28,16 @@ from pipelines.ingest.encode import (
     merge_moments,
     pixels,
 )
-from pipelines.ingest.readers import ID
+from pipelines.ingest.readers import ID, parquet_table
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Shard
 from pipelines.workspace import Workspace
+from storage.compression import Compression
 from storage.digest import digest_json, keyed_uint64
 from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.shards import SUFFIX
 
 VERSION = 2
 _MIB = 1 << 20
@@ -57,11 +58,17 @@ class ShardStage:
     def of(cls, ws: Workspace) -> "ShardStage":
         return cls(ws.params.shard, ws.params.seed, ws.zone("curated"), ws.zone("shards"))
 
+    @property
+    def _compression(self) -> Compression:
+        """At rest. Local shards are mapped, so they stay plain."""
+        return "none" if self.zone.root is not None else self.params.compression
+
     def plan(self) -> list[Item]:
         """One item a group of curated objects of one split; groups are drawn by a keyed hash of the objects' names."""
         curated = self.source.manifest()
         facts = _facts(curated)
-        settings = self.params.model_dump(exclude={"shuffle_objects"})
+        settings = self.params.model_dump(exclude={"shuffle_objects", "compression"})
+        how = self._compression
         objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
         for split in curated.splits:
@@ -70,9 +77,10 @@ class ShardStage:
             for positions in group([m["after"] for m in members], self.params.shuffle_objects, split, self.seed):
                 part = [{k: members[i][k] for k in ("path", "digest")} for i in positions]
                 digests = [member["digest"] for member in part]
+                key = digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests])
                 items.append(
                     Item(
-                        key=digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests]),
+                        key=key if how == "none" else digest_json([key, how]),
                         label=f"{split}: {len(part)} objects",
                         bytes=sum(members[i]["bytes"] for i in positions),
                         payload={
@@ -80,7 +88,8 @@ class ShardStage:
                             "kind": kind,
                             "facts": facts,
                             "objects": part,
-                            "mix": digest_json(["mix", self.seed, split, digests]),  # whatever form samples take
+                            # Whatever form samples take and however shards are stored, the rows' order is the same.
+                            "mix": digest_json(["mix", self.seed, split, digests]),
                         },
                     )
                 )
@@ -89,16 +98,15 @@ class ShardStage:
     def work(self, item: Item) -> Result:
         """Read the group, put its rows in a keyed random order, and write them as shards of about `target_mb`."""
         tables = [
-            pyarrow.parquet.read_table(pa.BufferReader(self.source.read(member["path"], member["digest"])))
-            for member in item.payload["objects"]
+            parquet_table(self.source.read(member["path"], member["digest"])) for member in item.payload["objects"]
         ]
         table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.payload["mix"]))
         records = []
         for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
-            stored = self.zone.publish(shard.data, ".arrow")
-            about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": shard.rows}
+            stored = self.zone.publish(shard.data, SUFFIX, self._compression)
             stats = json.dumps(shard.moments, sort_keys=True) if shard.moments else None
-            records.append({**about, "split": item.payload["split"], "tokens": shard.tokens, "stats": stats})
+            about = {"split": item.payload["split"], "tokens": shard.tokens, "stats": stats}
+            records.append({**asdict(stored), "rows": shard.rows, **about})
         return Result(item.key, records)
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:

@@ -6,7 +6,6 @@
 A checkpoint is written into a temporary folder, synced, then renamed; the last two are kept.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,7 +30,7 @@ TENSORS = "tensors.safetensors"
 STATE = "state.json"
 #: Parameters that change how a result is computed, not (but for rounding) which one: a resumed run may change them.
 NEUTRAL = {
-    "stream": {"prefetch"},
+    "stream": {"prefetch", "ahead_mb"},
     "train": {"checkpoint_every", "log_every", "device", "ranks", "threads", "accumulate"},
 }
 
@@ -67,7 +66,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=self.folder))
             try:
-                _write({name: tensor.contiguous() for name, tensor in flat.items()}, temporary / TENSORS)
+                save_file({name: tensor.contiguous() for name, tensor in flat.items()}, temporary / TENSORS)
                 state = {"format": FORMAT, "digest": digest_file(temporary / TENSORS), **checkpoint.state}
                 (temporary / STATE).write_text(json.dumps(state))
                 _sync(temporary)
@@ -132,11 +131,3 @@ def _sync(folder: Path) -> None:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
     sync_folder(folder)
-
-
-def _write(tensors: dict[str, Tensor], file: Path) -> None:
-    """Safetensors hides the system's error in one of its own; a full disk must be told as such."""
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:
-        raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error

@@ -9,6 +9,7 @@ from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.lifeline import die_with_parent
 from pipelines.training.launchers.reports import Report
+from storage.atomic import full_disk
 
 
 def main(folder: Path) -> int:
@@ -24,6 +25,7 @@ def main(folder: Path) -> int:
 
             train_rank(Job.load(folder).workspace, Ranks.from_environment())
         except BaseException as error:
+            error = full_disk(error) or error
             Report.of(rank, error).save(folder)
             return int(getattr(error, "exit_code", 1))
         finally:

@@ -1,7 +1,9 @@
 """Data stages killed, terminated and starved of disk, for real."""
 
+import shutil
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -55,6 +57,7 @@ def test_a_stage_that_is_cut_off_goes_on(
     done = run("python", "-c", HARNESS, victim, "2", str(int(signum)), cwd=recipe, code=None)
     assert done.returncode == (-signum if signum == signal.SIGKILL else 128 + signum), done.stderr
     assert "Traceback" not in done.stderr
+    assert signum == signal.SIGKILL or "the same command goes on from there" in done.stderr
     zone = {"ingest": "raw", "curate": "curated", "shard": "shards"}[victim]
     assert not (recipe / "data" / zone / "manifest.arrow").exists()
     for stage in STAGES[STAGES.index(victim) :]:
@@ -67,27 +70,39 @@ def test_a_stage_that_is_cut_off_goes_on(
         assert not list((recipe / "data" / zone).rglob("*.tmp"))
 
 
-def test_a_full_disk_is_named_and_the_same_command_goes_on(run: Run, recipe: Path, undisturbed: Path) -> None:
-    """`data/` is a real file system of 12 KiB in a mount namespace of its own."""
-    (recipe / "data").mkdir()
-    mount = "mount -t tmpfs -o size=12k tmpfs data && exec shardline ingest"
-    done = run("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, cwd=recipe, code=1)
-    assert "no space left on the device" in done.stderr
-    assert "lake.url" in done.stderr
-    assert "Traceback" not in done.stderr
-    run("shardline", "ingest", cwd=recipe)
-    assert _digest(recipe, "raw") == _digest(undisturbed, "raw")
+ALL_STAGES = (*STAGES, "train", "evaluate", "package", "promote")
+
+#: A copy of the recipe on a file system of its own, in a mount namespace of its own, full to the last KiB.
+FULL_DISK = """
+mkdir disk && mount -t tmpfs -o size=64m tmpfs disk && cp -r "$0"/. disk && cd disk
+dd if=/dev/zero of=filler bs=1k count=$(( $(df --output=avail -k . | tail -1) )) status=none
+shardline "$1" && echo "not full" && exit 9
+rm filler && exec shardline "$1" > again
+"""
 
 
-def test_a_full_disk_under_a_checkpoint_is_named(run: Run, recipe: Path) -> None:
-    for stage in STAGES:
-        run("shardline", stage, cwd=recipe)
-    mount = "mount -t tmpfs -o size=64k tmpfs .shardline && exec shardline train"
-    command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
-    done = run(*command, cwd=recipe, code=1, env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory, run: Run) -> dict[str, Path]:
+    """For each stage the recipe as it is before that stage runs."""
+    folders = {stage: tmp_path_factory.mktemp(stage) for stage in ALL_STAGES}
+    write_texts(folders["ingest"] / "texts")
+    write_params(folders["ingest"], TINY)
+    for stage, following in pairwise(ALL_STAGES):
+        shutil.copytree(folders[stage], folders[following], dirs_exist_ok=True)
+        run("shardline", stage, cwd=folders[following])
+    return folders
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    run: Run, tmp_path: Path, before: dict[str, Path], stage: str
+) -> None:
+    namespace = ("unshare", "--user", "--map-root-user", "--mount", "bash", "-euc", FULL_DISK)
+    done = run(*namespace, str(before[stage]), stage, cwd=tmp_path)
     assert "no space left on the device" in done.stderr
+    assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (recipe / "data" / "model").exists()
+    assert "terminate called" not in done.stderr
 
 
 def test_workers_end_with_a_killed_parent(run: Run, recipe: Path, environment: dict[str, str]) -> None:

@@ -85,6 +85,9 @@ def test_params_and_recipes_are_listed(run: Run, project: Path) -> None:
     assert "Peak learning rate" in run("shardline", "params", "train.lr", cwd=project).stdout
     assert "Did you mean" in run("shardline", "params", "train.lrr", cwd=project, code=2).stderr
     assert "texts/**/*.txt" in run("shardline", "recipes", cwd=project).stdout
+    (project / "data" / "shards").mkdir(parents=True)
+    (project / "data" / "shards" / "manifest.arrow").write_bytes(b"damaged")
+    assert "not a Shardline manifest" in run("shardline", "recipes", cwd=project).stdout
 
 
 def test_the_ui_serves_the_project_s_runs(project: Path, environment: dict[str, str]) -> None:

@@ -1,26 +1,24 @@
 """The data stages over a lake on a real S3 server: the folder that DVC tracks holds the manifest alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 from conftest import TINY, Run, write_params
-from servers import S3, s3_server
+from servers import S3
 
+from pipelines.evaluation.data import open_split
+from pipelines.workspace import Workspace
 from storage.manifest import Manifest
 
 pytestmark = pytest.mark.xdist_group("s3")
 STAGES = ("ingest", "curate", "shard")
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.env.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("lake")
-        yield server
+@pytest.fixture(autouse=True)
+def _environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
 
 
 def test_zones_in_an_object_store(run: Run, recipe: Path, s3: S3, tmp_path: Path) -> None:
@@ -35,12 +33,24 @@ def test_zones_in_an_object_store(run: Run, recipe: Path, s3: S3, tmp_path: Path
     for stage in STAGES:
         run("shardline", stage, cwd=remote, env=s3.env)
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
-    for zone, manifest in local.items():
+    for zone, beside in local.items():
         assert sorted(path.name for path in (remote / "data" / zone).iterdir()) == ["manifest.arrow"]
-        assert Manifest.load(remote / "data" / zone).digest == manifest.digest
+        manifest = Manifest.load(remote / "data" / zone)
+        if zone == "shards":  # the same shards, compressed at rest
+            assert manifest.table["digest"] == beside.table["digest"]
+            assert manifest.table["plain_bytes"] == beside.table["bytes"]
+            assert all(path.endswith(".arrow.zst") for path in manifest.table["path"].to_pylist())
+        else:
+            assert manifest.digest == beside.digest
         names = {path.rsplit("/", 1)[-1] for path in fs.find(f"lake/team/tiny/{zone}/objects")}
         assert names == {path.rsplit("/", 1)[-1] for path in manifest.table["path"].to_pylist()}
+    here, there = (Workspace.open(folder).zone("shards") for folder in (recipe, remote))
+    for split in ("train", "test"):
+        for ours, theirs in zip(*(open_split(zone, zone.manifest(), split) for zone in (here, there)), strict=True):
+            assert (ours.tokens == theirs.tokens).all()
+            assert ours.ids == theirs.ids
     assert "0 of" in run("shardline", "shard", cwd=remote, env=s3.env).stdout
+    assert "KiB plain" in run("shardline", "show", "shards", cwd=remote, env=s3.env).stdout
     assert "0 not" in run("shardline", "verify", cwd=remote, env=s3.env).stdout
 
 

@@ -60,6 +60,13 @@ def test_parquet_reads_the_same_columns() -> None:
     assert read_parquet("bad.parquet", b"nonsense", TABLE).quarantined[0]["reason"].startswith("not a Parquet file")
 
 
+def test_a_label_that_names_no_class_is_refused() -> None:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table({"a": [1.0], "y": [[1, 2]]}), sink)
+    with pytest.raises(DataError, match=r"label column 'y' holds list<.*curate\.label"):
+        read_parquet("t.parquet", sink.getvalue(), TABLE)
+
+
 def test_images_must_decode_whole() -> None:
     sink = io.BytesIO()
     Image.new("L", (5, 4), 7).save(sink, "PNG")

@@ -15,7 +15,12 @@ text = st.text(max_size=12)
 records = st.lists(
     st.fixed_dictionaries(
         {"path": text, "digest": text, "bytes": st.integers(0, 2**62), "rows": st.integers(0, 2**40), "key": text}
-        | {"split": st.sampled_from(["train", "val"]), "tokens": st.integers(0, 2**40), "stats": st.none() | text}
+        | {
+            "plain_bytes": st.integers(0, 2**62),
+            "split": st.sampled_from(["train", "val"]),
+            "tokens": st.integers(0, 2**40),
+            "stats": st.none() | text,
+        }
     ),
     max_size=5,
 )
@@ -41,8 +46,29 @@ def test_an_unknown_format_is_refused_by_number(tmp_path: Path) -> None:
     table = pa.table({"path": ["x"]}).replace_schema_metadata({b"shardline": canonical_json({"format": 99})})
     with pa.OSFile(str(tmp_path / FILENAME), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(FormatError, match=r"manifest.arrow: manifest format 99.*reads format 1"):
+    with pytest.raises(FormatError, match=r"manifest.arrow: manifest format 99.*reads formats 1 to 2"):
         Manifest.load(tmp_path)
+
+
+def test_shards_of_format_1_are_plain(tmp_path: Path) -> None:
+    """A dataset version of before shards were compressed at rest keeps its digest; all its shards are plain."""
+    columns = {
+        "path": ["objects/a.arrow"],
+        "digest": ["a"],
+        "bytes": [7],
+        "rows": [1],
+        "key": ["k"],
+        "split": ["train"],
+    }
+    header = {b"shardline": canonical_json({"format": 1, "zone": "shards", "kind": "samples"})}
+    table = pa.table(columns).replace_schema_metadata(header)
+    with pa.OSFile(str(tmp_path / FILENAME), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    manifest = Manifest.load(tmp_path)
+    assert manifest.digest == digest_bytes((tmp_path / FILENAME).read_bytes())
+    assert manifest.select("train")["plain_bytes"].to_pylist() == [7]
+    assert Manifest.build("shards", manifest.records(), kind="samples").header["format"] == 2
+    assert Manifest.build("raw", [], kind="files").header["format"] == 1
 
 
 @pytest.mark.parametrize("keep", [0, 10, -20])

@@ -1,0 +1,240 @@
+"""What speaks to the objects of a zone: obstore for S3, Google and Azure, fsspec for every other URL."""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import quote
+
+import fsspec
+from fsspec.core import url_to_fs
+from typing_extensions import Buffer
+
+from storage.credentials import s3_settings
+from storage.errors import LakeError
+
+_S3 = ("s3", "s3a")
+_OBSTORE = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "adl", "azure")
+_CHUNK = 64 << 10  # bytes handed over at a time: larger ones are put together by one more copy
+_UPLOAD_PART = 8 << 20  # bytes
+_MOST_PARTS = 5_000  # S3 takes 10,000
+_UPLOADS = 4  # parts of an object sent at once
+
+Kind = Literal["missing", "beyond", "denied", "refused", "passing"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an operation failed: the object is `missing`, the range lies `beyond` its end, access is `denied` (the
+    credentials may have expired), the request is `refused` for good, or the cause may be `passing`."""
+
+    kind: Kind
+    reason: str
+
+
+class Client(Protocol):
+    """One attempt at each operation; `path` is relative to the zone. Errors are its own: `explain` says what they mean.
+
+    Safe for threads, not for a fork.
+    """
+
+    def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
+        """Bytes [start, stop) of an object, in order, in pieces; fewer where the object ends before."""
+
+    def size(self, path: str) -> int:
+        """Bytes of an object."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name → bytes of the objects right below `folder`."""
+
+    def put(self, path: str, source: Buffer | Path) -> None:
+        """Write an object in whole: nobody ever sees a part of it."""
+
+    def explain(self, error: Exception) -> Failure: ...
+
+    def renew(self) -> bool:
+        """Forget the credentials, so that the next attempt looks for new ones. False where that cannot help."""
+
+
+class ObstoreClient:
+    """S3, Google Cloud Storage and Azure through obstore, a Rust library that works outside the GIL.
+
+    A read that makes no progress, or is not done, within a quarter of `timeout` [s] is cut: the caller tries again
+    where it broke off. An upload cannot be taken up midway, so obstore repeats the requests of one by itself.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any], timeout: float) -> None:
+        self.url, self.options, self.timeout = url, options, timeout
+        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        from obstore.store import from_url
+
+        scheme, rest = self.url.split("://", 1)
+        http: dict[str, Any] = {}
+        config, self._credentials = dict(self.options), None
+        if scheme in _S3:
+            config, http, self._credentials = s3_settings(self.options)
+        url = f"{scheme.replace('gcs', 'gs')}://{quote(rest, safe='/@')}"
+        place: dict[str, Any] = {"url": url, "config": config}
+        if self._credentials is not None:
+            place["credential_provider"] = self._credentials
+        make: Callable[..., Any] = from_url
+        limit = timedelta(seconds=self.timeout)
+        http["connect_timeout"] = min(limit / 4, timedelta(seconds=5))
+        reads = {**http, "read_timeout": limit / 4, "timeout": limit / 4}
+        self._reads = make(**place, client_options=reads, retry_config={"max_retries": 0})
+        pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": limit / 8, "base": 2}
+        retry = {"max_retries": 100, "retry_timeout": limit / 2, "backoff": pause}
+        self._writes = make(**place, client_options={**http, "timeout": limit / 2}, retry_config=retry)
+
+    def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
+        import obstore
+
+        result = obstore.get(self._reads, path, options={"range": (start, stop)})
+        yield from result.stream(min_chunk_size=_CHUNK)
+
+    def size(self, path: str) -> int:
+        import obstore
+
+        return int(obstore.head(self._reads, path)["size"])
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        import obstore
+
+        pages = obstore.list(self._reads, f"{folder}/")
+        return {entry["path"].rsplit("/", 1)[-1]: int(entry["size"]) for page in pages for entry in page}
+
+    def put(self, path: str, source: Buffer | Path) -> None:
+        import obstore
+
+        data = source if isinstance(source, Path) else memoryview(source).cast("B")
+        size = data.stat().st_size if isinstance(data, Path) else data.nbytes
+        part = max(_UPLOAD_PART, -(-size // _MOST_PARTS))
+        obstore.put(self._writes, path, data, chunk_size=part, max_concurrency=_UPLOADS)
+
+    def explain(self, error: Exception) -> Failure:
+        from obstore.exceptions import (
+            InvalidPathError,
+            NotSupportedError,
+            PermissionDeniedError,
+            UnauthenticatedError,
+        )
+
+        text = _brief(error)
+        code = re.search(r"<Code>(\w+)</Code>", text)
+        status = re.search(r"status code: (\d{3})", text)
+        number = int(status[1]) if status else 0
+        reason = re.sub(r":? *<\?xml.*|:? *<Error>.*", "", text, flags=re.DOTALL) + (f" ({code[1]})" if code else "")
+        expired = code is not None and code[1] in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+        if isinstance(error, FileNotFoundError):
+            bucket = code is not None and code[1] == "NoSuchBucket"
+            return Failure("refused" if bucket else "missing", reason)
+        if isinstance(error, LakeError) or expired or isinstance(error, PermissionDeniedError | UnauthenticatedError):
+            return Failure("denied", reason)
+        if isinstance(error, InvalidPathError | NotSupportedError | ValueError | TypeError):
+            return Failure("refused", reason)
+        return Failure(_of_status(number), reason)
+
+    def renew(self) -> bool:
+        with self._lock:
+            if self._credentials is None:
+                return False
+            self._open()
+            return True
+
+
+def _of_status(status: int) -> Kind:
+    """What an HTTP status means; 0 where there was none."""
+    if status == 416:
+        return "beyond"
+    if status in (401, 403):
+        return "denied"
+    return "refused" if 300 <= status < 500 and status not in (408, 409, 429) else "passing"
+
+
+def _brief(error: Exception) -> str:
+    """What an error of obstore's says, without Rust's view of it."""
+    return str(error).split("\n\nDebug source")[0].rstrip(".")
+
+
+class FsspecClient:
+    """Any URL through its fsspec driver."""
+
+    def __init__(self, url: str, options: dict[str, Any], timeout: float) -> None:
+        self.url, self.timeout = url, timeout
+        if url.startswith(("s3://", "s3a://")):
+            limits = {"connect_timeout": min(timeout / 4, 5), "read_timeout": timeout / 4}
+            options = {"config_kwargs": limits, **options}
+        try:
+            fs, root = url_to_fs(url, **options)
+        except (ImportError, ValueError) as error:
+            raise LakeError(
+                f"lake.url={url!r} cannot be opened: {error}. Check the scheme, or install its fsspec driver."
+            ) from error
+        self._fs: fsspec.AbstractFileSystem = fs
+        self._root = root.rstrip("/")
+        # The drivers that have an event loop take a limit for each call.
+        self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
+
+    def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
+        data = self._fs.cat_file(f"{self._root}/{path}", start=start, end=stop, **self._limit)
+        # A web server that knows no ranges sends the whole.
+        yield data if len(data) <= stop - start else memoryview(data)[start:stop]
+
+    def size(self, path: str) -> int:
+        return int(self._fs.info(f"{self._root}/{path}", **self._limit)["size"])
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        try:
+            found = self._fs.find(f"{self._root}/{folder}", detail=True, **self._limit)
+        except FileNotFoundError:
+            return {}
+        return {path.rsplit("/", 1)[-1]: int(info["size"]) for path, info in found.items()}
+
+    def put(self, path: str, source: Buffer | Path) -> None:
+        target = f"{self._root}/{path}"
+        if isinstance(source, Path):
+            self._fs.put_file(str(source), target)
+        else:
+            self._fs.pipe_file(target, bytes(source))
+
+    def explain(self, error: Exception) -> Failure:
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, FileNotFoundError):
+            return Failure("missing", reason)
+        if isinstance(error, PermissionError):
+            return Failure("denied", reason)
+        if isinstance(error, ValueError | TypeError | NotImplementedError):
+            return Failure("refused", reason)
+        return Failure(_of_status(getattr(error, "status", 0)), reason)  # aiohttp's errors have one
+
+    def renew(self) -> bool:
+        return False
+
+
+_obstore_process: int | None = None  # where obstore's threads run; they don't survive a fork
+
+
+def open_client(url: str, options: dict[str, Any], timeout: float) -> Client:
+    """The client for `url`. Raises LakeError when the URL or an option is unknown.
+
+    In a process forked after obstore was used, obstore would wait for threads that aren't there: fsspec steps in.
+    """
+    global _obstore_process
+    if url.split("://", 1)[0] not in _OBSTORE or _obstore_process not in (None, os.getpid()):
+        return FsspecClient(url, options, timeout)
+    _obstore_process = os.getpid()
+    try:
+        return ObstoreClient(url, options, timeout)
+    except LakeError:
+        raise
+    except Exception as error:
+        raise LakeError(
+            f"lake.url={url!r} cannot be opened: {_brief(error)}. Check the URL and the environment."
+        ) from error

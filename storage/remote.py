@@ -1,0 +1,249 @@
+"""Operations on a zone's objects that outlive a bad network: tried again, bounded in time, with one clear error.
+
+Requests are repeated with exponential back-off and jitter; a read that breaks off goes on where it broke; credentials
+that the server calls expired are looked for anew. An operation without progress for `lake.timeout` seconds fails, and
+its LakeError names the object.
+"""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from typing_extensions import Buffer
+
+from storage.clients import Client, Failure, open_client
+from storage.errors import LakeError
+
+T = TypeVar("T")
+
+TIMEOUT = 60.0  # seconds
+PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `lake.timeout`
+_LEAST_RANGE, _MOST_RANGE = 4 << 20, 8 << 20  # bytes asked for at once
+_RANGES = 8  # of one object at once
+_CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
+    "s3": " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)",
+    "gs": " (GOOGLE_APPLICATION_CREDENTIALS, …)",
+    "az": " (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, …)",
+}
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
+
+
+class RangeReader:
+    """Reads, and writes, the objects below `url`. Safe for threads, and usable in a forked process.
+
+    `options` are fsspec's for that URL (those of s3fs for S3). `timeout` is in seconds: as long as an operation may go
+    on without progress, attempts and pauses included.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> None:
+        self.url, self.options, self.timeout = url.rstrip("/"), dict(options or {}), timeout
+        self._lock = threading.Lock()
+        self._opened: tuple[int, Client] | None = None
+
+    def read_into(
+        self, path: str, offset: int, out: Buffer, on_range: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Fill the writable buffer `out` with object `path` from byte `offset` on, by ranged reads side by side.
+
+        `on_range(start, stop)` is called as bytes [start, stop) of `out` have arrived: each byte once, in pieces that
+        start at multiples of 1 MiB, in any order, from any thread, but never from two at once. What it raises ends the
+        read. No byte of `out` changes after the return.
+
+        Raises LakeError when the object is missing, ends before, or cannot be read within the time-out. What was
+        read is not verified: that is the caller's.
+        """
+        view = memoryview(out).cast("B")
+        step = min(max(-(-view.nbytes // _RANGES // PART) * PART, _LEAST_RANGE), _MOST_RANGE)
+        job = _Job(self, path, offset, view, on_range)
+        spans = [(start, min(start + step, view.nbytes)) for start in range(0, view.nbytes, step)]
+        if len(spans) <= 1:
+            for start, stop in spans:
+                job.fill(start, stop)
+            return
+        with ThreadPoolExecutor(min(_RANGES, len(spans)), thread_name_prefix="lake") as pool:
+            tasks = [pool.submit(job.fill, start, stop) for start, stop in spans]
+            try:
+                for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
+                    task.result()
+            except BaseException:
+                job.cancelled = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise  # after the others have left
+
+    def size(self, path: str) -> int:
+        """Bytes of object `path`. Raises FileNotFoundError when it isn't there."""
+        return self._persist(path, lambda client, _: client.size(path))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Name → bytes of the objects right below `folder`, by one listing."""
+        return self._persist(folder, lambda client, _: client.sizes(folder))
+
+    def put(self, path: str, source: Buffer | Path) -> None:
+        """Write object `path` from bytes or a local file: by one request or in parts, never visible half-written."""
+        try:
+            self._persist(path, lambda client, _: client.put(path, source), attempt_share=1)
+        except FileNotFoundError as error:
+            raise LakeError(
+                f"{self.describe(path)}: the place to write it to does not exist. Check `lake.url`: the bucket (or the "
+                "container) must be there."
+            ) from error
+
+    def describe(self, path: str) -> str:
+        """A name for object `path` that a person can find."""
+        return f"{self.url}/{path}"
+
+    # -- attempts ------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Client:
+        with self._lock:
+            if self._opened is None or self._opened[0] != os.getpid():
+                self._opened = (os.getpid(), open_client(self.url, self.options, self.timeout))
+            return self._opened[1]
+
+    def _persist(self, path: str, attempt: Callable[[Client, "_Patience"], T], attempt_share: float = 0.25) -> T:
+        """Do `attempt` until it succeeds, fails for good, or is without progress for the time-out, of which one attempt
+        takes `attempt_share` at most."""
+        client = self._client()
+        patience = _Patience(self.describe(path), client, self.timeout, attempt_share)
+        while True:
+            try:
+                return attempt(client, patience)
+            except (_Cancelled, _Callback):
+                raise
+            except Exception as error:
+                patience.after(error)
+
+
+class _Job:
+    """One `read_into`: what its ranges share."""
+
+    def __init__(
+        self,
+        reader: RangeReader,
+        path: str,
+        offset: int,
+        view: memoryview,
+        on_range: Callable[[int, int], None] | None,
+    ) -> None:
+        self.reader, self.path, self.offset, self.view, self.on_range = reader, path, offset, view, on_range
+        self.cancelled = False
+        self._serial = threading.Lock()
+
+    def fill(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) of the buffer; an attempt goes on where the one before broke off."""
+        at = told = start
+
+        def attempt(client: Client, patience: "_Patience") -> None:
+            nonlocal at, told
+            if self.cancelled:
+                raise _Cancelled
+            begun = at
+            for piece in client.read(self.path, self.offset + at, self.offset + stop):
+                if self.cancelled:
+                    raise _Cancelled
+                size = memoryview(piece).nbytes
+                self.view[at : at + size] = piece
+                at += size
+                whole = at if at == stop else at // PART * PART
+                if whole > told:
+                    patience.progress()
+                    self._tell(told, whole)
+                    told = whole
+            if at == begun < stop:
+                raise _Beyond(f"it ends before byte {self.offset + stop}")
+            if at < stop:
+                attempt(client, patience)
+
+        try:
+            self.reader._persist(self.path, attempt)
+        except FileNotFoundError as error:
+            raise missing_object(self.reader.describe(self.path)) from error
+        except _Callback as raised:
+            raise raised.error from None
+
+    def _tell(self, start: int, stop: int) -> None:
+        if self.on_range is None:
+            return
+        with self._serial:
+            if not self.cancelled:
+                try:
+                    self.on_range(start, stop)
+                except Exception as error:
+                    raise _Callback(error) from error
+
+
+class _Cancelled(Exception):
+    """Another range of the object failed."""
+
+
+class _Beyond(Exception):
+    """No byte came, and no error either."""
+
+
+class _Callback(Exception):
+    """What `on_range` raised."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Patience:
+    """Decides after each failed attempt whether there is another one, and when."""
+
+    def __init__(self, what: str, client: Client, timeout: float, attempt_share: float) -> None:
+        self.what, self.client, self.timeout = what, client, timeout
+        self.latest_start = timeout * (1 - attempt_share)  # seconds after the last progress
+        self.renewed = False
+        self.progress()
+
+    def progress(self) -> None:
+        """The operation has come further: the time-out begins anew."""
+        self.since, self.pause, self.failures = time.monotonic(), _FIRST_PAUSE, 0
+
+    def after(self, error: Exception) -> None:
+        """Wait for the next attempt, or raise FileNotFoundError or LakeError."""
+        failure = Failure("beyond", str(error)) if isinstance(error, _Beyond) else self.client.explain(error)
+        if failure.kind == "missing":
+            raise FileNotFoundError(self.what) from error
+        if failure.kind == "beyond":
+            raise LakeError(
+                f"{self.what}: the object is shorter than the manifest says: it was cut off or replaced after it was "
+                f"written. Delete it and run the stage again. ({failure.reason})"
+            ) from error
+        if failure.kind == "refused":
+            raise self._error(failure.reason) from error
+        self.failures += 1
+        if failure.kind == "denied":
+            if self.renewed or not self.client.renew():
+                raise self._error(failure.reason) from error
+            self.renewed = True
+            return
+        self.renewed = False
+        elapsed = time.monotonic() - self.since
+        pause = random.uniform(self.pause / 2, self.pause)  # noqa: S311 - jitter, no secret
+        self.pause = min(2 * self.pause, self.timeout / 8, _LAST_PAUSE)
+        if elapsed + pause > self.latest_start:
+            raise self._error(
+                f"no progress in {elapsed:.1f} s, {self.failures} attempts (lake.timeout={self.timeout:g}): "
+                f"{failure.reason}"
+            ) from error
+        time.sleep(pause)
+
+    def _error(self, reason: str) -> LakeError:
+        return LakeError(
+            f"{self.what}: {reason.rstrip('.: ')}. Check `lake.url`, that the server is up, the endpoint and the "
+            f"credentials in the environment{_CREDENTIALS.get(self.what[:2], '')}."
+        )
+
+
+def missing_object(what: str) -> LakeError:
+    """The error for an object that a manifest names and nobody finds."""
+    return LakeError(
+        f"{what}: an object that the manifest names is missing. "
+        "Restore it with `dvc pull` (or `dvc checkout`), or delete the manifest and run the stage again."
+    )

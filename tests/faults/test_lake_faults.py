@@ -1,0 +1,314 @@
+"""A lake that fails for real: an S3 server behind a proxy that harms it, killed, and with damaged objects.
+
+In each case the bytes are exact, or there is one LakeError (or DigestError) that names the object, within the time-out.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from faulty_proxy import FaultyProxy, s3_error
+from servers import S3, s3_server, wait_for
+
+from storage.errors import DigestError, LakeError
+from storage.lake import StoredObject, Zone
+from storage.manifest import Manifest
+from storage.remote import RangeReader
+
+pytestmark = pytest.mark.xdist_group("s3")
+
+TIMEOUT = 1.5  # seconds, of `lake.timeout` where a fault lasts
+SLACK = 2.0  # seconds: the machine is busy
+DATA = np.random.default_rng(0).bytes(20 << 20)
+RANGES = 5  # of 4 MiB, in which such an object is read
+
+
+class Server:
+    """The S3 server, which can be killed and started again on the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stack = folder, ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        self.s3: S3 = self.stack.enter_context(s3_server(self.folder))
+        host, port = self.s3.endpoint.removeprefix("http://").split(":")
+        self.place = (host, int(port))
+
+    def kill(self) -> None:
+        self.s3.process.kill()
+        self.s3.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("s3"))
+    with server.stack:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """What this process takes for the S3 server."""
+    with FaultyProxy(*server.place) as proxy:
+        for name, value in server.s3.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
+        yield proxy
+
+
+@pytest.fixture
+def zone(proxy: FaultyProxy, tmp_path: Path) -> Zone:
+    return Zone(tmp_path / "zone", "s3://lake/faults")
+
+
+@pytest.fixture
+def stored(zone: Zone) -> StoredObject:
+    return zone.publish(DATA, ".bin")
+
+
+OnRange = Callable[[int, int], None]
+
+
+def fetch(zone: Zone, stored: StoredObject, on_range: OnRange | None = None, timeout: float = 20) -> bytes:
+    """By a reader of its own, so that no connection is left of another test."""
+    out = bytearray(stored.bytes)
+    RangeReader(str(zone.url), timeout=timeout).read_into(stored.path, 0, out, on_range)
+    return bytes(out)
+
+
+def fails(zone: Zone, stored: StoredObject, *says: str, on_range: OnRange | None = None) -> None:
+    """Reading fails within the time-out, with one error that names the object."""
+    begun = time.monotonic()
+    with pytest.raises(LakeError) as caught:
+        fetch(zone, stored, on_range, TIMEOUT)
+    assert time.monotonic() - begun < TIMEOUT + SLACK
+    for text in (zone.describe(stored.path), *says):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
+def test_errors_that_pass_are_tried_again(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject, status: int, code: str
+) -> None:
+    left = [s3_error(status, code)] * 5
+    proxy.answer(lambda _: left.pop() if left else None)
+    assert fetch(zone, stored) == DATA
+    assert not left
+
+
+def test_errors_that_last_are_named(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.answer(lambda _: s3_error(503, "SlowDown"))
+    fails(zone, stored, "503", "lake.timeout=1.5")
+    with pytest.raises(LakeError, match=r"objects/.*503"):
+        Zone(zone.folder, zone.url, timeout=TIMEOUT).publish(b"other", ".bin")
+
+
+def test_a_request_that_is_wrong_is_not_tried_again(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.answer(lambda _: s3_error(405, "MethodNotAllowed"))
+    proxy.requests.clear()
+    fails(zone, stored, "405", "MethodNotAllowed")
+    assert len(proxy.requests) <= RANGES
+
+
+def test_a_read_goes_on_where_its_connection_was_cut(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.cut(after=3 << 20, times=1000)
+    proxy.requests.clear()
+    passed = proxy.passed
+    told: list[tuple[int, int]] = []
+    assert fetch(zone, stored, lambda start, stop: told.append((start, stop))) == DATA
+    assert len(proxy.requests) > 5
+    assert proxy.passed - passed < 1.5 * len(DATA)
+    assert sorted(told)[0][0] == 0
+    assert [stop for _, stop in sorted(told)] == [*[start for start, _ in sorted(told)][1:], len(DATA)]
+
+
+def test_connections_that_are_always_cut_are_named(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.cut(after=100, times=10_000)
+    fails(zone, stored, "no progress")
+
+
+def test_a_stall_is_cut_short(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.stall()
+    before = proxy.connections
+
+    def heal() -> None:
+        wait_for(lambda: proxy.connections > before + RANGES, "new connections in place of the stalled ones")
+        proxy.heal()
+
+    healer = threading.Thread(target=heal)
+    healer.start()
+    assert fetch(zone, stored, timeout=4) == DATA
+    healer.join()
+
+
+def test_a_stall_that_lasts_is_named(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    told: list[int] = []
+
+    def stall(start: int, stop: int) -> None:
+        told.append(start)
+        proxy.stall()
+
+    proxy.slow(40 << 20)  # so that a range is not done at once
+    fails(zone, stored, "no progress", on_range=stall)
+    assert told
+
+
+def test_a_trickle_is_no_progress(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.slow(20_000)
+    fails(zone, stored, "no progress")
+
+
+def test_a_refused_connection_is_named_and_one_that_comes_back_is_used(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject
+) -> None:
+    proxy.down()
+    fails(zone, stored, "no progress")
+    proxy.up()
+
+    def drop(start: int, stop: int) -> None:
+        if start == 0:
+            proxy.down()
+            proxy.up()
+
+    assert fetch(zone, stored, drop) == DATA
+
+
+@pytest.mark.parametrize("renewed", [True, False])
+def test_credentials_that_expire_in_a_read_are_looked_for_anew(
+    proxy: FaultyProxy,
+    zone: Zone,
+    stored: StoredObject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    renewed: bool,
+) -> None:
+    file = tmp_path / "credentials"
+    write = "[default]\naws_access_key_id = {}key\naws_secret_access_key = {}secret\n"
+    file.write_text(write.format("test", "test"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+
+    def expire(start: int, stop: int) -> None:
+        proxy.answer(lambda head: s3_error(400, "ExpiredToken") if b"Credential=testkey/" in head else None)
+        proxy.cut(after=0, times=1)  # so that there must be one more request
+        if renewed:
+            file.write_text(write.format("next", "next"))
+
+    proxy.cut(after=3 << 20, times=3)
+    if renewed:
+        assert fetch(zone, stored, expire) == DATA
+        assert any(b"Credential=nextkey/" in head for head in proxy.requests)
+    else:
+        with pytest.raises(LakeError, match=f"{stored.path}.*ExpiredToken"):
+            fetch(zone, stored, expire)
+
+
+def test_a_bit_flipped_on_the_way_is_read_again(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    proxy.flip()
+    proxy.requests.clear()
+    assert zone.read(stored.path, stored.digest, stored.bytes) == DATA
+    assert len(proxy.requests) == 2 * RANGES
+
+
+@pytest.mark.parametrize("how", ["none", "zstd"])
+def test_damage_in_the_lake_is_named(zone: Zone, how: str) -> None:
+    plain = DATA[: 1 << 20] + bytes(1 << 20)
+    stored = zone.publish(plain, ".arrow", how)  # type: ignore[arg-type]
+    assert stored.path.endswith(".zst") == (how == "zstd")
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    kept = fs.cat_file(f"lake/faults/{stored.path}")
+    for damaged in (kept[:-1], kept[: len(kept) // 2], kept[:100] + bytes([kept[100] ^ 4]) + kept[101:], b""):
+        fs.pipe_file(f"lake/faults/{stored.path}", damaged)
+        with pytest.raises(DigestError, match=f"{stored.path}.*{stored.digest}"):
+            zone.read(stored.path, stored.digest)
+        with pytest.raises(DigestError, match=f"{stored.path}.*{stored.digest}"):
+            zone.verify(stored.path, stored.digest)
+        if len(damaged) < len(kept):
+            with pytest.raises(LakeError, match=f"{stored.path}: the object is shorter than the manifest says"):
+                zone.read(stored.path, stored.digest, stored.bytes)
+            assert zone.publish(plain, ".arrow", how) == stored  # type: ignore[arg-type]
+            assert fs.cat_file(f"lake/faults/{stored.path}") == kept
+    fs.rm_file(f"lake/faults/{stored.path}")
+    with pytest.raises(LakeError, match=f"{stored.path}: an object that the manifest names is missing"):
+        zone.read(stored.path, stored.digest, stored.bytes)
+
+
+def test_an_upload_outlives_errors_and_cuts(proxy: FaultyProxy, zone: Zone) -> None:
+    left = [s3_error(503, "SlowDown")] * 3
+    proxy.answer(lambda head: left.pop() if left and head.startswith((b"PUT", b"POST")) else None)
+    proxy.cut(after=0, times=2)
+    data = DATA[: 9 << 20] + b"uploaded"
+    stored = zone.publish(data, ".bin")
+    assert not left
+    assert zone.read(stored.path, stored.digest) == data
+
+
+#: Copies a file into the zone, whose upload never ends.
+UPLOAD = """
+import sys, fsspec
+from pathlib import Path
+from storage.lake import Zone
+Zone(Path(sys.argv[1]), "s3://lake/faults").publish_from(fsspec.filesystem("file"), sys.argv[2], ".bin")
+"""
+
+
+def test_a_killed_upload_leaves_nothing_visible_and_is_swept(
+    proxy: FaultyProxy, zone: Zone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, waiting = tmp_path / "source.bin", tmp_path / "tmp"
+    source.write_bytes(DATA + b"killed")
+    waiting.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(waiting))
+    foreign = waiting / ".incoming.abcdefgh.tmp"
+    foreign.write_text("another program's")
+    os.utime(foreign, (0, 0))
+    before = zone.sizes()
+    proxy.slow(100_000)
+    proxy.answer(lambda head: proxy.stall() if head.startswith(b"PUT") else None)  # type: ignore[func-returns-value]
+    env = {**os.environ, "TMPDIR": str(waiting)}
+    process = subprocess.Popen([sys.executable, "-c", UPLOAD, str(zone.folder), str(source)], env=env)
+    wait_for(lambda: any(head.startswith(b"PUT") for head in proxy.requests), "the upload")
+    left = [file for file in waiting.iterdir() if file != foreign]
+    assert [file.stat().st_size for file in left] == [len(DATA) + 6]
+    os.utime(left[0], (0, 0))
+    manifest = Manifest.build("raw", [], kind="files")
+    assert zone.sweep(manifest) == 0  # its process lives
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    proxy.heal()
+    proxy.down()
+    proxy.up()
+    assert zone.sizes() == before
+    assert zone.sweep(manifest) == 1
+    assert list(waiting.iterdir()) == [foreign]
+
+
+def test_a_server_that_is_killed_and_comes_back(
+    server: Server, proxy: FaultyProxy, zone: Zone, stored: StoredObject
+) -> None:
+    starter: list[threading.Thread] = []
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+        proxy.target = server.place
+
+    def kill(start: int, stop: int) -> None:
+        if not starter:
+            starter.append(threading.Thread(target=restart))
+            starter[0].start()
+            server.s3.process.wait()
+
+    assert fetch(zone, stored, kill, timeout=60) == DATA
+    starter[0].join()
