@@ -22,7 +22,7 @@ from storage.errors import ShardlineError
 from storage.shards import Shard
 
 MAX_OPEN = 16_384  # shards; Linux allows a process 65,530 mappings
-MEMORY_BUDGET = 4 << 30  # bytes of open shards that aren't files on this machine
+DEFAULT_MEMORY = 4 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Block:
 class Gatherer:
     """Takes samples out of the shards of `fetcher`'s table (a split of a manifest), `samples[i]` of them in shard i.
 
-    Shards are opened when first needed and kept open: files mapped in place, others in memory up to MEMORY_BUDGET.
+    Shards are opened when first needed and kept open: files mapped in place, others in memory, up to `memory` bytes
+    of them besides what the samples asked for need.
     Arrays come out of `buffers`. Threads may share it; it can be pickled and survives a fork.
     """
 
@@ -51,7 +52,9 @@ class Gatherer:
         fields: tuple[Field, ...],
         buffers: Buffers | None = None,
         meter: Meter | None = None,
+        memory: int = DEFAULT_MEMORY,
     ) -> None:
+        self.memory = memory
         self.fetcher, self.samples, self.fields = fetcher, samples, fields
         self.buffers, self.meter = buffers or Buffers(), meter or Meter()
         self._reset()
@@ -74,7 +77,7 @@ class Gatherer:
             field.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers)
+        return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers, None, self.memory)
 
     # -- places ----------------------------------------------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class Gatherer:
 
     def _evict(self) -> None:
         """Close the shards that were used the longest ago, down to the limits; never those in use now."""
-        many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > MEMORY_BUDGET
+        many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > self.memory
         if not many and not much:
             return
         for index in sorted(self._shards, key=self._used.__getitem__):
@@ -133,7 +136,7 @@ class Gatherer:
                 del self._shards[index]
                 self._in_memory.pop(index, None)
                 self._used[index] = 0
-                many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > MEMORY_BUDGET
+                many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > self.memory
                 if not many and not much:
                     return
 

@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.streaming.buffers import Allocate, Buffers, allocate
 from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, same_fields
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
-from pipelines.streaming.gather import Gatherer
+from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.mixture import Mixture, Weight
 from pipelines.streaming.order import DEFAULT_WINDOW, Order
@@ -41,7 +41,8 @@ class Stream:
     Close it, use it as a context manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
-    that aren't on this machine are fetched before they are needed. Arrays lie in memory of `allocate` (pinned, say),
+    that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
+    here are held once they were. Arrays lie in memory of `allocate` (pinned, say),
     which is used again once nothing refers to them.
 
     Several datasets are mixed when zones and manifests are given by name: by `weights`, which may change with the step,
@@ -77,6 +78,7 @@ class Stream:
         steps: int | None = None,
         tiers: Tiered | Mapping[str, Tiered] | None = None,
         ahead: int = DEFAULT_AHEAD,
+        memory: int = DEFAULT_MEMORY,
         allocate: Allocate = allocate,
     ) -> None:
         if last not in get_args(Last):
@@ -102,7 +104,7 @@ class Stream:
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
         samples = np.concatenate([dataset.samples for dataset in datasets.values()])
-        gatherer = Gatherer(fetcher, samples, same_fields(datasets, documents), Buffers(allocate), self.meter)
+        gatherer = Gatherer(fetcher, samples, same_fields(datasets, documents), Buffers(allocate), self.meter, memory)
         self._source = Source(order, gatherer, rank, world, last)
         self._digest = (
             manifest.digest
