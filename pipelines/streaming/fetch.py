@@ -34,6 +34,7 @@ class _Course:
     is_open: Callable[[int], bool]
     epoch: int = 0  # which the consumer is in
     next: tuple[int, int] | None = None
+    opening: set[int] = field(default_factory=set)  # by the consumer, so that no thread fetches them, too
     here: dict[int, Future[Opened]] = field(default_factory=dict)
     bytes: int = 0
     ended: bool = False
@@ -80,8 +81,12 @@ class Fetcher:
         DigestError), naming the object."""
         self._guard()
         course = self._course
-        future = course.here.get(index) if course is not None else None
-        if course is None or future is None:
+        if course is None:
+            return self._fetch(index)
+        with self._changed:
+            course.opening.add(index)
+            future = course.here.get(index)
+        if future is None:
             return self._fetch(index)
         try:
             return future.result()
@@ -159,9 +164,8 @@ class Fetcher:
         """The next shard to fetch, once there is room for it; None at the end."""
         with self._changed:
             while not course.ended:
-                for index in [index for index in course.here if course.is_open(index)]:
-                    self._drop(course, index)  # it was opened while a thread was about to fetch it, too
-                while course.next is None or course.next[1] in course.here or course.is_open(course.next[1]):
+                course.opening = {index for index in course.opening if not course.is_open(index)}
+                while course.next is None or self._is_at_hand(course, course.next[1]):
                     course.next = next(course.shards, None)
                     if course.next is None:
                         return None
@@ -176,6 +180,10 @@ class Fetcher:
                     return index, future
                 self._changed.wait()
             return None
+
+    @staticmethod
+    def _is_at_hand(course: _Course, index: int) -> bool:
+        return index in course.here or index in course.opening or course.is_open(index)
 
 
 def object_of(table: pa.Table, row: int) -> StoredObject:

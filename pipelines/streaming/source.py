@@ -86,12 +86,17 @@ class Source:
     def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[Plan]:
         """Blocks of batches with their shards open. Raises what keeps a batch from being had, after those before it."""
         for at, first, planned, shard, row in self._order(epoch, step, epochs):
-            block = self.gatherer.locate(shard, row)
-            count = planned if block.error is None else len(block.samples.row) // self.share
-            if count:
-                yield at, first, count, block
-            if block.error is not None:
-                raise block.error
+            done = 0
+            while done < planned:
+                rest = slice(done * self.share, None)
+                block = self.gatherer.locate(shard[rest], row[rest], least=self.share)
+                whole = len(block.samples.row) == len(row[rest])
+                count = planned - done if whole and block.error is None else len(block.samples.row) // self.share
+                if count:
+                    yield at, first + done, count, block
+                if block.error is not None:
+                    raise block.error
+                done += count
 
     def _order(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, int, int, Ints, Ints]]:
         """(epoch, first step, number of batches, shard, row) of some batches at a time; of few at first."""

@@ -116,7 +116,9 @@ def test_all_kinds_of_columns(scratch: int, places: list[tuple[int, int]], data:
     assert padded["mask"].tolist() == [True] * len(wanted) + [False] * 2
     for name in got:
         assert plain(padded[name])[: len(wanted)] == plain(got[name])
-        assert not np.any([np.any(np.frombuffer(row, np.uint8)) if name == "text" else row for row in padded[name][-2:]])
+        assert not np.any(
+            [np.any(np.frombuffer(row, np.uint8)) if name == "text" else row for row in padded[name][-2:]]
+        )
 
 
 SEQ_LEN = 5

@@ -56,7 +56,13 @@ def test_whatever_holds_an_array_holds_its_memory(hold: object) -> None:
 
 def test_arrays_are_aligned_writeable_and_of_the_shape_asked_for() -> None:
     buffers = Buffers()
-    for shape, dtype in [((7,), "uint8"), ((3, 5, 2), "float64"), ((0, 4), "int32"), ((), "int64"), ((1 << 20,), "uint16")]:
+    for shape, dtype in [
+        ((7,), "uint8"),
+        ((3, 5, 2), "float64"),
+        ((0, 4), "int32"),
+        ((), "int64"),
+        ((1 << 20,), "uint16"),
+    ]:
         for _ in range(2):
             array = buffers.empty(shape, dtype)
             assert (array.shape, array.dtype) == (shape, np.dtype(dtype))
