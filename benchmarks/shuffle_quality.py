@@ -73,3 +73,30 @@ def _places(order: Order, epoch: int) -> Ints:
     shard, row = order.block(epoch, 0, order.steps)
     places: Ints = starts[shard] + row
     return places
+
+
+def main() -> None:
+    """A table over windows and lanes, as docs/order.md has it: `python -m benchmarks.shuffle_quality`."""
+    shards, rows, batch = 256, 4096, 256
+    print(f"| window | lanes | {' | '.join(COLUMNS)} |\n| ---: | --- |{' ---: |' * len(COLUMNS)}")
+    whole = shards * rows
+    settings: list[tuple[int, int | None]] = [(rows << doublings, None) for doublings in (0, 2, 4, 6, 8)]
+    for window, first in [*settings, (64 * rows, 64 * rows), (whole, whole)]:
+        for lanes, keep in ((1, False), (4, False), (16, False), (16, True)):
+            order = Order(
+                [rows] * shards,
+                batch=batch,
+                seed=1,
+                lanes=lanes,
+                window=window,
+                first_window=first,
+                keep_lanes=keep,
+            )
+            cells = " | ".join(quality(order).cells())
+            grown = f"{window:,}{' from the start' if first else ''}"
+            print(f"| {grown} | {lanes}{', kept' if keep else ''} | {cells} |", flush=True)
+    print(f"| full shuffle | | {' | '.join(full_shuffle(whole, batch).cells())} |")
+
+
+if __name__ == "__main__":
+    main()
