@@ -66,11 +66,11 @@ class _Replies:
             self._head += self._received(self._sock.recv(_HEAD))
         line = bytes(self._head[:end])
         del self._head[: end + 2]
+        if line in (b"$-1", b"_"):  # nothing, in RESP 2 and 3
+            return False
         if not line.startswith(b"$"):
             raise ResponseError(line[1:].decode(errors="replace"))
         size = int(line[1:])
-        if size < 0:
-            return False
         fits = size == len(place)
         self._fill(place if fits else memoryview(bytearray(size)))
         self._fill(memoryview(bytearray(2)))
