@@ -20,7 +20,7 @@ from typing import Any, Self
 import pyarrow as pa
 from typing_extensions import Buffer
 
-from storage.cache.arrival import Verifier, memory
+from storage.cache.arrival import Memory, Verifier
 from storage.cache.counters import Counters, Tally
 from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
@@ -53,6 +53,7 @@ class Tiered:
         self._under_way: dict[str, Future[Path | Buffer]] = {}
         self._intact: set[int] = set()  # hashes of (digest, inode) of the files that this process has checked
         self._lake = Tally()
+        self._memory = Memory()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tiered, (self.zone, self.node, self.hot)
@@ -142,7 +143,7 @@ class Tiered:
 
     def _into(self, claim: Claim, obj: StoredObject) -> Path | Buffer:
         """Fill a file of the node cache; the shard's bytes where that can't be."""
-        view = memory(obj.plain_bytes)
+        view = self._memory.take(obj.plain_bytes)
         try:
             self._fill(obj, view)
         except BaseException:
@@ -155,7 +156,7 @@ class Tiered:
         return file
 
     def _in_memory(self, obj: StoredObject) -> Buffer:
-        view = memory(obj.plain_bytes)
+        view = self._memory.take(obj.plain_bytes)
         self._fill(obj, view)
         return view
 
@@ -193,7 +194,7 @@ class Tiered:
 
     def _read_packed(self, obj: StoredObject, view: memoryview) -> str:
         """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
-        packed = memory(obj.bytes)
+        packed = self._memory.take(obj.bytes)
         self.zone.reader.read_into(obj.path, 0, packed)
         try:
             decompress_into(packed, view)
@@ -217,6 +218,7 @@ class Tiered:
             self.node.report()
         if self.hot is not None:
             self.hot.close()
+        self._memory.clear()
 
     def __enter__(self) -> Self:
         return self
