@@ -30,6 +30,7 @@ class Entrant:
     job: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     check: bool = True  # whether it delivers just the bytes that the others deliver
+    fresh: bool = False  # whether each epoch from the start is a new process' first
 
 
 #: The peers of the streams, each at its best of 0 and 2 worker processes.
