@@ -187,6 +187,7 @@ def read_elsewhere(cache: Tiered, objects: list[StoredObject], results: Any) -> 
 
 @pytest.mark.parametrize("place", ["node", "tcp"], indirect=True)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_another_process_shares_the_cache(shop: Shop, method: str) -> None:
     """It finds what was fetched here, by the very same object, and what it fetches is found here."""
     objects = [shop.publish(2 * PART) for _ in range(2)]
