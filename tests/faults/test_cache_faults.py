@@ -203,6 +203,27 @@ def test_what_is_read_is_kept_for_longer(zone: Zone, objects: list[StoredObject]
     assert all(redis.client.pttl(key) > 1_200_000 for key in parts(redis))
 
 
+def test_what_came_while_one_asked_is_taken(
+    zone: Zone, objects: list[StoredObject], redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look for a shard and the lease, another fetched it: the lake is left alone."""
+    slow, quick = hot(redis.url, timeout=5), Tiered(zone, None, hot(redis.url, timeout=5))
+    begin = slow._begin
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(slow, "_begin", begin)
+        read_all(quick, objects[:1])
+        assert quick.hot is not None
+        assert quick.hot.settle(10)
+        return begin(*arguments)
+
+    monkeypatch.setattr(slow, "_begin", late)
+    with Tiered(zone, None, slow) as cache, quick:
+        read_all(cache, objects[:1])
+    assert (cache.counters()["lake"].hits, cache.counters()["hot"].hits) == (0, 1)
+    assert not leases(redis)
+
+
 # -- damage ----------------------------------------------------------------------------------------------------------
 
 
