@@ -124,12 +124,16 @@ class Stream(Section):
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
     """Samples of a lane within which they are shuffled."""
+    first_window: int | None = Field(None, ge=1)
+    """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
     prefetch: int = Field(2, ge=0, le=64)
     """Batches prepared ahead."""
     ahead_mb: float = Field(256.0, ge=0)
     """MiB of shards fetched ahead of need, where they aren't on this machine."""
+    memory_mb: float = Field(4096.0, gt=0)
+    """MiB of shards held in memory, where no tier keeps them as files on this machine."""
 
 
 class Model(Section):

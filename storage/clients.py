@@ -4,11 +4,13 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
+from uuid import uuid4
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -179,6 +181,8 @@ class FsspecClient:
             ) from error
         self._fs: fsspec.AbstractFileSystem = fs
         self._root = root.rstrip("/")
+        # A store shows an object once it is whole; a file system (sftp, smb, …) shows it as it is written.
+        self._whole = url.split("://", 1)[0] in (*_OBSTORE, "memory", "oss", "oci", "r2", "http", "https")
         # The drivers that have an event loop take a limit for each call.
         self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
@@ -198,11 +202,22 @@ class FsspecClient:
         return {path.rsplit("/", 1)[-1]: int(info["size"]) for path, info in found.items()}
 
     def put(self, path: str, source: Buffer | Path) -> None:
-        target = f"{self._root}/{path}"
-        if isinstance(source, Path):
-            self._fs.put_file(str(source), target)
-        else:
-            self._fs.pipe_file(target, bytes(source))
+        final = f"{self._root}/{path}"
+        target = final if self._whole else f"{final}.{uuid4().hex}.tmp"
+        try:
+            if not self._whole:
+                self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
+            if isinstance(source, Path):
+                self._fs.put_file(str(source), target)
+            else:
+                self._fs.pipe_file(target, bytes(source))
+            if not self._whole:
+                self._fs.mv(target, final)
+        except BaseException:
+            if not self._whole:
+                with suppress(Exception):
+                    self._fs.rm_file(target)
+            raise
 
     def explain(self, error: Exception) -> Failure:
         reason = f"{type(error).__name__}: {error}"

@@ -35,7 +35,8 @@ def decode_image(data: Buffer, out: Pixels) -> None:
     Transparency is left out, 16-bit values keep their upper 8 bits, of an animation the first picture is taken, and an
     orientation in EXIF isn't applied. Raises DataError, with Pillow's reason, for what cannot be decoded whole.
     """
-    if bytes(memoryview(data)[: len(JPEG)]) == JPEG and _decode_jpeg(data, out):
+    data = memoryview(data).cast("B")  # simplejpeg takes no buffer of signed bytes, as Arrow's are
+    if data[: len(JPEG)] == JPEG and _decode_jpeg(data, out):
         return
     try:
         image = open_image(data, _MODES[out.shape[2]])
@@ -89,7 +90,7 @@ def _fit(image: "Image.Image", out: Pixels) -> None:
 def stored_image(data: Buffer, mode: str) -> Buffer:
     """An image file as shards keep it: JPEG and PNG as they are, others as a PNG of the same pixels in `mode` L or RGB.
     Raises DataError for what cannot be decoded."""
-    if bytes(memoryview(data)[: len(PNG)]).startswith((JPEG, PNG)):
+    if memoryview(data)[: len(PNG)].tobytes().startswith((JPEG, PNG)):
         return data
     try:
         image = open_image(data, mode)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.cache.counters import Tally
 from storage.cache.policy import DAY, decide, ring_of
 
 SUFFIX, TEMPORARY = ".arrow", ".tmp"
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Claim:
-    """The right to fill a shard, whose space is allocated. End it by `commit` or `abandon`."""
+    """The right to fill a shard, which is counted in. End it by `commit` or `abandon`."""
 
     cache: "NodeCache"
     digest: str
@@ -81,6 +82,7 @@ class NodeCache:
         self.folder, self.budget, self.idle, self.timeout = Path(folder), budget_bytes, idle, timeout
         self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
         self._objects = self.folder / "objects"
+        self.tally = Tally()
         self._complained: set[int | None] = set()
         self._counted = False
 
@@ -105,7 +107,8 @@ class NodeCache:
                     self._unlink(digest, index, size)
                 return None
             if time.time() - found.st_mtime > self.idle * _TOUCH:
-                os.utime(path)
+                with suppress(OSError):  # not our file, say
+                    os.utime(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -118,7 +121,7 @@ class NodeCache:
 
         None where the cache has no place for it or cannot be used, or where the wait took `timeout`.
         """
-        end, pauses = time.monotonic() + self.timeout, _pauses(0.002, 0.05)
+        end, pauses, waited = time.monotonic() + self.timeout, _pauses(0.002, 0.05), False
         try:
             while (path := self.find(digest, size)) is None:
                 descriptor = self._lock_temporary(digest)
@@ -130,6 +133,9 @@ class NodeCache:
                         self.folder, digest, self.timeout,
                     )  # fmt: skip
                     return None
+                if not waited:
+                    waited = True
+                    self.tally.add(waits=1)
                 time.sleep(next(pauses))
         except OSError as error:
             self.complain(error)
@@ -150,17 +156,13 @@ class NodeCache:
         if (path := self.find(digest, size)) is not None:  # another was faster: this file was made too late
             self.give_back(digest, 0, descriptor)
             return path
-        reserved = 0
         try:
-            if not self._reserve(digest, size, descriptor):
-                self.give_back(digest, 0, descriptor)
-                return None
-            reserved = size
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
+            has_place = self._reserve(digest, size, descriptor)
         except OSError as error:
             self.complain(error)
-            self.give_back(digest, reserved, descriptor)
+            has_place = False
+        if not has_place:
+            self.give_back(digest, 0, descriptor)
             return None
         return Claim(self, digest, size, descriptor, os.fstat(descriptor).st_ino)
 
@@ -204,6 +206,7 @@ class NodeCache:
 
     def complain(self, error: OSError) -> None:
         """Tell of an error, once of each kind."""
+        self.tally.add(failures=1)
         if error.errno not in self._complained:
             self._complained.add(error.errno)
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error}"
@@ -224,8 +227,9 @@ class NodeCache:
         """Digest → bytes of every shard that is there."""
         return {digest: entry.stat().st_size for digest, suffix, entry in self._files() if suffix == SUFFIX}
 
-    def report(self, amounts: dict[str, int]) -> None:
-        """Add to the counters that all processes share."""
+    def report(self) -> None:
+        """Add this process' counters to those that all processes share."""
+        amounts = self.tally.unreported()
         if amounts and self._objects.is_dir():
             with suppress(OSError), self._index() as index:
                 for name, amount in amounts.items():

@@ -1,6 +1,7 @@
 """Shards of image files hold what was put in, and give the pixels that shards of pixels hold."""
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.evaluation.data import check_fits, sample_batches
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import journal_of, run
 from pipelines.models import ModelConfig
+from pipelines.streaming import Stream
 from pipelines.workspace import Workspace
 from storage.errors import DataError
 from storage.images import decode_image
@@ -69,12 +71,32 @@ def test_files_and_pixels_are_the_same_samples(tmp_path: Path) -> None:
             assert stored.startswith(b"\x89PNG") if name.endswith("bmp") else stored == raw
             out = np.empty((16, 24, 3), np.uint8)
             decode_image(stored, out)
-            np.testing.assert_array_equal(out, plain.column("x")[row])
+            np.testing.assert_array_equal(out, plain.column("x")[row], name)
     for split in ("train", "val", "test"):
         both = (sample_batches(ws.zone("shards"), manifest, split, "label", 5) for ws, manifest in (pixels, encoded))
         for (inputs, targets), (same_inputs, same_targets) in zip(*both, strict=True):
             np.testing.assert_array_equal(inputs, same_inputs)
             np.testing.assert_array_equal(targets, same_targets)
+
+
+def test_streams_of_files_and_of_pixels_give_the_same_batches(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", [(16, 24), (40, 60), (9, 50)], ["png", "jpg", "bmp"])
+    streams = [
+        Stream(ws.zone("shards"), manifest, split="train", batch_size=5, seed=3, epochs=2, last="pad")
+        for ws, manifest in (shards(tmp_path), shards(tmp_path, images="encoded"))
+    ]
+    with streams[0] as pixels, streams[1] as files:
+        count = 0
+        for plain, decoded in zip(pixels, files, strict=True):
+            assert list(decoded) == list(plain) == ["x", "label", "mask"]
+            assert decoded.ids() == plain.ids()
+            for name, values in plain.items():
+                np.testing.assert_array_equal(decoded[name], values)
+            count += 1
+        assert count == 2 * len(pixels)
+        assert files.meter.snapshot().decode > 0
+        np.testing.assert_array_equal(files[1]["x"], pixels[1]["x"])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardline")]
 
 
 def test_one_size_needs_no_setting_and_grey_is_grey(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -26,7 +27,7 @@ def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
     return file.getvalue()
 
 
-def decoded(data: bytes, shape: tuple[int, int, int]) -> Pixels:
+def decoded(data: Any, shape: tuple[int, int, int]) -> Pixels:
     out = np.full(shape, 99, np.uint8)
     decode_image(data, out)
     return out
@@ -50,6 +51,14 @@ def test_png_is_exact() -> None:
 def test_jpeg_of_the_asked_size_is_what_pillow_decodes(settings: dict[str, Any]) -> None:
     data = encoded(Image.fromarray(picture(50, 70)), "JPEG", **settings)
     np.testing.assert_array_equal(decoded(data, (50, 70, 3)), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_any_buffer_is_decoded_alike(kind: str) -> None:
+    data = encoded(Image.fromarray(picture(70, 90)), kind)
+    expected = decoded(data, (32, 32, 3))
+    for buffer in (memoryview(data), bytearray(data), np.frombuffer(data, np.uint8), pa.py_buffer(data)):
+        np.testing.assert_array_equal(decoded(buffer, (32, 32, 3)), expected)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -83,6 +92,7 @@ def test_grey_from_colour_and_colour_from_grey() -> None:
 def test_cmyk_keeps_its_colours() -> None:
     colour = Image.fromarray(picture(40, 40))
     data = encoded(colour.convert("CMYK"), "JPEG", quality=95)
+    np.testing.assert_array_equal(decoded(data, (40, 40, 3)), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     assert worst(decoded(data, (40, 40, 3)), colour) <= 12
 
 

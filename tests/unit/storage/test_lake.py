@@ -6,6 +6,7 @@ import pytest
 
 from storage.errors import LakeError
 from storage.lake import Zone, open_zone
+from storage.remote import RangeReader
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,17 @@ def test_a_place_has_one_reader_a_process(tmp_path: Path, monkeypatch: pytest.Mo
     before = zone.reader
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert zone.reader is not before
+
+
+def test_a_file_system_shows_an_object_once_it_is_whole(tmp_path: Path) -> None:
+    reader = RangeReader(str(tmp_path / "far"))
+    reader.put("objects/a.bin", b"whole")
+    (tmp_path / "b.bin").write_bytes(b"file")
+    reader.put("objects/b.bin", tmp_path / "b.bin")
+    assert reader.sizes("objects") == {"a.bin": 5, "b.bin": 4}
+    with pytest.raises(LakeError, match=r"objects/c\.bin.*lake\.timeout=0\.1"):
+        RangeReader(reader.url, timeout=0.1).put("objects/c.bin", Path("/proc/self/mem"))  # breaks off as it is copied
+    assert reader.sizes("objects") == {"a.bin": 5, "b.bin": 4}
 
 
 def test_a_recipe_places_its_zones(tmp_path: Path) -> None:

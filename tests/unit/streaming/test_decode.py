@@ -67,6 +67,19 @@ def test_the_first_damaged_image_is_named(threads: int) -> None:
     decoder.close()
 
 
+def test_of_two_that_fail_at_once_the_first_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(2, timeout=60)
+
+    def fail(data: bytes, out: Any) -> None:
+        meeting.wait()
+        raise DataError("damaged")
+
+    monkeypatch.setattr(decode, "decode_image", fail)
+    for _ in range(20):
+        with Decoder((8, 8, 1), 2) as decoder, pytest.raises(DataError, match=r"^0: damaged"):
+            decoder.into([b""] * 2, np.zeros((2, 8, 8, 1), np.uint8), str)
+
+
 def test_no_thread_outlives_it_and_it_can_be_pickled() -> None:
     def helpers() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name.startswith("shardline-decode")]
