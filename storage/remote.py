@@ -25,6 +25,11 @@ TIMEOUT = 60.0  # seconds
 PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `lake.timeout`
 _LEAST_RANGE, _MOST_RANGE = 4 << 20, 8 << 20  # bytes asked for at once
 _RANGES = 8  # of one object at once
+_CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
+    "s3": " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)",
+    "gs": " (GOOGLE_APPLICATION_CREDENTIALS, …)",
+    "az": " (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, …)",
+}
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
 
 
@@ -231,8 +236,8 @@ class _Patience:
 
     def _error(self, reason: str) -> LakeError:
         return LakeError(
-            f"{self.what}: {reason}. Check `lake.url`, that the server is up, the endpoint and the credentials in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)."
+            f"{self.what}: {reason.rstrip('.: ')}. Check `lake.url`, that the server is up, the endpoint and the "
+            f"credentials in the environment{_CREDENTIALS.get(self.what[:2], '')}."
         )
 
 

@@ -192,6 +192,7 @@ def test_commit_keeps_what_is_not_beside_the_manifest(zone: Zone) -> None:
     assert zone.sizes() == ({kept.path: 4} if zone.url is None else {kept.path: 4, dropped.path: 7})
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_zone_travels_to_other_processes(zone: Zone) -> None:
     """Pickled, and in a child that was forked after its clients were used."""
     path = zone.publish(NOISE, ".bin").path
