@@ -71,7 +71,7 @@ def show_zone(ws: Workspace, name: str) -> None:
     for parent, digest in manifest.header.get("parents", {}).items():
         say(f"from      {parent} {digest}")
     say(f"kind      {manifest.header['kind']}  {manifest.header.get('counts', {})}")
-    say(f"objects   {manifest.table.num_rows}, {human_bytes(_total(manifest))}")
+    say(f"objects   {manifest.table.num_rows}, {_sizes(manifest)}")
     if (zone.folder / QUARANTINE).is_file():
         say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
     columns = [c for c in manifest.table.column_names if c not in ("key", "stats", "digest")]
@@ -83,8 +83,12 @@ def show_zone(ws: Workspace, name: str) -> None:
         say(f"… and {manifest.table.num_rows - 10} more")
 
 
-def _total(manifest: "Manifest") -> int:
-    return int(pa.compute.sum(manifest.table["bytes"]).as_py() or 0)
+def _sizes(manifest: "Manifest") -> str:
+    """What the objects take in the lake and, where some are compressed at rest, once decompressed."""
+    names = [name for name in ("bytes", "plain_bytes") if name in manifest.table.column_names]
+    stored, *plain = (int(pa.compute.sum(manifest.table[name]).as_py() or 0) for name in names)
+    more = f" ({human_bytes(plain[0])} plain)" if plain and plain[0] != stored else ""
+    return human_bytes(stored) + more
 
 
 def verify_zones(ws: Workspace, name: str | None) -> None:

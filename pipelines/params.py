@@ -105,6 +105,8 @@ class Shard(Section):
     """At rest, where the zone is remote. auto: zstd for each shard of which it saves 10 % or more."""
     shuffle_objects: int = Field(64, ge=1, le=10_000)
     """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
+    images: Literal["pixels", "encoded"] = "pixels"
+    """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
     image_mode: Literal["L", "RGB"] = "RGB"
@@ -122,8 +124,16 @@ class Stream(Section):
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
     """Samples of a lane within which they are shuffled."""
+    first_window: int | None = Field(None, ge=1)
+    """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
+    keep_lanes: bool = False
+    """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
     prefetch: int = Field(2, ge=0, le=64)
     """Batches prepared ahead."""
+    ahead_mb: float = Field(256.0, ge=0)
+    """MiB of shards fetched ahead of need, where they aren't on this machine."""
+    memory_mb: float = Field(4096.0, gt=0)
+    """MiB of shards held in memory, where no tier keeps them as files on this machine."""
 
 
 class Model(Section):

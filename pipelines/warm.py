@@ -7,7 +7,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -24,25 +23,26 @@ from storage.lake import StoredObject
 
 Tier = Literal["node", "hot", "both"]
 _SIDE_BY_SIDE = 4  # shards fetched at once
-_MIB = 1 << 20
+_ORDERING = ("lanes", "window", "first_window", "keep_lanes")
 
 
 def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, int]:
     """Fetch the shards of the train split that rank `rank` of `world` reads first, in that order, until the tiers are
-    full or all are there. Returns `shards`, `bytes`, and `lake`: the bytes read from the lake.
+    full or all are there. Returns `shards` and `bytes` that are there, `left` shards that have no place, and `lake`:
+    the bytes read from the lake.
 
     Raises ParamsError where the tier is off, and the lake's errors.
     """
     with _opened(ws, tier) as cache:
         objects = list(_ahead(ws, rank, world))
         room = _room(cache, {obj.digest for obj in objects})
-        done = 0
+        count = done = 0
         with progress("warm", len(objects), "shards") as advance, ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
             for obj in _side_by_side(pool, cache, _until_full(objects, room)):
-                done += obj.plain_bytes
+                count, done = count + 1, done + obj.plain_bytes
                 advance(1, human_bytes(done))
         counters = cache.counters()
-    return {"shards": len(objects), "bytes": done, "lake": counters["lake"].bytes}
+    return {"shards": count, "left": len(objects) - count, "bytes": done, "lake": counters["lake"].bytes}
 
 
 def warm_and_say(ws: Workspace, tier: Tier, rank: int, world: int) -> None:
@@ -50,7 +50,11 @@ def warm_and_say(ws: Workspace, tier: Tier, rank: int, world: int) -> None:
     if ws.params.cache.hot.url == EMBEDDED and tier != "node":
         say("cache.hot.url=embedded: that server ends with the processes that use it, this command among them.")
     did = warm(ws, tier, rank, world)
-    say(f"{did['shards']} shards, {human_bytes(did['bytes'])} are at hand; {human_bytes(did['lake'])} from the lake")
+    left = f"; {did['left']} more have no place" if did["left"] else ""
+    say(
+        f"{did['shards']} shards, {human_bytes(did['bytes'])}, are at hand; {human_bytes(did['lake'])} came from the "
+        f"lake{left}"
+    )
 
 
 def show(ws: Workspace, as_json: bool = False) -> None:
@@ -75,9 +79,8 @@ def show(ws: Workspace, as_json: bool = False) -> None:
 
 def drop(ws: Workspace, tier: Tier = "both", everything: bool = False) -> None:
     """Empty the tiers of this recipe's shards, or of all."""
-    zone = ws.zone("shards")
-    own = None if everything else [obj.digest for obj in objects_of(zone.manifest().table)]
     with _opened(ws, tier) as cache:
+        own = None if everything else [obj.digest for obj in objects_of(cache.zone.manifest().table)]
         if cache.node is not None:
             say(f"node: {human_bytes(cache.node.drop(cache.node.digests() if own is None else own))} dropped")
         if cache.hot is not None:
@@ -90,8 +93,6 @@ def drop(ws: Workspace, tier: Tier = "both", everything: bool = False) -> None:
 def _opened(ws: Workspace, tier: Tier) -> Tiered:
     """The tiers asked for; at least one must be on."""
     zone = ws.zone("shards")
-    if not zone.complete:
-        raise DataError(f"{zone.folder}: no manifest yet. Run `shardline repro` first.")
     cache = open_cache(ws, zone)
     node, hot = cache.node if tier != "hot" else None, cache.hot if tier != "node" else None
     if (node is None and tier != "hot") and (hot is None and tier != "node"):
@@ -102,6 +103,8 @@ def _opened(ws: Workspace, tier: Tier) -> Tiered:
         raise ParamsError("The node cache is off: the shards lie on this machine. Set cache.node.enabled: true.")
     if tier == "hot" and hot is None:
         raise ParamsError("The hot cache is off. Set cache.hot.url.")
+    if not zone.complete:
+        raise DataError(f"{zone.folder}: no manifest yet. Run `shardline repro` first.")
     return Tiered(zone, node, hot)
 
 
@@ -109,19 +112,15 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
     """The shards of the first epoch, in the order in which this rank needs them."""
     zone, settings = ws.zone("shards"), ws.params.stream
     manifest = zone.manifest()
-    stream = Stream(
+    seq_len = settings.seq_len if manifest.header["kind"] == "tokens" else None
+    ordering = {name: value for name, value in settings.model_dump().items() if name in _ORDERING}
+    with Stream(
         zone, manifest, split="train", batch_size=settings.batch_size, seed=ws.params.seed, rank=rank, world=world,
-        seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
-        lanes=settings.lanes, window=settings.window, prefetch=0,
-    )  # fmt: skip
-    order, objects = stream._source.order, objects_of(manifest.select("train"))
-    seen = np.zeros(len(objects), dtype=np.bool_)
-    for step in range(0, order.steps, 1024):
-        shards = order.block(0, step, min(1024, order.steps - step), rank, world)[0]
-        _, first = np.unique(shards, return_index=True)
-        for shard in shards[np.sort(first)].tolist():
-            if not seen[shard]:
-                seen[shard] = True
+        seq_len=seq_len, prefetch=0, **ordering,
+    ) as stream:  # fmt: skip
+        objects = objects_of(manifest.select("train"))
+        for shards in stream.order.ahead(0, 0, rank, world):
+            for shard in shards.tolist():
                 yield objects[shard]
 
 

@@ -4,11 +4,13 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
+from uuid import uuid4
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -17,8 +19,9 @@ from typing_extensions import Buffer
 from storage.credentials import s3_settings
 from storage.errors import LakeError
 
-_OBSTORE = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"} | dict.fromkeys(("az", "abfs", "abfss", "adl"), "az")
-_CHUNK = 256 << 10  # bytes handed over at a time: fewer make no copy cheaper, more delay what follows
+_S3 = ("s3", "s3a")
+_OBSTORE = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "adl", "azure")
+_CHUNK = 64 << 10  # bytes handed over at a time: larger ones are put together by one more copy
 _UPLOAD_PART = 8 << 20  # bytes
 _MOST_PARTS = 5_000  # S3 takes 10,000
 _UPLOADS = 4  # parts of an object sent at once
@@ -77,9 +80,10 @@ class ObstoreClient:
         scheme, rest = self.url.split("://", 1)
         http: dict[str, Any] = {}
         config, self._credentials = dict(self.options), None
-        if _OBSTORE[scheme] == "s3":
+        if scheme in _S3:
             config, http, self._credentials = s3_settings(self.options)
-        place: dict[str, Any] = {"url": f"{_OBSTORE[scheme]}://{quote(rest)}", "config": config}
+        url = f"{scheme.replace('gcs', 'gs')}://{quote(rest, safe='/@')}"
+        place: dict[str, Any] = {"url": url, "config": config}
         if self._credentials is not None:
             place["credential_provider"] = self._credentials
         make: Callable[..., Any] = from_url
@@ -124,7 +128,7 @@ class ObstoreClient:
             UnauthenticatedError,
         )
 
-        text = str(error).split("\n\nDebug source")[0]
+        text = _brief(error)
         code = re.search(r"<Code>(\w+)</Code>", text)
         status = re.search(r"status code: (\d{3})", text)
         number = int(status[1]) if status else 0
@@ -135,11 +139,9 @@ class ObstoreClient:
             return Failure("refused" if bucket else "missing", reason)
         if isinstance(error, LakeError) or expired or isinstance(error, PermissionDeniedError | UnauthenticatedError):
             return Failure("denied", reason)
-        if number == 416:
-            return Failure("beyond", reason)
         if isinstance(error, InvalidPathError | NotSupportedError | ValueError | TypeError):
             return Failure("refused", reason)
-        return Failure("refused" if 300 <= number < 500 and number not in (408, 409, 429) else "passing", reason)
+        return Failure(_of_status(number), reason)
 
     def renew(self) -> bool:
         with self._lock:
@@ -147,6 +149,20 @@ class ObstoreClient:
                 return False
             self._open()
             return True
+
+
+def _of_status(status: int) -> Kind:
+    """What an HTTP status means; 0 where there was none."""
+    if status == 416:
+        return "beyond"
+    if status in (401, 403):
+        return "denied"
+    return "refused" if 300 <= status < 500 and status not in (408, 409, 429) else "passing"
+
+
+def _brief(error: Exception) -> str:
+    """What an error of obstore's says, without Rust's view of it."""
+    return str(error).split("\n\nDebug source")[0].rstrip(".")
 
 
 class FsspecClient:
@@ -165,6 +181,8 @@ class FsspecClient:
             ) from error
         self._fs: fsspec.AbstractFileSystem = fs
         self._root = root.rstrip("/")
+        # A store shows an object once it is whole; a file system (sftp, smb, …) shows it as it is written.
+        self._whole = url.split("://", 1)[0] in (*_OBSTORE, "memory", "oss", "oci", "r2", "http", "https")
         # The drivers that have an event loop take a limit for each call.
         self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
@@ -184,11 +202,22 @@ class FsspecClient:
         return {path.rsplit("/", 1)[-1]: int(info["size"]) for path, info in found.items()}
 
     def put(self, path: str, source: Buffer | Path) -> None:
-        target = f"{self._root}/{path}"
-        if isinstance(source, Path):
-            self._fs.put_file(str(source), target)
-        else:
-            self._fs.pipe_file(target, bytes(source))
+        final = f"{self._root}/{path}"
+        target = final if self._whole else f"{final}.{uuid4().hex}.tmp"
+        try:
+            if not self._whole:
+                self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
+            if isinstance(source, Path):
+                self._fs.put_file(str(source), target)
+            else:
+                self._fs.pipe_file(target, bytes(source))
+            if not self._whole:
+                self._fs.mv(target, final)
+        except BaseException:
+            if not self._whole:
+                with suppress(Exception):
+                    self._fs.rm_file(target)
+            raise
 
     def explain(self, error: Exception) -> Failure:
         reason = f"{type(error).__name__}: {error}"
@@ -198,7 +227,7 @@ class FsspecClient:
             return Failure("denied", reason)
         if isinstance(error, ValueError | TypeError | NotImplementedError):
             return Failure("refused", reason)
-        return Failure("passing", reason)
+        return Failure(_of_status(getattr(error, "status", 0)), reason)  # aiohttp's errors have one
 
     def renew(self) -> bool:
         return False
@@ -221,4 +250,6 @@ def open_client(url: str, options: dict[str, Any], timeout: float) -> Client:
     except LakeError:
         raise
     except Exception as error:
-        raise LakeError(f"lake.url={url!r} cannot be opened: {error}. Check the URL and the environment.") from error
+        raise LakeError(
+            f"lake.url={url!r} cannot be opened: {_brief(error)}. Check the URL and the environment."
+        ) from error

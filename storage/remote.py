@@ -25,6 +25,11 @@ TIMEOUT = 60.0  # seconds
 PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `lake.timeout`
 _LEAST_RANGE, _MOST_RANGE = 4 << 20, 8 << 20  # bytes asked for at once
 _RANGES = 8  # of one object at once
+_CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
+    "s3": " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)",
+    "gs": " (GOOGLE_APPLICATION_CREDENTIALS, …)",
+    "az": " (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, …)",
+}
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
 
 
@@ -47,7 +52,7 @@ class RangeReader:
 
         `on_range(start, stop)` is called as bytes [start, stop) of `out` have arrived: each byte once, in pieces that
         start at multiples of 1 MiB, in any order, from any thread, but never from two at once. What it raises ends the
-        read. No byte of `out` changes after the return.
+        read, and it isn't called again. No byte of `out` changes after the return.
 
         Raises LakeError when the object is missing, ends before, or cannot be read within the time-out. What was
         read is not verified: that is the caller's.
@@ -160,6 +165,8 @@ class _Job:
             raise missing_object(self.reader.describe(self.path)) from error
         except _Callback as raised:
             raise raised.error from None
+        except _Cancelled:
+            pass  # the range that failed says why
 
     def _tell(self, start: int, stop: int) -> None:
         if self.on_range is None:
@@ -169,6 +176,7 @@ class _Job:
                 try:
                     self.on_range(start, stop)
                 except Exception as error:
+                    self.cancelled = True  # it is not called again
                     raise _Callback(error) from error
 
 
@@ -231,8 +239,8 @@ class _Patience:
 
     def _error(self, reason: str) -> LakeError:
         return LakeError(
-            f"{self.what}: {reason}. Check `lake.url`, that the server is up, the endpoint and the credentials in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)."
+            f"{self.what}: {reason.rstrip('.: ')}. Check `lake.url`, that the server is up, the endpoint and the "
+            f"credentials in the environment{_CREDENTIALS.get(self.what[:2], '')}."
         )
 
 

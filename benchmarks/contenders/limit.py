@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.contender import Batch, Epoch, serve
 from benchmarks.works import Work
-from pipelines.streaming.decode import decode_image
+from storage.images import decode_image
 
 
 def take(work: Work) -> Epoch:

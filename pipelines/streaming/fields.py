@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.decode import Decoder
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.order import Ints
-from pipelines.streaming.rows import copy_cells, copy_rows, on_grid
+from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
+from pipelines.streaming.rows import Rows
 from storage.errors import DataError
 from storage.shards import Column, Shard
 
 Array = npt.NDArray[Any]
-Arrays = dict[str, Array]
+#: By name: arrays [n, …], or Ragged of n rows.
+Arrays = dict[str, Any]
 #: Makes an array of a shape and dtype, with any content.
 New = Callable[[tuple[int, ...], npt.DTypeLike], Array]
 
@@ -32,23 +35,6 @@ class Samples:
     shard: Ints
     row: Ints
     shards: Mapping[int, Shard]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where rows lie: at addresses, or on cells of the grid at offset `grid` (see `rows.on_grid`); int64 [n]."""
-
-    where: Ints
-    grid: int | None = None
-
-    def copy(self, part: slice, out: Array) -> None:
-        """Fill `out`, [rows of `part`, …], with them."""
-        if not out.size:
-            return
-        if self.grid is not None:
-            copy_cells(self.grid, self.where[part], out)
-        else:
-            copy_rows(self.where[part], out)
 
 
 @dataclass(frozen=True)
@@ -82,6 +68,10 @@ class Field(ABC):
         """The name of a sample."""
         return str(shard.ids[row])
 
+    def reserve(self, count: int, new: New) -> Array | None:
+        """Memory such as `gather` will ask for to hold `count` samples, where that is known beforehand."""
+        return None
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of the arrays that `gather` makes."""
@@ -100,6 +90,9 @@ class Field(ABC):
             longer[name][: len(values)] = values
             longer[name][len(values) :] = 0
         return longer
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """End threads, if it has some. They are started again when needed."""
 
     def _check(self, shard: Shard, found: int, samples: int) -> None:
         column = shard.columns.get(self.name)
@@ -124,7 +117,7 @@ def _describe(column: Column) -> str:
 class Fixed(Field):
     """A column of fixed width: row i of the shard is sample i. Gives `name` [n, *shape]."""
 
-    facts = 3  # the column's address, and the same as offset and cell of a grid
+    facts = 3  # the column's address, and the same as the origin of a grid of its rows' size and a cell on it
 
     @classmethod
     def of(cls, name: str, dtype: str, shape: tuple[int, ...] = ()) -> "Fixed":
@@ -137,23 +130,27 @@ class Fixed(Field):
     def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
         self._check(shard, shard.rows, samples)
         address = shard.column(self.name).ctypes.data
-        return address, *on_grid(address, self.nbytes)
+        cell, origin = divmod(address, max(1, self.nbytes))
+        return address, origin, cell
 
-    def locate(self, samples: Samples, facts: Ints) -> Place:
-        address, grid, cell = facts
-        grids = grid[samples.shard]
-        if len(grids) and (grids == grids[0]).all():
-            return Place(cell[samples.shard] + samples.row, int(grids[0]))
-        return Place(address[samples.shard] + samples.row * self.nbytes)
+    def locate(self, samples: Samples, facts: Ints) -> Rows:
+        address, origin, cell = facts
+        origins = origin[samples.shard]
+        if len(origins) and self.nbytes and (origins == origins[0]).all():
+            return Rows.on_grid(cell[samples.shard] + samples.row, int(origins[0]), self.nbytes)
+        return Rows.at(address[samples.shard] + samples.row * self.nbytes, self.nbytes)
 
-    def gather(self, samples: Samples, place: Place, part: slice, new: New, meter: Meter) -> Arrays:
+    def reserve(self, count: int, new: New) -> Array | None:
+        return new((count, *self.stored.shape), self.stored.dtype)
+
+    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
         out = new((len(samples.row[part]), *self.stored.shape), self.stored.dtype)
         place.copy(part, out)
         return {self.name: out}
 
 
 @dataclass(frozen=True)
-class Windows(Field):
+class Tokens(Field):
     """A token stream: sample i is the window of `seq_len` + 1 tokens from token i · seq_len on. So its last token is
     the first of the next window: inputs and targets are the window without its last and without its first.
 
@@ -166,7 +163,7 @@ class Windows(Field):
     documents: bool = False
 
     @classmethod
-    def of(cls, name: str, dtype: str, seq_len: int, documents: bool = False) -> "Windows":
+    def of(cls, name: str, dtype: str, seq_len: int, documents: bool = False) -> "Tokens":
         return cls(name, Column(np.dtype(dtype)), seq_len, documents)
 
     @property
@@ -193,10 +190,11 @@ class Windows(Field):
         document = int(np.searchsorted(shard.offsets, token, side="right")) - 1
         return f"{shard.ids[document]}+{token - int(shard.offsets[document])}"
 
-    def locate(self, samples: Samples, facts: Ints) -> Place:
-        return Place(facts[0][samples.shard] + samples.row * self.stride)
+    def locate(self, samples: Samples, facts: Ints) -> Rows:
+        addresses = facts[0][samples.shard] + samples.row * self.stride
+        return Rows.at(addresses, (self.seq_len + 1) * self.stored.nbytes)
 
-    def gather(self, samples: Samples, place: Place, part: slice, new: New, meter: Meter) -> Arrays:
+    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
         shard, row = samples.shard[part], samples.row[part]
         shape = (len(shard), self.seq_len + 1)
         out = new(shape, self.stored.dtype)
@@ -209,6 +207,78 @@ class Windows(Field):
             first = row[windows] * self.seq_len
             documents[windows], positions[windows] = _bounds(samples.shards[index].offsets, first, self.seq_len + 1)
         return {self.name: out, "documents": documents, "positions": positions}
+
+
+@dataclass(frozen=True)
+class Blobs(Field):
+    """A column of variable width: row i of the shard is sample i. Gives `name`, Ragged of n rows."""
+
+    expected: float = 0.0  # bytes of a row, on average
+
+    facts = 2  # addresses of the values and of the offsets
+
+    @property
+    def nbytes(self) -> int:
+        return 8 + round(self.expected)
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        values, offsets = shard.blobs(self.name)
+        return values.ctypes.data, offsets.ctypes.data
+
+    def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
+        """Addresses and lengths of the rows, int64 [n] each."""
+        values, offsets = facts
+        bounds = np.empty((len(samples.row), 2), np.int64)
+        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
+        return values[samples.shard] + bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
+    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
+        addresses, lengths = place[0][part], place[1][part]
+        offsets = offsets_of(lengths)
+        values = new((int(offsets[-1]),), np.uint8)
+        copy_ragged(addresses, lengths, offsets, values)
+        return {self.name: Ragged(values, offsets)}
+
+    def padded(self, arrays: Arrays, count: int, new: New) -> Arrays:
+        return {self.name: arrays[self.name].padded(count)}
+
+
+@dataclass(frozen=True)
+class Images(Field):
+    """A column of encoded images, decoded. Gives `name` uint8 [n, *shape]."""
+
+    decoder: Decoder
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        return (shard.blobs(self.name)[0].ctypes.data,)
+
+    def locate(self, samples: Samples, facts: Ints) -> None:
+        return None
+
+    def gather(self, samples: Samples, place: None, part: slice, new: New, meter: Meter) -> Arrays:
+        shard, row = samples.shard[part].tolist(), samples.row[part].tolist()
+        out = new((len(row), *self.stored.shape), np.uint8)
+        with meter.time("decode"):
+            images = []
+            for index, sample in zip(shard, row, strict=True):
+                values, offsets = samples.shards[index].blobs(self.name)
+                images.append(values.data[offsets[sample] : offsets[sample + 1]])
+
+            def name(number: int) -> str:
+                opened = samples.shards[shard[number]]
+                return f"{opened.what}: {self.id(opened, row[number])}"
+
+            self.decoder.into(images, out, name)
+        return {self.name: out}
+
+    def close(self) -> None:
+        self.decoder.close()
 
 
 def _bounds(offsets: Ints, first: Ints, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from storage.cache.address import check, mask
+from storage.cache.arrival import Verifier
 from storage.cache.counters import Tally
 from storage.cache.index import Begun, Index
 from storage.cache.link import Link, Unavailable
 from storage.cache.policy import DAY, ring_of
 from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
-from storage.digest import digest_bytes
+from storage.cache.receive import get_into
 
+_DROPPED = 256  # shards dropped in one exchange
 _ASK = 0.1  # seconds without a new part after which a waiter asks who fetches
 _log = logging.getLogger(__name__)
 
@@ -113,22 +115,23 @@ class HotCache:
         """True: it was taken from Redis. None: the lease is ours, fetch it for all. False: fetch it alone."""
         end = time.monotonic() + self.wait
         every = range(-(-len(view) // PART))
-        missing: Sequence[int] = self._take(digest, view, every)
+        verifier = Verifier(view)
+        missing: Sequence[int] = self._take(digest, view, every, verifier)
         tries, waited = 0, False
         while True:
             if not missing:
-                if digest_bytes(view) == digest:
+                if verifier.digest() == digest:
                     self._touch(digest, len(view))
                     return True
                 _log.warning("%s: the parts of shard %s are damaged; it is fetched again", self.link.name, digest)
                 self._delete(digest, len(view))
-                missing, tries = every, tries + 1
+                verifier, missing, tries = Verifier(view), every, tries + 1
             begun = self._begin(digest, len(view), token)
             if begun.turn == "alone" or tries > 1:
                 return False
             if begun.turn == "fetch":
                 if begun.known:  # somebody may have filled it since we looked
-                    missing = self._take(digest, view, missing)
+                    missing = self._take(digest, view, missing, verifier)
                 if missing:
                     return None
                 self._end(digest, token)
@@ -136,7 +139,7 @@ class HotCache:
             if not waited:
                 waited = True
                 self.tally.add(waits=1)
-            missing = self._take_as_they_come(digest, view, missing, end)
+            missing = self._take_as_they_come(digest, view, missing, verifier, end)
             if missing and time.monotonic() > end:
                 _log.warning(
                     "%s: shard %s did not come within %g s; fetching it without the cache",
@@ -144,12 +147,14 @@ class HotCache:
                 )  # fmt: skip
                 return False
 
-    def _take_as_they_come(self, digest: str, view: memoryview, missing: Sequence[int], end: float) -> Sequence[int]:
+    def _take_as_they_come(
+        self, digest: str, view: memoryview, missing: Sequence[int], verifier: Verifier, end: float
+    ) -> Sequence[int]:
         """Poll for the parts that another process fetches, until none has come for a while. Returns those missing."""
         quiet, pause = time.monotonic(), 0.002
         while missing and time.monotonic() < end:
             shuffled = random.sample(missing, len(missing))  # they come in any order; some of each place are asked for
-            left = self._take(digest, view, shuffled)
+            left = self._take(digest, view, shuffled, verifier)
             if len(left) < len(missing):
                 missing, quiet, pause = left, time.monotonic(), 0.002
                 continue
@@ -159,25 +164,21 @@ class HotCache:
             pause = min(0.05, 1.5 * pause)
         return missing
 
-    def _take(self, digest: str, view: memoryview, parts: Sequence[int]) -> Sequence[int]:
+    def _take(self, digest: str, view: memoryview, parts: Sequence[int], verifier: Verifier) -> Sequence[int]:
         """Copy those of `parts` that are there into `view`; returns the others. When a whole batch is missing, the rest
         is taken for missing, too."""
         missing: list[int] = []
         for first in range(0, len(parts), BATCH):
             batch = parts[first : first + BATCH]
+            places = [view[part * PART : (part + 1) * PART] for part in batch]
             with self.link.use(extra=len(batch) * PART / MIN_RATE) as client:
-                pipe = client.pipeline(transaction=False)
-                for part in batch:
-                    pipe.get(part_key(self.prefix, digest, part))
-                replies = pipe.execute()
-            before = len(missing)
-            for part, reply in zip(batch, replies, strict=True):
-                place = view[part * PART : (part + 1) * PART]
-                if reply is not None and len(reply) == len(place):
-                    place[:] = reply
+                found = get_into(client, [part_key(self.prefix, digest, part) for part in batch], places)
+            for part, place, there in zip(batch, places, found, strict=True):
+                if there:
+                    verifier.arrived(part * PART, part * PART + len(place))
                 else:
                     missing.append(part)
-            if len(missing) - before == len(batch):
+            if not any(found):
                 return [*missing, *parts[first + BATCH :]]
         return missing
 
@@ -210,13 +211,15 @@ class HotCache:
 
     def drop(self, digests: Sequence[str] | None = None) -> int:
         """Remove shards, all by default; returns how many bytes. Raises Unavailable."""
-        with self.link.use(extra=60) as client:
-            sizes = self.index.sizes(client)
-            gone = sizes if digests is None else {digest: sizes[digest] for digest in digests if digest in sizes}
-            for digest in gone:
-                self.index.forget(client, digest)
-            delete_parts(client, self.prefix, gone)
-        return sum(gone.values())
+        sizes = self.digests()
+        gone = [digest for digest in (sizes if digests is None else digests) if digest in sizes]
+        for first in range(0, len(gone), _DROPPED):
+            some = gone[first : first + _DROPPED]
+            with self.link.use(extra=5) as client:
+                for digest in some:
+                    self.index.forget(client, digest)
+                delete_parts(client, self.prefix, {digest: sizes[digest] for digest in some})
+        return sum(sizes[digest] for digest in gone)
 
     def usage(self) -> dict[str, Any]:
         """Bytes and shards admitted, the budget, and the counters of all clients so far. Raises Unavailable."""

@@ -10,6 +10,7 @@ from typing_extensions import Buffer
 
 from storage.digest import digest_bytes
 from storage.errors import DataError, DigestError, FormatError
+from storage.mapped import map_file
 from storage.shards.blobs import rising
 from storage.shards.schema import IDS, TOKENS, Column, Kind, decode_metadata, item
 
@@ -141,8 +142,7 @@ class Shard:
 
 def _map_file(file: Path, what: str) -> pa.Buffer:
     try:
-        with pa.memory_map(str(file)) as mapped:
-            return mapped.read_buffer()
+        return map_file(file)
     except FileNotFoundError as error:
         raise DataError(f"{what}: no such shard. Restore it with `dvc pull` or `dvc checkout`.") from error
     except (OSError, pa.ArrowException) as error:

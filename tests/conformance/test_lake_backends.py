@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_what_on_range_raises_ends_the_read(zone: Zone) -> None:
 
     with pytest.raises(KeyError, match="enough"):
         zone.reader.read_into(path, 0, out, refuse)
-    assert told
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,7 @@ def test_commit_keeps_what_is_not_beside_the_manifest(zone: Zone) -> None:
     assert zone.sizes() == ({kept.path: 4} if zone.url is None else {kept.path: 4, dropped.path: 7})
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_zone_travels_to_other_processes(zone: Zone) -> None:
     """Pickled, and in a child that was forked after its clients were used."""
     path = zone.publish(NOISE, ".bin").path
@@ -199,6 +201,8 @@ def test_a_zone_travels_to_other_processes(zone: Zone) -> None:
     assert ranged(pickle.loads(pickle.dumps(zone)), path, 0, 100) == NOISE[:100]
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)  # a client that waits for its parent's threads would wait for ever
         try:
             os._exit(0 if ranged(zone, path, 0, len(NOISE)) == NOISE else 1)
         finally:

@@ -290,6 +290,9 @@ def test_a_killed_upload_leaves_nothing_visible_and_is_swept(
     proxy.down()
     proxy.up()
     assert zone.sizes() == before
+    os.utime(left[0])
+    assert zone.sweep(manifest) == 0  # younger than this process
+    os.utime(left[0], (0, 0))
     assert zone.sweep(manifest) == 1
     assert list(waiting.iterdir()) == [foreign]
 

@@ -7,6 +7,8 @@ import pytest
 from conftest import TINY, Run, write_params
 from servers import S3
 
+from pipelines.evaluation.data import open_split
+from pipelines.workspace import Workspace
 from storage.manifest import Manifest
 
 pytestmark = pytest.mark.xdist_group("s3")
@@ -42,7 +44,13 @@ def test_zones_in_an_object_store(run: Run, recipe: Path, s3: S3, tmp_path: Path
             assert manifest.digest == beside.digest
         names = {path.rsplit("/", 1)[-1] for path in fs.find(f"lake/team/tiny/{zone}/objects")}
         assert names == {path.rsplit("/", 1)[-1] for path in manifest.table["path"].to_pylist()}
+    here, there = (Workspace.open(folder).zone("shards") for folder in (recipe, remote))
+    for split in ("train", "test"):
+        for ours, theirs in zip(*(open_split(zone, zone.manifest(), split) for zone in (here, there)), strict=True):
+            assert (ours.tokens == theirs.tokens).all()
+            assert ours.ids == theirs.ids
     assert "0 of" in run("shardline", "shard", cwd=remote, env=s3.env).stdout
+    assert "KiB plain" in run("shardline", "show", "shards", cwd=remote, env=s3.env).stdout
     assert "0 not" in run("shardline", "verify", cwd=remote, env=s3.env).stdout
 
 

@@ -1,80 +1,56 @@
-"""Zones: publishing, reading, verifying; the same suite over local and remote objects."""
+"""Zones: what is one process's own. Their objects: tests/conformance/test_lake_backends.py."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
-from storage.errors import DigestError, LakeError
-from storage.lake import Zone
-from storage.manifest import Manifest
+from storage.errors import LakeError
+from storage.lake import Zone, open_zone
+from storage.remote import RangeReader
 
 
-@pytest.fixture(params=["beside", "file", "memory"])
-def zone(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Zone]:
-    """Objects beside the manifest, in another folder, and in a remote store."""
-    if request.param == "beside":
-        yield Zone(tmp_path / "zone")
-    elif request.param == "file":
-        yield Zone(tmp_path / "zone", f"file://{tmp_path}/lake/zone")
-    else:
-        yield Zone(tmp_path / "zone", "memory://zone-test/shards")
-        fs = fsspec.filesystem("memory")
-        if fs.exists("/zone-test"):
-            fs.rm("/zone-test", recursive=True)
+@pytest.mark.parametrize(
+    ("zone", "says"),
+    [
+        (Zone(Path("z"), "nosuch://x"), r"lake.url='nosuch://x' cannot be opened: .*nosuch"),
+        (Zone(Path("z"), "s3://x", (("bucket_name", 1),)), "Unknown options for S3: bucket_name. Known: key, secret"),
+        (
+            Zone(Path("z"), "gs://x", (("nonsense", 1),)),
+            r"lake.url='gs://x' cannot be opened: .*'nonsense'.* not valid",
+        ),
+        (Zone(Path("z"), "az://x"), r"lake.url='az://x' cannot be opened: .*Account must be specified"),
+    ],
+)
+def test_a_place_that_cannot_be_opened_is_named(zone: Zone, says: str) -> None:
+    with pytest.raises(LakeError, match=says):
+        zone.publish(b"x", "")
 
 
-def manifest_of(*stored: object) -> Manifest:
-    records = [{**vars(item), "rows": 1, "key": "k", "name": "n"} for item in stored]
-    return Manifest.build("raw", records, kind="files")
+def test_a_place_has_one_reader_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = Zone(tmp_path, "s3://bucket/prefix")
+    assert zone.reader is Zone(tmp_path / "other", "s3://bucket/prefix").reader
+    assert zone.reader is not Zone(tmp_path, "s3://bucket/prefix", timeout=1).reader
+    before = zone.reader
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert zone.reader is not before
 
 
-def damage(zone: Zone, path: str, data: bytes) -> None:
-    if zone.root is not None:
-        (zone.root / path).write_bytes(data)
-    else:
-        fsspec.filesystem("memory").pipe_file(f"/zone-test/shards/{path}", data)
+def test_a_file_system_shows_an_object_once_it_is_whole(tmp_path: Path) -> None:
+    reader = RangeReader(str(tmp_path / "far"))
+    reader.put("objects/a.bin", b"whole")
+    (tmp_path / "b.bin").write_bytes(b"file")
+    reader.put("objects/b.bin", tmp_path / "b.bin")
+    assert reader.sizes("objects") == {"a.bin": 5, "b.bin": 4}
+    with pytest.raises(LakeError, match=r"objects/c\.bin.*lake\.timeout=0\.1"):
+        RangeReader(reader.url, timeout=0.1).put("objects/c.bin", Path("/proc/self/mem"))  # breaks off as it is copied
+    assert reader.sizes("objects") == {"a.bin": 5, "b.bin": 4}
 
 
-def test_an_object_is_named_by_its_content_and_stored_once(zone: Zone) -> None:
-    first = zone.publish(b"hello", ".bin")
-    assert first == zone.publish(bytearray(b"hello"), ".bin")
-    assert first.path == f"objects/{first.digest}.bin"
-    assert zone.read(first.path, first.digest) == b"hello"
-    assert zone.sizes() == {first.path: 5}
-    assert zone.exists(first.path, 5)
-    assert not zone.exists(first.path, 4)
-
-
-def test_copying_in_gives_the_same_object_as_publishing(zone: Zone, tmp_path: Path) -> None:
-    source = tmp_path / "source.bin"
-    source.write_bytes(b"x" * 100_000)
-    copied = zone.publish_from(fsspec.filesystem("file"), str(source), ".bin")
-    assert copied == zone.publish(b"x" * 100_000, ".bin")
-    assert zone.read(copied.path, copied.digest) == source.read_bytes()
-
-
-def test_a_flipped_bit_and_a_missing_object_are_named(zone: Zone) -> None:
-    stored = zone.publish(b"hello", ".bin")
-    zone.verify(stored.path, stored.digest)
-    damage(zone, stored.path, b"hellp")
-    with pytest.raises(DigestError, match=stored.digest):
-        zone.read(stored.path, stored.digest)
-    with pytest.raises(DigestError):
-        zone.verify(stored.path, stored.digest)
-    with pytest.raises(LakeError, match=r"nothere.bin.*dvc pull"):
-        zone.read("objects/nothere.bin")
-
-
-def test_commit_sweeps_only_the_folder_that_dvc_tracks(zone: Zone) -> None:
-    kept, dropped = zone.publish(b"kept", ".bin"), zone.publish(b"dropped", ".bin")
-    zone.commit(manifest_of(kept))
-    assert zone.manifest().digest == manifest_of(kept).digest
-    expected = {kept.path: 4} if zone.url is None else {kept.path: 4, dropped.path: 7}
-    assert zone.sizes() == expected
-
-
-def test_an_unknown_scheme_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LakeError, match=r"lake.url='nosuch://x'"):
-        Zone(tmp_path, "nosuch://x").publish(b"x", "")
+def test_a_recipe_places_its_zones(tmp_path: Path) -> None:
+    own = {"shards": "gs://fast/shards"}
+    beside = open_zone(tmp_path, "raw", None, own, "tiny")
+    assert (beside.folder, beside.url, beside.root) == (tmp_path / "data" / "raw", None, tmp_path / "data" / "raw")
+    lake = open_zone(tmp_path, "raw", "s3://b/p/", own, "tiny", 7.5)
+    assert (lake.url, lake.root, lake.timeout) == ("s3://b/p/tiny/raw", None, 7.5)
+    assert open_zone(tmp_path, "shards", "s3://b/p", own, "tiny").url == "gs://fast/shards"
+    assert open_zone(tmp_path, "raw", "file://lake", {}, "tiny").root == tmp_path / "lake" / "tiny" / "raw"

@@ -50,6 +50,27 @@ def test_an_unknown_format_is_refused_by_number(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
+def test_shards_of_format_1_are_plain(tmp_path: Path) -> None:
+    """A dataset version of before shards were compressed at rest keeps its digest; all its shards are plain."""
+    columns = {
+        "path": ["objects/a.arrow"],
+        "digest": ["a"],
+        "bytes": [7],
+        "rows": [1],
+        "key": ["k"],
+        "split": ["train"],
+    }
+    header = {b"shardline": canonical_json({"format": 1, "zone": "shards", "kind": "samples"})}
+    table = pa.table(columns).replace_schema_metadata(header)
+    with pa.OSFile(str(tmp_path / FILENAME), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    manifest = Manifest.load(tmp_path)
+    assert manifest.digest == digest_bytes((tmp_path / FILENAME).read_bytes())
+    assert manifest.select("train")["plain_bytes"].to_pylist() == [7]
+    assert Manifest.build("shards", manifest.records(), kind="samples").header["format"] == 2
+    assert Manifest.build("raw", [], kind="files").header["format"] == 1
+
+
 @pytest.mark.parametrize("keep", [0, 10, -20])
 def test_a_torn_manifest_is_refused_by_name(tmp_path: Path, keep: int) -> None:
     file = Manifest.build("raw", [], kind="files").save(tmp_path)

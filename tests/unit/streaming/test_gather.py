@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.streaming import gather
-from pipelines.streaming.gather import Field, Gatherer
+from pipelines.streaming import rows as rows_module
+from pipelines.streaming.fetch import Fetcher
+from pipelines.streaming.fields import Field, Fixed, Tokens
+from pipelines.streaming.gather import Gatherer
+from storage.cache import Tiered
 from storage.errors import DataError, DigestError, FormatError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import encode_samples, encode_tokens
 
 SIZES = [5, 0, 9, 1, 7]
-FIELDS = (Fixed.of("x", "float32", (3, 2)), Field.of_samples("label", "int64"))
+FIELDS = (Fixed.of("x", "float32", (3, 2)), Fixed.of("label", "int64"))
 SEQ_LEN = 4
 
 Made = tuple[Gatherer, list[dict[str, np.ndarray[Any, Any]]]]
@@ -27,6 +32,10 @@ def record(zone: Zone, data: Any, rows: int, tokens: int = 0) -> dict[str, Any]:
     return {**about, "split": "train", "tokens": tokens, "stats": None}
 
 
+def fetcher(zone: Zone, table: pa.Table) -> Fetcher:
+    return Fetcher([(Tiered(zone), table)])
+
+
 def make_samples(zone: Zone, claimed: list[int] | None = None, fields: tuple[Field, ...] = FIELDS) -> Made:
     random, shards, records = np.random.default_rng(5), [], []
     for index, rows in enumerate(SIZES):
@@ -34,7 +43,7 @@ def make_samples(zone: Zone, claimed: list[int] | None = None, fields: tuple[Fie
         shards.append({"x": random.random((rows, 3, 2), dtype=np.float32), "label": labels})
         records.append(record(zone, encode_samples(shards[-1], [f"{index}/{row}" for row in range(rows)]), rows))
     manifest = Manifest.build("shards", records, kind="samples")
-    return Gatherer(zone, manifest.table, np.array(claimed or SIZES), fields), shards
+    return Gatherer(fetcher(zone, manifest.table), np.array(claimed or SIZES), fields), shards
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -87,7 +96,7 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
         for i, (tokens, offsets) in enumerate(zip(streams, bounds, strict=True))
     ]
     table = Manifest.build("shards", records, kind="tokens").table
-    gatherer = Gatherer(zone, table, np.array([5, 2]), (Windows.of("tokens", "uint16", SEQ_LEN),))
+    gatherer = Gatherer(fetcher(zone, table), np.array([5, 2]), (Tokens.of("tokens", "uint16", SEQ_LEN),))
     shard, row = np.array([1, 0, 0, 1, 0]), np.array([1, 4, 0, 0, 2])
     assert gatherer.take(shard, row)["tokens"].tolist() == [
         [1004, 1005, 1006, 1007, 1008],
@@ -100,25 +109,31 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
 
 
 def test_shards_in_far_corners_of_memory(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_MAX_EXTENT", 4000)
+    monkeypatch.setattr(rows_module, "_MAX_EXTENT", 4000)
     check(make_samples(zone))
 
 
-@pytest.mark.parametrize("limit", ["MAX_OPEN", "MEMORY_BUDGET"])
-def test_shards_over_the_limit_are_closed_and_opened_again(
-    zone: Zone, monkeypatch: pytest.MonkeyPatch, limit: str
-) -> None:
-    monkeypatch.setattr(gather, limit, 2)
+def test_more_shards_than_may_be_open_are_closed_and_opened_again(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MAX_OPEN", 2)
     gatherer, shards = make_samples(zone)
     for shard in [0, 2, 4, 3, 0, 2]:
         assert gatherer.take(np.array([shard]), np.array([0]))["label"].tolist() == [shards[shard]["label"][0]]
-        if limit == "MAX_OPEN":
-            assert len(gatherer._shards) <= 2
+        assert len(gatherer._shards) <= 2
     check((gatherer, shards))
-    if limit == "MEMORY_BUDGET" and zone.root is None:
-        gatherer.take(np.array([3]), np.array([0]))
+
+
+def test_shards_in_memory_are_held_up_to_the_limit(zone: Zone) -> None:
+    gatherer, shards = make_samples(zone)
+    gatherer.memory = 2
+    for shard in [0, 2, 4, 3, 0, 2]:
+        assert gatherer.take(np.array([shard]), np.array([0]))["label"].tolist() == [shards[shard]["label"][0]]
+    check((gatherer, shards))
+    gatherer.take(np.array([3]), np.array([0]))
+    if zone.root is None:
         assert list(gatherer._shards) == [3]
-        assert gatherer._in_memory == gatherer._shards[3].buffer.size
+        assert gatherer._in_memory == {3: gatherer._shards[3].buffer.size}
+    else:
+        assert len(gatherer._shards) == 4  # mapped files cost nothing
 
 
 def test_it_can_be_pickled(zone: Zone) -> None:
@@ -141,7 +156,7 @@ def test_a_column_unlike_the_manifest_is_refused(zone: Zone) -> None:
 
 def test_a_damaged_shard_is_named_and_the_others_are_still_read(tmp_path: Path) -> None:
     gatherer, shards = make_samples(Zone(tmp_path))
-    file = tmp_path / gatherer.table["path"][2].as_py()
+    file = tmp_path / gatherer.fetcher.parts[0][1]["path"][2].as_py()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -155,6 +170,6 @@ def test_a_shard_of_an_unknown_format_is_refused_by_name(tmp_path: Path) -> None
     zone = Zone(tmp_path)
     data = bytes(encode_samples({"x": np.zeros(3)}, list("abc"))).replace(b'"format":1', b'"format":7')
     table = Manifest.build("shards", [record(zone, data, 3)], kind="samples").table
-    gatherer = Gatherer(zone, table, np.array([3]), (Fixed.of("x", "float64"),))
+    gatherer = Gatherer(fetcher(zone, table), np.array([3]), (Fixed.of("x", "float64"),))
     with pytest.raises(FormatError, match=r"objects/\w+\.arrow: shard format 7, but this Shardline reads 1"):
         gatherer.take(np.array([0]), np.array([0]))
