@@ -1,7 +1,7 @@
 # Everything a checkout needs. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test soak ui check format lock clean
+.PHONY: help setup repro test soak ui check format lock clean bench bench-setup bench-lock
 
 # The first interpreter that Shardline supports; PYTHON=/path/to/python overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -14,7 +14,7 @@ RECIPE ?= python_lm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:            ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo "  Variables: RECIPE=python_lm|digits|tabular|yours, PYTHON=python3.12, ARGS='...'"
 
 setup: $(STAMP)  ## the environment in .venv, from requirements.lock
@@ -52,6 +52,27 @@ lock: setup      ## resolve requirements.lock anew for Python 3.11 to 3.13
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --no-annotate \
 		--no-header --quiet pyproject.toml --output-file requirements.lock
+
+# The peers of the benchmarks, in an environment of their own.
+PEERS  := .venv-peers
+PEERED := $(PEERS)/.installed
+
+bench-setup: $(PEERED)  ## the environment of the benchmarks' peers in .venv-peers, from benchmarks/peers.lock
+
+$(PEERED): benchmarks/peers.in benchmarks/peers.lock $(wildcard benchmarks/standins/*/*.toml)
+	[ -x $(PEERS)/bin/python ] || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off \
+		--constraint benchmarks/peers.lock --requirement benchmarks/peers.in ./benchmarks/standins/torchvision
+	rm -rf benchmarks/standins/torchvision/build benchmarks/standins/torchvision/*.egg-info
+	@touch $@
+
+bench-lock: setup  ## resolve benchmarks/peers.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header --quiet \
+		--no-emit-package torchvision benchmarks/peers.in --output-file benchmarks/peers.lock
+
+bench: setup bench-setup  ## every benchmark, its results, plots and docs/benchmarks.md (half an hour; ARGS=--quick)
+	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
 clean:           ## remove the environment; data, models and runs stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache shardline.egg-info

@@ -26,7 +26,9 @@ from flows.shard import shard
 from flows.steps import DVC, RECIPE, RETRY, STEP, Force, Recipe, Retries, by_hand, open_recipe
 from flows.train import train
 from flows.version import version
+from flows.warm import warm
 from pipelines import versions
+from pipelines.caches import is_cached, keep_embedded
 from pipelines.workspace import Workspace
 
 UP_TO_DATE = "up to date"
@@ -42,7 +44,7 @@ def pipeline(recipe: Recipe = RECIPE, force: Force = False, push: bool = True, r
     ws = open_recipe(recipe)
     outcomes: dict[str, Outcome] = {}
     pushed = "not yet"
-    with versions.exclusive(ws):
+    with versions.exclusive(ws), keep_embedded(ws):
         try:
             run_stale(ws, recipe, outcomes, force=force, retries=retries)
             pushed = version(recipe, push=push)
@@ -64,6 +66,8 @@ def run_stale(ws: Workspace, recipe: str, outcomes: dict[str, Outcome], *, force
         outcomes[stage] = Outcome("failed", "; ".join(stale.get(stage, ["forced"])))
         get_run_logger().info("%s: %s", stage, outcomes[stage].why)
         start = time.monotonic()
+        if stage == "train" and ws.zone("shards").root is None and is_cached(ws):
+            warm(recipe)
         run_one(recipe, stage, command, retries)
         outcomes[stage].did, outcomes[stage].seconds = "ran", time.monotonic() - start
         if stage != list(stages)[-1]:

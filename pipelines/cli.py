@@ -23,12 +23,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+cache = typer.Typer(no_args_is_help=True, help="The caches between the lake and the training: fill, show, empty.")
+app.add_typer(cache, name="cache", rich_help_panel="Use")
+
 Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe", "-r", help="A recipe of `shardline recipes`; by default the current folder's params.yaml."
     ),
 ]
+CacheTier = Literal["node", "hot", "both"]
 ZoneName = Literal["raw", "curated", "shards"]
 STAGES, LOOK, USE = "Stages (run by DVC, in this order)", "Look", "Use"
 
@@ -170,6 +174,41 @@ def predict(
     from pipelines.release import predict as run
 
     run(recipe, files, alias=alias)
+
+
+@cache.command("warm")
+def cache_warm(
+    tier: Annotated[CacheTier, typer.Option(help="Which tier to fill.")] = "both",
+    rank: Annotated[int, typer.Option(min=0, help="Fill what this rank reads first …")] = 0,
+    world: Annotated[int, typer.Option(min=1, help="… of so many.")] = 1,
+    recipe: Recipe = None,
+) -> None:
+    """Fetch the shards of the train split, in the order in which training will read them."""
+    from pipelines.warm import warm_and_say
+
+    warm_and_say(_workspace(recipe), tier, rank, world)
+
+
+@cache.command("show")
+def cache_show(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False, recipe: Recipe = None
+) -> None:
+    """Of each tier: bytes, shards, budget, hit ratio."""
+    from pipelines.warm import show as run
+
+    run(_workspace(recipe), as_json)
+
+
+@cache.command("drop")
+def cache_drop(
+    tier: Annotated[CacheTier, typer.Option(help="Which tier to empty.")] = "both",
+    everything: Annotated[bool, typer.Option("--all", help="What other recipes put there, too.")] = False,
+    recipe: Recipe = None,
+) -> None:
+    """Remove this recipe's shards from the caches. The lake keeps them."""
+    from pipelines.warm import drop as run
+
+    run(_workspace(recipe), tier, everything)
 
 
 @app.command(rich_help_panel=LOOK)

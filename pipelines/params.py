@@ -105,6 +105,8 @@ class Shard(Section):
     """At rest, where the zone is remote. auto: zstd for each shard of which it saves 10 % or more."""
     shuffle_objects: int = Field(64, ge=1, le=10_000)
     """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
+    images: Literal["pixels", "encoded"] = "pixels"
+    """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
     image_mode: Literal["L", "RGB"] = "RGB"
@@ -122,8 +124,12 @@ class Stream(Section):
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
     """Samples of a lane within which they are shuffled."""
+    keep_lanes: bool = False
+    """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
     prefetch: int = Field(2, ge=0, le=64)
     """Batches prepared ahead."""
+    ahead_mb: float = Field(256.0, ge=0)
+    """MiB of shards fetched ahead of need, where they aren't on this machine."""
 
 
 class Model(Section):
@@ -237,6 +243,50 @@ class Compute(Section):
     """None: one for each core."""
 
 
+class NodeCache(Section):
+    """Shards as files on this machine's disk, shared by its processes."""
+
+    enabled: bool | None = None
+    """None: where the shards zone is remote."""
+    folder: str = ".shardline/cache"
+    """On a disk of this machine; relative to the project. ${NAME} stands for that environment variable."""
+    budget_mb: float | None = Field(None, gt=0)
+    """MiB that it may hold. None: half of what is free, and what it holds."""
+    ring_mb: float | None = Field(None, ge=0)
+    """MiB of these for shards that are replaced first in, first out. None: 1/64, for small budgets up to 1/8."""
+
+
+class HotCache(Section):
+    """Shards in Redis (7 or newer, or Valkey) for the whole cluster."""
+
+    url: str | None = None
+    """redis://, rediss://, unix://, redis+cluster://, redis+sentinel://… (docs/cache.md), or embedded: a Valkey of this
+    machine that ends with its users. ${NAME} stands for that environment variable. None: off."""
+    budget_mb: float = Field(1024, gt=0)
+    """MiB of shards; Redis' maxmemory should be 1.3 times that."""
+    ring_mb: float | None = Field(None, ge=0)
+    """As of the node cache."""
+    timeout_ms: int = Field(500, ge=1, le=60_000)
+    """After which an exchange with Redis counts as failed, and the lake is read instead."""
+    wait_s: float = Field(60.0, gt=0, le=3600)
+    """How long to wait for another process' fetch of a shard (in the node cache, too)."""
+    lease_s: float = Field(5.0, ge=0.5, le=600)
+    """How long the others wait for a process that died while it fetched."""
+    prefix: str = Field("shardline", pattern=NAME)
+    """Of all keys."""
+
+
+class Cache(Section):
+    """What lies between the lake and the stream. Nothing here changes a result, so no stage depends on it."""
+
+    node: NodeCache = NodeCache()
+    """Shards on this machine's disk."""
+    hot: HotCache = HotCache()
+    """Shards in Redis."""
+    idle_hours: float = Field(24.0, gt=0)
+    """A shard that nobody has read for so long may give its place to another."""
+
+
 class Params(Section):
     """A recipe. Each section that dvc.yaml lists must stand in the file, as DVC looks for it: `lake: {}` at least."""
 
@@ -255,6 +305,7 @@ class Params(Section):
     package: Package
     promote: Promote
     compute: Compute = Compute()
+    cache: Cache = Cache()
 
 
 def load_params(file: Path = Path(FILENAME)) -> Params:

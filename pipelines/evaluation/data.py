@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from pipelines.models import ModelConfig
 from pipelines.models.tasks import INPUTS
+from pipelines.streaming.decode import Decoder
 from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -35,22 +36,41 @@ def open_split(zone: Zone, manifest: Manifest, split: str) -> Iterator[Shard]:
 
 
 def sample_batches(zone: Zone, manifest: Manifest, split: str, target: str, size: int) -> Iterator[tuple[Array, Array]]:
-    """(inputs [n, *shape], targets [n]) with n ≤ `size`, as copies."""
+    """(inputs [n, *shape], targets [n]) with n ≤ `size`, as copies; images decoded."""
     for shard in open_split(zone, manifest, split):
-        inputs, targets = shard.column(INPUTS), shard.column(target)
+        targets = shard.column(target)
         for start in range(0, shard.rows, size):
-            yield np.array(inputs[start : start + size]), np.array(targets[start : start + size])
+            rows = range(start, min(start + size, shard.rows))
+            yield _inputs(shard, rows), np.array(targets[start : rows.stop])
+
+
+def _inputs(shard: Shard, rows: range) -> Array:
+    """The inputs of `rows` [n, *shape]. Raises DataError for an image that cannot be decoded."""
+    column = shard.columns[INPUTS]
+    if not column.variable:
+        return np.array(shard.column(INPUTS)[rows.start : rows.stop])
+    values, offsets = shard.blobs(INPUTS)
+    out = np.empty((len(rows), *column.shape), np.uint8)
+    images = [values[offsets[row] : offsets[row + 1]].data for row in rows]
+    with Decoder(column.shape) as decoder:
+        decoder.into(images, out, lambda index: f"{shard.what}: {shard.ids[rows[index]]}")
+    return out
 
 
 def check_fits(config: ModelConfig, manifest: Manifest) -> None:
     """Raise DataError unless the data has the shape and the meaning of what the model learnt from."""
     spec = manifest.header["spec"]
     for fact in ("vocab_size", "separator", "encoding", "inputs", "target", "classes", "features"):
-        if config.spec.get(fact) != spec.get(fact):
+        if _meaning(config.spec.get(fact)) != _meaning(spec.get(fact)):
             raise DataError(
                 f"The model was trained on data whose {fact} is {_short(config.spec.get(fact))}, but the shards "
                 f"(version {manifest.digest[:12]}) have {_short(spec.get(fact))}. Train again: `dvc repro`."
             )
+
+
+def _meaning(fact: Any) -> Any:
+    """A fact of a spec without how the shards store it, which a model never sees."""
+    return {k: _meaning(v) for k, v in fact.items() if k != "codec"} if isinstance(fact, dict) else fact
 
 
 def _short(value: Any) -> str:

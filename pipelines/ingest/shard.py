@@ -21,8 +21,10 @@ from pipelines.ingest.encode import (
     VOCABULARY,
     Encoded,
     encode_documents,
+    encode_images,
     encode_inputs,
     features,
+    image_shape,
     merge_moments,
     pixels,
 )
@@ -37,7 +39,7 @@ from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
 
-VERSION = 1
+VERSION = 2
 _MIB = 1 << 20
 
 
@@ -75,14 +77,20 @@ class ShardStage:
             for positions in group([m["after"] for m in members], self.params.shuffle_objects, split, self.seed):
                 part = [{k: members[i][k] for k in ("path", "digest")} for i in positions]
                 digests = [member["digest"] for member in part]
-                # How shards are stored must not change the order of their rows.
-                mix = digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests])
+                key = digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests])
                 items.append(
                     Item(
-                        key=mix if how == "none" else digest_json([mix, how]),
+                        key=key if how == "none" else digest_json([key, how]),
                         label=f"{split}: {len(part)} objects",
                         bytes=sum(members[i]["bytes"] for i in positions),
-                        payload={"split": split, "kind": kind, "facts": facts, "objects": part, "mix": mix},
+                        payload={
+                            "split": split,
+                            "kind": kind,
+                            "facts": facts,
+                            "objects": part,
+                            # Whatever form samples take and however shards are stored, the rows' order is the same.
+                            "mix": digest_json(["mix", self.seed, split, digests]),
+                        },
                     )
                 )
         return items
@@ -133,13 +141,21 @@ def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) ->
             ids = table[ID][start:stop].to_pylist()
             yield encode_documents([memoryview(text) for text in texts[start:stop]], ids)
         return
-    if kind == "image":
-        inputs: Any = pixels(table, params)
-    else:
-        inputs = features(table, facts["features"])
     labels = _labels(table["label"], facts)
-    row_bytes = np.full(len(inputs), inputs[0].nbytes + 8, np.int64)
-    for start, stop in _cuts(row_bytes, params.target_mb):
+    if kind == "image":
+        height, width, channels = image_shape(table, params)
+        row_bytes = np.full(table.num_rows, height * width * channels + 8)
+        if params.images == "encoded":
+            row_bytes = pa.compute.binary_length(table["image"]).to_numpy() + 8
+        for start, stop in _cuts(row_bytes, params.target_mb):
+            part = table.slice(start, stop - start)
+            if params.images == "encoded":
+                yield encode_images(part, labels[start:stop], params)
+            else:
+                yield encode_inputs(pixels(part, params), labels[start:stop], part[ID].to_pylist())
+        return
+    inputs = features(table, facts["features"])
+    for start, stop in _cuts(np.full(len(inputs), inputs[0].nbytes + 8), params.target_mb):
         yield encode_inputs(inputs[start:stop], labels[start:stop], table[ID][start:stop].to_pylist())
 
 
@@ -183,8 +199,11 @@ def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], param
             "are resized."
         )
     shape = json.loads(records[0]["stats"])["shape"]
+    inputs = {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}
+    if kind == "image" and params.images == "encoded":
+        inputs["codec"] = "image"
     return {
-        "inputs": {"x": {"dtype": "uint8" if kind == "image" else "float32", "shape": shape}},
+        "inputs": {"x": inputs},
         "target": target,
         "classes": facts["classes"],
         "features": facts["features"],

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CODE = (
     "pipelines/__init__.py", "pipelines/params.py", "pipelines/models",
     "pipelines/release/__init__.py", "pipelines/release/served.py",
-    "storage/__init__.py", "storage/errors.py", "storage/atomic.py",
+    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py",
 )  # fmt: skip
 SOURCE = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("entry.py")

@@ -1,6 +1,5 @@
 """A trained model as it is used: raw inputs in (text, image files, rows of a table), answers with names out."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import nn
 
 from pipelines.models.saved import ModelConfig, load_model
 from storage.errors import DataError, FormatError
+from storage.images import decode_image
 
 Kind = Literal["text", "image", "table", "array"]
 BATCH = 256  # rows that the model sees at once
@@ -70,18 +70,12 @@ class Served:
 
     def pixels(self, data: bytes, name: str) -> NDArray[np.uint8]:
         """An encoded image as [height, width, channels] uint8, as the `shard` stage makes it; `name` is for errors."""
-        from PIL import Image
-
-        spec = self.config.spec
-        height, width, channels = spec["inputs"]["x"]["shape"]
+        out = np.empty(self.config.spec["inputs"]["x"]["shape"], np.uint8)
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                converted = image.convert(spec["image_mode"])
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            decode_image(data, out)
+        except DataError as error:
             raise DataError(f"{name}: cannot be decoded as an image ({error}). Is it a PNG, JPEG, … file?") from error
-        if converted.size != (width, height):
-            converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(converted, np.uint8).reshape(height, width, channels)
+        return out
 
     def rows(self, columns: Mapping[str, Sequence[Any]], name: str) -> NDArray[np.float32]:
         """Feature columns by name as [n, features] float32; other columns are ignored. `name` is for errors."""

@@ -1,6 +1,8 @@
 """The data side of training: shards → batches, in an order that is a pure function. NumPy only."""
 
+from pipelines.streaming.meter import Meter, Times
 from pipelines.streaming.order import Order
+from pipelines.streaming.ragged import Ragged
 from pipelines.streaming.stream import Batch, Stream
 
-__all__ = ["Batch", "Order", "Stream"]
+__all__ = ["Batch", "Meter", "Order", "Ragged", "Stream", "Times"]

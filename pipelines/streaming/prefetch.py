@@ -10,16 +10,19 @@ T = TypeVar("T")
 
 
 class Prefetcher(Iterator[T]):
-    """Runs an iterator in a thread, at most `depth` items ahead; its exceptions are raised to the consumer."""
+    """Runs an iterator in a thread, at most `depth` items ahead; its exceptions are raised to the consumer.
 
-    def __init__(self, items: Iterator[T], depth: int) -> None:
+    The iterator is closed in that thread, when it ends or when this is closed.
+    """
+
+    def __init__(self, items: Iterator[T], depth: int, name: str = "shardline-prefetch") -> None:
         self._items, self._depth = items, depth
         self._ready: deque[T] = deque()
         self._error: BaseException | None = None
         self._closed = self._ended = False
         self._changed = threading.Condition()
         self._process = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="shardline-prefetch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -27,6 +30,7 @@ class Prefetcher(Iterator[T]):
             for item in self._items:
                 with self._changed:
                     self._ready.append(item)
+                    del item  # the consumer's alone: a batch's memory comes back when it lets go
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
                     if self._closed:
@@ -34,6 +38,7 @@ class Prefetcher(Iterator[T]):
         except BaseException as error:
             self._error = error
         finally:
+            close_items(self._items)
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -52,6 +57,14 @@ class Prefetcher(Iterator[T]):
             return
         with self._changed:
             self._closed = True
+            self._ready.clear()
             self._changed.notify_all()
         if self._thread is not threading.current_thread():  # which collects garbage, too
             self._thread.join()
+
+
+def close_items(items: Iterator[object]) -> None:
+    """End a generator or a Prefetcher."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()

@@ -14,29 +14,39 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import pyarrow as pa
 
-from pipelines.streaming.gather import Arrays, Field, Gatherer
-from pipelines.streaming.order import DEFAULT_WINDOW, ORDER_VERSION, Ints, Order
-from pipelines.streaming.prefetch import Prefetcher
+from pipelines.streaming.buffers import Allocate, Buffers, allocate
+from pipelines.streaming.decode import Decoder
+from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
+from pipelines.streaming.fields import Arrays, Blobs, Field, Fixed, Images, Tokens
+from pipelines.streaming.gather import Block, Gatherer
+from pipelines.streaming.meter import Meter
+from pipelines.streaming.order import DEFAULT_WINDOW, Ints, Order
+from pipelines.streaming.prefetch import Prefetcher, close_items
+from storage.cache.tiered import Tiered
 from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.shards import Column
+from storage.shards.schema import IMAGE
 
 STATE_VERSION = 1
 Last = Literal["keep", "drop", "pad"]
 
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 1 << 20  # bytes up to which small batches are gathered and handed over together
+_RESERVED = 6  # groups that are alive at once: made, handed over, in use
+
+_Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
 
 
 class Batch(Arrays):
     """This rank's part of a global batch: arrays [n, …] by name, `size` samples in the global batch, and its place.
 
-    Arrays are new for each batch and may be kept. With `last="pad"` there is also `mask`, bool [n].
+    Arrays are this batch's own for as long as anything refers to them, and speak DLPack. With `last="pad"` there is
+    also `mask`, bool [n].
     """
 
-    def __init__(
-        self, arrays: Arrays, *, epoch: int, step: int, size: int, origin: tuple[Gatherer, Ints, Ints]
-    ) -> None:
+    def __init__(self, arrays: Arrays, epoch: int, step: int, size: int, origin: tuple[Gatherer, Ints, Ints]) -> None:
         super().__init__(arrays)
         self.epoch, self.step, self.size = epoch, step, size
         self._origin: tuple[Gatherer, Ints, Ints] | list[str] = origin
@@ -64,7 +74,7 @@ class Batch(Arrays):
 
 
 class _Source:
-    """Makes batches of any place in the order. It doesn't know the stream, so that the thread keeps none alive."""
+    """Makes batches of any place in the order. It doesn't know the stream, so that the threads keep none alive."""
 
     def __init__(self, order: Order, gatherer: Gatherer, rank: int, world: int, last: Last) -> None:
         self.order, self.gatherer, self.rank, self.world, self.last = order, gatherer, rank, world, last
@@ -75,55 +85,95 @@ class _Source:
         self._together = max(1, _HANDED_OVER // max(1, nbytes))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
 
-    def groups(self, epoch: int, step: int, epochs: int | None) -> Iterator[list[Batch]]:
-        """All batches from (epoch, step) on, as lists of a few."""
+    def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
+        """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
+        fetcher = self.gatherer.fetcher
+        self.gatherer.reserve(self.share * self._together, _RESERVED)
+        plans = self._plans(epoch, step, epochs)
+        if ahead:
+            fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
+            plans = Prefetcher(plans, 1, "shardline-plan")
+        try:
+            together = 1  # so that the first batch comes soon
+            for at, first, count, block in plans:
+                fetcher.reached(at)
+                for start in range(0, count, together):
+                    yield self.load(at, first + start, min(together, count - start), block, start)
+                together = self._together
+        finally:
+            close_items(plans)
+            fetcher.stop()
+
+    def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[_Plan]:
+        """Blocks of batches with their shards open. Raises what keeps a batch from being had, after those before it."""
+        for at, first, planned, shard, row in self._order(epoch, step, epochs):
+            block = self.gatherer.locate(shard, row)
+            count = planned if block.error is None else len(block.samples.row) // self.share
+            if count:
+                yield at, first, count, block
+            if block.error is not None:
+                raise block.error
+
+    def _order(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, int, int, Ints, Ints]]:
+        """(epoch, first step, number of batches, shard, row) of some batches at a time; of few at first."""
+        planned = self._together
         while epochs is None or epoch < epochs:
-            for first in range(step, self.steps, self._planned):
-                count = min(self._planned, self.steps - first)
-                shard, row = self.order.block(epoch, first, count, self.rank, self.world)
-                for start in range(0, count, self._together):
-                    part = slice(start * self.share, (start + self._together) * self.share)
-                    yield self.load(epoch, first + start, min(self._together, count - start), shard[part], row[part])
+            while step < self.steps:
+                count = min(planned, self.steps - step)
+                with self.gatherer.meter.time("plan"):
+                    shard, row = self.order.block(epoch, step, count, self.rank, self.world)
+                yield epoch, step, count, shard, row
+                step, planned = step + count, self._planned
             epoch, step = epoch + 1, 0
 
-    def load(self, epoch: int, step: int, count: int, shard: Ints, row: Ints) -> list[Batch]:
-        """Batches `step` … `step + count - 1`, whose samples are at (shard, row)."""
-        arrays = self.gatherer.take(shard, row)
+    def _shards_ahead(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, Ints]]:
+        """(epoch, shards) in the order in which this rank needs them."""
+        while epochs is None or epoch < epochs:
+            for shards in self.order.ahead(epoch, step, self.rank, self.world):
+                yield epoch, shards
+            epoch, step = epoch + 1, 0
+
+    def load(self, epoch: int, step: int, count: int, block: Block, first: int = 0) -> list[Batch]:
+        """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
+        gatherer, share, samples = self.gatherer, self.share, block.samples
+        part = slice(first * share, (first + count) * share)
+        arrays = gatherer.gather(block, part)
+        shard, row = samples.shard[part], samples.row[part]
         batches = []
         for index in range(count):
-            part = slice(index * self.share, (index + 1) * self.share)
-            origin = (self.gatherer, shard[part], row[part])
-            own = {name: values[part] for name, values in arrays.items()}
+            part = slice(index * share, min((index + 1) * share, len(row)))
+            origin = (gatherer, shard[part], row[part])
+            own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
             if self.last == "pad":
-                own = _pad(own, len(origin[1]), self.share)
-            size = self.order.size(step + index)
-            batches.append(Batch(own, epoch=epoch, step=step + index, size=size, origin=origin))
+                own = gatherer.padded(own, len(origin[1]), share)
+            batches.append(Batch(own, epoch, step + index, self.order.size(step + index), origin))
         return batches
 
-
-def _pad(arrays: Arrays, count: int, share: int) -> Arrays:
-    """`arrays` of `count` samples lengthened with zeros to `share`, and `mask`, bool [share], of the real ones."""
-    mask = np.arange(share) < count
-    if count < share:
-        arrays = {
-            name: np.concatenate([values, np.zeros((share - count, *values.shape[1:]), values.dtype)])
-            for name, values in arrays.items()
-        }
-    return {**arrays, "mask": mask}
+    def batch(self, epoch: int, step: int) -> Batch:
+        """One batch."""
+        block = self.gatherer.locate(*self.order.batch(epoch, step, self.rank, self.world))
+        if block.error is not None:
+            raise block.error
+        return self.load(epoch, step, 1, block)[0]
 
 
 class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
     `batch_size` is the global batch, of which this is the part of `rank` of `world`. Tokens come as windows of
-    `seq_len` + 1. The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs` the
-    stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in a thread; with 0
-    there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
+    `seq_len` + 1; with `documents`, also which document each token is of and where in it (see `fields.Windows`). The
+    last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs` the stream ends before
+    that epoch, with None never. At least `prefetch` batches are prepared ahead in threads; with 0 there is no thread.
+    Close it, use it as a context manager or forget it: no thread is left behind.
+
+    Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
+    that aren't on this machine are fetched before they are needed. Arrays lie in memory of `allocate` (pinned, say),
+    which is used again once nothing refers to them.
 
     `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
     dataset for `torch.utils.data.DataLoader(stream, batch_size=None)`; move on with `set_epoch`.
 
-    `wait_seconds` is how long the consumer has waited for batches.
+    `meter` tells where the time goes: `meter.snapshot()`.
     """
 
     def __init__(
@@ -140,19 +190,29 @@ class Stream:
         seq_len: int | None = None,
         lanes: int | None = None,
         window: int = DEFAULT_WINDOW,
+        keep_lanes: bool = False,
         last: Last = "keep",
         epochs: int | None = None,
         prefetch: int = 2,
+        documents: bool = False,
+        tiers: Tiered | None = None,
+        ahead: int = DEFAULT_AHEAD,
+        allocate: Allocate = allocate,
     ) -> None:
         if last not in get_args(Last):
             raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
         samples = _samples(manifest, split, seq_len)
-        order = Order(samples, batch=batch_size, seed=seed, lanes=lanes, window=window, shuffle=shuffle)
-        gatherer = Gatherer(zone, manifest.select(split), samples, _fields(manifest, seq_len))
+        order = Order(
+            samples, batch=batch_size, seed=seed, lanes=lanes, window=window, keep_lanes=keep_lanes, shuffle=shuffle
+        )
+        fetcher = Fetcher(tiers or Tiered(zone), manifest.select(split), ahead)
+        self.meter = Meter()
+        gatherer = Gatherer(
+            fetcher, samples, _fields(manifest, split, seq_len, documents), Buffers(allocate), self.meter
+        )
         self._source = _Source(order, gatherer, rank, world, last)
         self.manifest, self.split, self.seq_len = manifest, split, seq_len
         self.epochs, self.prefetch = epochs, prefetch
-        self.wait_seconds = 0.0
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] | None = None
         self._finalizer: weakref.finalize[[], Stream] | None = None
@@ -160,6 +220,11 @@ class Stream:
         self._epoch = self._step = 0
         if not len(self):
             raise DataError(_why_empty(zone, manifest, split, order.rows, batch_size, seq_len))
+
+    @property
+    def order(self) -> Order:
+        """Which samples come when."""
+        return self._source.order
 
     # -- iteration -----------------------------------------------------------------------------------------------
 
@@ -172,13 +237,16 @@ class Stream:
         step = index + len(self) if index < 0 else index
         if not 0 <= step < len(self):
             raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        source = self._source
-        shard, row = source.order.batch(self._epoch, step, source.rank, source.world)
-        return source.load(self._epoch, step, 1, shard, row)[0]
+        return self._source.batch(self._epoch, step)
 
     def __iter__(self) -> Self:
         """The stream itself, which goes on from its state."""
         return self
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long the consumer has waited for batches."""
+        return self.meter.wait
 
     def __next__(self) -> Batch:
         if not self._ready:
@@ -196,16 +264,19 @@ class Stream:
             assert self._groups is not None
         begun = time.perf_counter()
         try:
-            return next(self._groups)
+            group = next(self._groups)
+            self.meter.batches += len(group)
+            self.meter.samples += sum(batch.size for batch in group)
+            return group
         except BaseException:  # whatever it was, the next call goes on from the state
             self._restart()
             raise
         finally:
-            self.wait_seconds += time.perf_counter() - begun
+            self.meter.wait += time.perf_counter() - begun
 
     def _start(self) -> None:
-        self._groups = groups = self._source.groups(self._epoch, self._step, self.epochs)
-        self._process = os.getpid()
+        groups = self._source.groups(self._epoch, self._step, self.epochs, ahead=self.prefetch > 0)
+        self._groups, self._process = groups, os.getpid()
         if self.prefetch:
             self._groups = prefetcher = Prefetcher(groups, self.prefetch)
             self._finalizer = weakref.finalize(self, prefetcher.close)
@@ -214,6 +285,8 @@ class Stream:
         """Forget what was prepared and end the thread."""
         if self._finalizer is not None:
             self._finalizer()
+        elif self._groups is not None and self._process == os.getpid():
+            close_items(self._groups)
         self._finalizer, self._groups = None, None
         self._ready.clear()
 
@@ -277,17 +350,7 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        order = self._source.order
-        return {
-            "order version": ORDER_VERSION,
-            "seed": order.seed,
-            "split": self.split,
-            "stream.batch_size": order.batch_size,
-            "stream.lanes": order.lanes,
-            "stream.window": order.window,
-            "stream.seq_len": self.seq_len,
-            "shuffle": order.shuffle,
-        }
+        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len}
 
 
 def _samples(manifest: Manifest, split: str, seq_len: int | None) -> Ints:
@@ -305,14 +368,27 @@ def _int64(column: pa.ChunkedArray) -> Ints:
     return values
 
 
-def _fields(manifest: Manifest, seq_len: int | None) -> tuple[Field, ...]:
+def _fields(manifest: Manifest, split: str, seq_len: int | None, documents: bool) -> tuple[Field, ...]:
     """What the manifest says of the columns that make a batch."""
     spec = manifest.header["spec"]
     if manifest.header["kind"] == "tokens":
-        return (Field.of_tokens("tokens", spec["dtype"], seq_len or 0),)
-    inputs = [Field.of_samples(name, facts["dtype"], tuple(facts["shape"])) for name, facts in spec["inputs"].items()]
-    target = spec.get("target")
-    return (*inputs, Field.of_samples(target["name"], target["dtype"])) if target else tuple(inputs)
+        return (Tokens.of("tokens", spec["dtype"], seq_len or 0, documents),)
+    columns = dict(spec["inputs"])
+    if target := spec.get("target"):
+        columns[target["name"]] = target
+    return tuple(_field(manifest, split, name, facts) for name, facts in columns.items())
+
+
+def _field(manifest: Manifest, split: str, name: str, facts: Mapping[str, Any]) -> Field:
+    shape = tuple(facts.get("shape") or ())
+    column = Column(np.dtype(facts["dtype"]), shape, facts.get("codec", "raw"))
+    if not column.variable:
+        return Fixed(name, column)
+    if column.codec == IMAGE and shape:
+        return Images(name, column, Decoder(shape))
+    table = manifest.select(split)
+    rows = sum(table["rows"].to_pylist())
+    return Blobs(name, column, sum(table["bytes"].to_pylist()) / max(1, rows))
 
 
 def _why_empty(zone: Zone, manifest: Manifest, split: str, rows: int, batch_size: int, seq_len: int | None) -> str:

@@ -6,9 +6,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipelines.params import Train
+from pipelines.streaming.buffers import Allocate, allocate
 from storage.digest import keyed_uint64
 from storage.errors import ParamsError
 
@@ -87,6 +90,17 @@ def repeatable(train: Train, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(strict)
         debugging.fill_uninitialized_memory = fill
+
+
+def pinned(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Memory that the device reads by itself, while the host goes on."""
+    array: npt.NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return array
+
+
+def host_memory(device: torch.device) -> Allocate:
+    """What batches for `device` lie in: pinned memory where that is a GPU."""
+    return pinned if device.type == "cuda" else allocate
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -40,7 +40,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
             s.save()
 
         began, waited = perf_counter(), s.stream.wait_seconds
-        batch = next(batches)
+        batch = next(batches)  # the last one's copy to the device is done: its loss is known
         seed_step(s.params.seed, state.step, s.ranks.rank)
         rate = learning_rate(state.step, s.steps, train)
         set_learning_rate(s.optimizer, rate)
@@ -57,7 +57,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         state.add_step(loss_sum, targets, batch.size)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % train.log_every == 0 or state.step == s.steps:
-            report.point(state.close_point(rate, norm))
+            report.point(state.close_point(rate, norm), s.stream.meter.snapshot())
         stopping = stops > 0  # on any rank: so all of them leave after the same step
 
 

@@ -1,9 +1,10 @@
 """What rank 0 tells of a training: the curves in MLflow, the bar, lines for people. The other ranks say nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.progress import Advance, say
+from pipelines.streaming import Times
 from pipelines.training.state import Point, TrainState
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Reporter:
     waited: float = 0.0
     work: int = 0
     reported: int = 0
+    times: Times = field(default_factory=Times)
 
     def step(self, seconds: float, waited: float, work: int) -> None:
         """Count a step: how long it took, how much of that was waiting for data, units of work (of all ranks)."""
@@ -30,11 +32,14 @@ class Reporter:
         self.work += work
         self.advance(1)
 
-    def point(self, point: Point) -> None:
-        """A point of the train curve, with the rates since the last one."""
+    def point(self, point: Point, times: Times) -> None:
+        """A point of the train curve, with the rates since the last one; `times` are of the stream's meter."""
         if self.run is None:
             return
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
+        shares = (times - self.times).shares()
+        rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
+        self.times = times
         self.seconds, self.waited, self.work = 0.0, 0.0, 0
         self.run.log_metrics({k: v for k, v in point.items() if k != "step"} | rates, step=int(point["step"]))
         self.advance(0, note=f"loss {point['train_loss']:.4f}")

@@ -9,19 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.saved import weights
 from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
-from pipelines.training.device import Precision, pick_device, repeatable
+from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
+from storage.cache import Tiered
 from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
+
+_MIB = 1 << 20
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     zone: Zone
+    tiers: Tiered
     manifest: Manifest
     stream: Stream
     steps: int
@@ -69,7 +74,7 @@ class Session:
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
         """The val split in its stored order, once."""
-        with open_stream(self.params, self.zone, self.manifest, self.ranks, "val") as stream:
+        with open_stream(self.params, self.tiers, self.manifest, self.ranks, "val", self.device) as stream:
             yield stream
 
     def note_validation(self, summary: dict[str, float]) -> None:
@@ -125,14 +130,22 @@ class Session:
 
 
 def open_stream(
-    params: Params, zone: Zone, manifest: Manifest, ranks: Ranks, split: str, *, train: bool = False
+    params: Params,
+    tiers: Tiered,
+    manifest: Manifest,
+    ranks: Ranks,
+    split: str,
+    device: torch.device,
+    *,
+    train: bool = False,
 ) -> Stream:
     """This rank's part of a split: shuffled and endless for training, else once in the stored order."""
     settings = params.stream
     return Stream(
-        zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
+        tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
         rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
-        lanes=settings.lanes, window=settings.window, epochs=None if train else 1, prefetch=settings.prefetch,
+        lanes=settings.lanes, window=settings.window, keep_lanes=settings.keep_lanes, epochs=None if train else 1,
+        prefetch=settings.prefetch, tiers=tiers, ahead=round(settings.ahead_mb * _MIB), allocate=host_memory(device),
     )  # fmt: skip
 
 
@@ -151,11 +164,12 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
         stack.enter_context(joined(ranks, device))
-        stream = stack.enter_context(open_stream(params, zone, manifest, ranks, "train", train=True))
+        tiers = stack.enter_context(open_cache(ws, zone))
+        stream = stack.enter_context(open_stream(params, tiers, manifest, ranks, "train", device, train=True))
         model = config.build(params.seed).to(device).train()
         session = Session(
             params, ranks, device, precision, task, config, model, model, build_optimizer(model, train),
-            precision.scaler(), zone, manifest, stream, validates=validates,
+            precision.scaler(), zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len),
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),

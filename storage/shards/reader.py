@@ -10,6 +10,8 @@ from typing_extensions import Buffer
 
 from storage.digest import digest_bytes
 from storage.errors import DataError, DigestError, FormatError
+from storage.mapped import map_file
+from storage.shards.blobs import rising
 from storage.shards.schema import IDS, TOKENS, Column, Kind, decode_metadata, item
 
 
@@ -23,7 +25,10 @@ class Shard:
         self.kind: Kind
         self.columns: dict[str, Column]
         self.kind, self.columns = decode_metadata(self._batch.schema, what)
-        self._arrays = {name: self._view(name, column) for name, column in self.columns.items()}
+        self._arrays = {name: self._view(name, col) for name, col in self.columns.items() if not col.variable}
+        self._blobs = {name: self._bytes(name) for name, column in self.columns.items() if column.variable}
+        if self.kind == "tokens":
+            self._offsets = self._checked_offsets(TOKENS, len(self._arrays[TOKENS]))
 
     @classmethod
     def open(cls, source: Path | Buffer, what: str | None = None, digest: str | None = None) -> Self:
@@ -54,11 +59,25 @@ class Shard:
         return self._batch.column(IDS)
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Column `name` as an array [rows, *shape]; for `tokens`, the flat stream. Raises DataError when missing."""
-        try:
-            return self._arrays[name]
-        except KeyError:
-            raise DataError(f"{self.what}: no column {name!r}, but {', '.join(self.columns)}.") from None
+        """Column `name` as an array [rows, *shape]; for `tokens`, the flat stream. Raises DataError when missing, or
+        when its rows are of variable width."""
+        self._has(name)
+        if name not in self._arrays:
+            codec = self.columns[name].codec
+            raise DataError(f"{self.what}: column {name!r} has codec {codec!r}, so it is no array. Read its blobs.")
+        return self._arrays[name]
+
+    def blobs(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """The variable-width column `name` as (values uint8 [bytes], offsets int64 [rows + 1]), without a copy: row i
+        is values[offsets[i]:offsets[i + 1]]. The offsets are within the values and never fall. Raises DataError."""
+        self._has(name)
+        if name not in self._blobs:
+            raise DataError(f"{self.what}: column {name!r} is of fixed width, so it has no blobs. Read it as a column.")
+        return self._blobs[name]
+
+    def _has(self, name: str) -> None:
+        if name not in self.columns:
+            raise DataError(f"{self.what}: no column {name!r}, but {', '.join(self.columns)}.")
 
     @property
     def tokens(self) -> npt.NDArray[Any]:
@@ -69,8 +88,7 @@ class Shard:
     def offsets(self) -> npt.NDArray[np.int64]:
         """Where each document begins and, last, where the stream ends: int64 [rows + 1]."""
         self.column(TOKENS)
-        offsets: npt.NDArray[np.int64] = self._batch.column(TOKENS).offsets.to_numpy()
-        return offsets
+        return self._offsets
 
     def _view(self, name: str, column: Column) -> npt.NDArray[Any]:
         """The column's values without a copy, after checking that they are what the metadata says."""
@@ -90,13 +108,41 @@ class Shard:
             array: npt.NDArray[Any] = values.to_numpy(zero_copy_only=True).reshape(shape)
             return array
         except (pa.ArrowException, KeyError, ValueError) as error:
-            raise FormatError(f"{self.what}: column {name!r} is malformed: {error}.") from error
+            raise FormatError(self._malformed(name, error)) from error
+
+    def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """The blobs of a variable-width column, after checking that each lies within the column's bytes."""
+        try:
+            stored = self._batch.column(name)
+            if stored.type != pa.large_binary() or stored.null_count:
+                raise ValueError(f"it holds {stored.type} and {stored.null_count} nulls, not large_binary")
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise FormatError(self._malformed(name, error)) from error
+        data = stored.buffers()[2]
+        values = np.frombuffer(data if data is not None else b"", np.uint8)
+        offsets = self._checked_offsets(name, len(values))
+        return values[: offsets[-1]], offsets
+
+    def _checked_offsets(self, name: str, limit: int) -> npt.NDArray[np.int64]:
+        """The offsets of a column: everything that follows takes them for addresses. Raises FormatError unless they
+        rise from 0 to at most `limit`."""
+        stored = self._batch.column(name).buffers()[1]
+        if stored is None or not stored.size:  # as Arrow allows where there are no rows
+            offsets = np.zeros(1, np.int64)
+        else:
+            offsets = np.frombuffer(stored, np.int64, stored.size // 8)[: self.rows + 1]
+        if len(offsets) != self.rows + 1 or offsets[0] != 0 or offsets[-1] > limit or not rising(offsets):
+            cause = f"its {len(offsets)} offsets don't rise from 0 to at most {limit} for {self.rows} rows"
+            raise FormatError(self._malformed(name, cause))
+        return offsets
+
+    def _malformed(self, name: str, cause: object) -> str:
+        return f"{self.what}: column {name!r} is malformed: {cause}."
 
 
 def _map_file(file: Path, what: str) -> pa.Buffer:
     try:
-        with pa.memory_map(str(file)) as mapped:
-            return mapped.read_buffer()
+        return map_file(file)
     except FileNotFoundError as error:
         raise DataError(f"{what}: no such shard. Restore it with `dvc pull` or `dvc checkout`.") from error
     except (OSError, pa.ArrowException) as error:

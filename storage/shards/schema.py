@@ -4,11 +4,20 @@ The schema's metadata holds JSON under the key `shardline`:
 
     {"format": 1, "kind": "samples", "columns": {"x": {"codec": "raw", "dtype": "uint8", "shape": [8, 8, 1]}}}
 
-- kind `samples`: a column of fixed width for each array of a sample: a primitive where the shape is [], else a
-  FixedSizeList of its elements in C order. So a mapped column *is* the array [rows, *shape].
+- kind `samples`: a column for each array of a sample, by codec:
+  - `raw`, fixed width: a primitive where the shape is [], else a FixedSizeList of its elements in C order. So a mapped
+    column *is* the array [rows, *shape].
+  - `bytes`, variable width: large_binary, so 64-bit offsets and then all rows' bytes end to end. The dtype is uint8,
+    the shape null.
+  - `image`: the same, each row an encoded JPEG or PNG. dtype and shape are of the decoded sample, uint8 and
+    [height, width, channels]; the shape is null where sizes vary.
 - kind `tokens`: the column `tokens`, a large_list with one row a document: its values are one flat token stream,
   its 64-bit offsets the documents' bounds.
 - both: the column `id` (large_string), which names each row and is no part of batches.
+
+In the file the first variable-width column comes first, then all of fixed width, then what is left: so the values of
+these are 64-byte aligned, and those of further variable-width columns to 8 bytes, which is all that Arrow's writer
+grants behind offsets.
 
 Nothing is ever unpickled. A reader refuses a format or a codec that it doesn't know.
 """
@@ -31,7 +40,9 @@ ALIGNMENT = 64  # bytes
 METADATA_KEY = b"shardline"
 IDS = "id"
 TOKENS = "tokens"
-CODECS = ("raw",)
+BYTES, IMAGE = "bytes", "image"
+VARIABLE = (BYTES, IMAGE)  # codecs of variable width
+CODECS = ("raw", *VARIABLE)
 KINDS = ("samples", "tokens")
 
 Kind = Literal["samples", "tokens"]
@@ -39,15 +50,23 @@ Kind = Literal["samples", "tokens"]
 
 @dataclass(frozen=True)
 class Column:
-    """How one column is stored: `dtype` and `shape` of a row (of one element, for tokens)."""
+    """How one column is stored: `dtype` and `shape` of a row (of one element, for tokens; of the decoded row, for
+    images). The shape of a variable-width column whose rows differ is (), in JSON null."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...] = ()
     codec: str = "raw"
 
     @property
+    def variable(self) -> bool:
+        """Whether rows are stored as byte strings of any length."""
+        return self.codec in VARIABLE
+
+    @property
     def elements(self) -> int:
-        """Elements of a row."""
+        """Elements of a row. Raises ValueError where rows differ."""
+        if self.variable and not self.shape:
+            raise ValueError(f"rows of a column with codec {self.codec!r} and no shape differ in length")
         return math.prod(self.shape)
 
     @property
@@ -56,7 +75,8 @@ class Column:
         return self.elements * self.dtype.itemsize
 
     def to_json(self) -> dict[str, Any]:
-        return {"codec": self.codec, "dtype": self.dtype.name, "shape": list(self.shape)}
+        shape = None if self.variable and not self.shape else list(self.shape)
+        return {"codec": self.codec, "dtype": self.dtype.name, "shape": shape}
 
 
 def storable(dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -101,12 +121,33 @@ def decode_metadata(schema: pa.Schema, what: str) -> tuple[Kind, dict[str, Colum
         for name, column in columns.items():
             if column["codec"] not in CODECS:
                 raise FormatError(_unknown(what, f"codec of column {name!r}", column["codec"], CODECS))
-        return kind, {
-            name: Column(storable(column["dtype"]), tuple(map(int, column["shape"])), column["codec"])
-            for name, column in columns.items()
-        }
+        if kind == "tokens" and list(columns) != [TOKENS]:
+            raise ValueError(f"columns {list(columns)} of a token shard")
+        return kind, {name: _column(column, kind) for name, column in columns.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError(f"{what}: the shard's metadata is malformed ({error!r}).") from error
+
+
+def _column(facts: dict[str, Any], kind: Kind) -> Column:
+    """The column that `facts`, of `Column.to_json`, describe. Raises ValueError for a combination without meaning."""
+    shape = facts["shape"]
+    column = Column(storable(facts["dtype"]), tuple(map(int, shape or ())), facts["codec"])
+    if column.to_json() != facts or min(column.shape, default=0) < 0:
+        raise ValueError(f"shape {shape}")
+    check_codec(column)
+    if kind == "tokens" and column.variable:
+        raise ValueError(f"tokens with codec {column.codec!r}")
+    return column
+
+
+def check_codec(column: Column) -> None:
+    """Raise ValueError unless dtype and shape are such as the codec allows."""
+    if column.variable and column.dtype != np.uint8:
+        raise ValueError(f"codec {column.codec!r} with {column.dtype}: it has uint8")
+    if column.codec == BYTES and column.shape:
+        raise ValueError(f"codec 'bytes' with shape {list(column.shape)}: it has none")
+    if column.codec == IMAGE and len(column.shape) not in (0, 3):
+        raise ValueError(f"codec 'image' with shape {list(column.shape)}: it has [height, width, channels], or none")
 
 
 def _unknown(what: str, of: str, found: object, known: Any) -> str:

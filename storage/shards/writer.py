@@ -6,30 +6,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from typing_extensions import Buffer
 
+from storage.shards.blobs import Blobs
 from storage.shards.schema import ALIGNMENT, IDS, TOKENS, Column, Kind, encode_metadata, item, storable
 
 
-def encode_samples(columns: Mapping[str, npt.NDArray[Any]], ids: Sequence[str]) -> pa.Buffer:
-    """A shard of samples from arrays [rows, *shape] and one id a row.
+def encode_samples(columns: Mapping[str, npt.NDArray[Any] | Blobs | Sequence[Buffer]], ids: Sequence[str]) -> pa.Buffer:
+    """A shard of samples from one id a row and, for each column, an array [rows, *shape], or Blobs or a sequence of
+    buffers where rows differ in length.
 
     Raises ValueError when the lengths differ or a name is taken, TypeError for a dtype that a shard cannot hold.
     """
     if not columns or IDS in columns:
         raise ValueError(f"columns {list(columns)}: at least one is needed, and {IDS!r} is taken by the ids")
-    described: dict[str, Column] = {}
-    arrays: dict[str, pa.Array] = {}
-    for name, values in columns.items():
-        if values.ndim < 1 or len(values) != len(ids):
-            raise ValueError(f"column {name!r} has shape {values.shape}, but there are {len(ids)} ids")
-        column = described[name] = Column(storable(values.dtype), values.shape[1:])
-        flat = _values(values)
-        if column.shape:
-            rows = pa.list_(item(flat.type), column.elements)
-            arrays[name] = pa.Array.from_buffers(rows, len(ids), [None], children=[flat])
-        else:
-            arrays[name] = flat
-    return _encode("samples", described, arrays, ids)
+    arrays = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
+    blobs = {name: values for name, values in columns.items() if not isinstance(values, np.ndarray)}
+    encoded: dict[str, tuple[Column, pa.Array]] = {}
+    for name in [*list(blobs)[:1], *arrays, *list(blobs)[1:]]:  # the order that aligns the most
+        encoded[name] = _fixed(name, arrays[name], len(ids)) if name in arrays else _binary(name, blobs[name], len(ids))
+    before = 8 * (len(ids) + 1) if blobs else 0
+    described = {name: column for name, (column, _) in encoded.items()}
+    return _encode("samples", described, {name: stored for name, (_, stored) in encoded.items()}, ids, before)
 
 
 def encode_tokens(
@@ -52,14 +50,40 @@ def encode_tokens(
     return _encode("tokens", {TOKENS: column}, {TOKENS: documents}, ids, before=bounds.nbytes)
 
 
+def _fixed(name: str, values: npt.NDArray[Any], rows: int) -> tuple[Column, pa.Array]:
+    if values.ndim < 1 or len(values) != rows:
+        raise ValueError(f"column {name!r} has shape {values.shape}, but there are {rows} ids")
+    column = Column(storable(values.dtype), values.shape[1:])
+    flat = _values(values)
+    if not column.shape:
+        return column, flat
+    kind = pa.list_(item(flat.type), column.elements)
+    return column, pa.Array.from_buffers(kind, rows, [None], children=[flat])
+
+
+def _binary(name: str, values: Blobs | Sequence[Buffer], rows: int) -> tuple[Column, pa.Array]:
+    blobs = values if isinstance(values, Blobs) else Blobs.of(values)
+    if len(blobs) != rows:
+        raise ValueError(f"column {name!r} has {len(blobs)} blobs, but there are {rows} ids")
+    buffers = [None, pa.py_buffer(blobs.offsets), _padded(blobs.values)]
+    column = Column(np.dtype(np.uint8), blobs.shape, blobs.codec)
+    return column, pa.Array.from_buffers(pa.large_binary(), rows, buffers)
+
+
 def _values(values: npt.NDArray[Any]) -> pa.Array:
-    """All elements of `values` in C order as a flat Arrow array whose buffer is zero-padded to the alignment.
+    """All elements of `values` in C order as a flat Arrow array."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, _padded(values)])
+
+
+def _padded(values: npt.NDArray[Any]) -> pa.Buffer:
+    """The bytes of `values` in C order, zero-padded to the alignment.
 
     Arrow writes that padding out, so that the next column's buffer is aligned too.
     """
-    padded = np.zeros(-(-values.nbytes // ALIGNMENT) * ALIGNMENT, dtype=np.uint8)
+    padded = np.empty(-(-values.nbytes // ALIGNMENT) * ALIGNMENT, dtype=np.uint8)
     padded[: values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), values.size, [None, pa.py_buffer(padded)])
+    padded[values.nbytes :] = 0
+    return pa.py_buffer(padded)
 
 
 def _encode(
@@ -83,7 +107,9 @@ def _encode(
 
 def _to_ipc(batch: pa.RecordBatch) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
+    with pa.ipc.new_file(
+        sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=None, allow_64bit=True)
+    ) as writer:
         writer.write_batch(batch)
     return sink.getvalue()
 

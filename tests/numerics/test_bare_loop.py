@@ -64,7 +64,7 @@ def test_the_loop_is_plain_pytorch(tmp_path: Path) -> None:
 
 #: Losses of steps 2, 4, … 12 on torch 2.13, CPU. A refactor keeps them; a deliberate change of the arithmetic renews
 #: them.
-GOLDEN = [5.470536, 5.039415, 4.680999, 4.421032, 4.249255, 4.168106]
+GOLDEN = [5.468274, 5.048938, 4.671697, 4.406419, 4.232638, 4.155714]
 
 
 def test_golden_losses(tmp_path: Path) -> None:

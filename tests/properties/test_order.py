@@ -1,25 +1,29 @@
 """What must hold of the order for every shape of data, batch, lanes, window and world."""
 
-import math
+import itertools
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import Order, choose_lanes, permute
+from pipelines.streaming.order import Order, choose_lanes
 
 Rows = list[tuple[int, int]]
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> Order:
+def orders(draw: st.DrawFn, keep_lanes: bool | None = None) -> Order:
     """An order over a few small shards, some of them empty."""
     rows = draw(st.lists(st.integers(0, 40), max_size=8))
+    keep = draw(st.booleans()) if keep_lanes is None else keep_lanes
+    first = draw(st.one_of(st.none(), st.integers(1, 64)))
     batch = draw(st.integers(1, 24))
     lanes = draw(st.sampled_from([None, *(lanes for lanes in range(1, batch + 1) if batch % lanes == 0)]))
     window, seed = draw(st.integers(1, 64)), draw(st.integers(0, 2**63 - 1))
-    return Order(rows, batch=batch, seed=seed, lanes=lanes, window=window, shuffle=draw(st.booleans()))
+    shuffle = keep or draw(st.booleans())
+    return Order(
+        rows, batch=batch, seed=seed, lanes=lanes, window=window, first_window=first, keep_lanes=keep, shuffle=shuffle
+    )
 
 
 def pairs(places: tuple[np.ndarray, np.ndarray]) -> Rows:
@@ -91,27 +95,80 @@ def test_without_shuffling_rows_come_as_they_are_stored(order: Order) -> None:
 @given(orders())
 def test_a_batch_takes_as_much_from_each_lane(order: Order) -> None:
     if order.shuffle and order.full_steps:
-        view = order._epoch(0)
-        starts = dict(zip(view.shards.tolist(), view.starts.tolist(), strict=True))
-        rows = [(starts[shard] + row - view.rotation) % order.rows for shard, row in pairs(order.batch(0, 0))]
-        bounds = np.arange(1, order.lanes) * order.rows // order.lanes
-        lanes = np.searchsorted(bounds, rows, side="right")
-        assert lanes.tolist() == sorted(np.tile(np.arange(order.lanes), order.batch_size // order.lanes).tolist())
+        lanes = [lane_of(order, 0, sample) for sample in pairs(order.batch(0, 0))]
+        assert lanes == sorted(np.tile(np.arange(order.lanes), order.batch_size // order.lanes).tolist())
 
 
-@given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
-def test_permute_is_a_permutation(size: int, key: int) -> None:
-    index = np.arange(size, dtype=np.uint64)
-    permuted = permute(index, np.full(size, size, np.uint64), np.full(size, key, np.uint64))
-    assert np.array_equal(np.sort(permuted), index)
+@given(orders(keep_lanes=True), st.integers(1, 5))
+def test_kept_lanes_hold_the_same_samples_in_all_epochs(order: Order, epoch: int) -> None:
+    for sample in {sample for batch in batches(order, 0) for sample in batch}:
+        assert lane_of(order, epoch, sample) == lane_of(order, 0, sample)
 
 
-@given(st.integers(1, 2**62), st.integers(0, 2**64 - 1))
-def test_permute_stays_inside_sizes_that_no_array_has(size: int, key: int) -> None:
-    index = np.unique(np.array([0, size // 3, size // 2, size - 1], dtype=np.uint64))
-    permuted = permute(index, np.full(len(index), size, np.uint64), np.full(len(index), key, np.uint64))
-    assert (permuted < size).all()
-    assert len(np.unique(permuted)) == len(index)
+def lane_of(order: Order, epoch: int, sample: tuple[int, int]) -> int:
+    """The lane among whose virtual rows a sample lies."""
+    view = order._epoch(epoch)
+    shard, row = sample
+    starts = np.append(0, view.ends[:-1])
+    piece = np.flatnonzero((view.shards == shard) & (starts <= row + view.offsets) & (row + view.offsets < view.ends))
+    virtual = row + view.offsets[piece[0]]
+    bounds = np.arange(1, order.lanes) * order.rows // order.lanes
+    return int(np.searchsorted(bounds, virtual, side="right"))
+
+
+@given(orders(), st.data())
+def test_samples_by_number_are_the_batches_end_to_end(order: Order, data: st.DataObject) -> None:
+    everything = [sample for batch in batches(order, 1) for sample in batch]
+    numbers = data.draw(st.lists(st.integers(0, max(0, order.rows - 1)), max_size=20 * bool(order.rows)))
+    assert pairs(order.samples(1, np.array(numbers, dtype=np.int64))) == [everything[number] for number in numbers]
+
+
+@given(orders(), st.data())
+def test_ahead_names_each_shard_once_and_before_it_is_read(order: Order, data: st.DataObject) -> None:
+    world = data.draw(st.integers(1, order.batch_size))
+    rank, step = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, order.steps))
+    needs = list(order.needs(1, step, rank, world))
+    assert [shards.tolist() for shards in order.ahead(1, step, rank, world)] == [arr.tolist() for _, arr in needs]
+    named = [shard for _, shards in needs for shard in shards.tolist()]
+    assert len(named) == len(set(named))
+    known: set[int] = set()
+    needs.append((order.steps, np.empty(0)))
+    for now in range(step, order.steps):
+        while needs[0][0] <= now:
+            known.update(needs.pop(0)[1].tolist())
+        assert {shard for shard, _ in pairs(order.batch(1, now, rank, world))} <= known
+    if step == 0 and world == 1:
+        assert known == {shard for shard, rows in enumerate(order.shard_rows) if rows}
+
+
+@given(orders(), st.data())
+def test_reads_are_the_rows_that_ranks_read(order: Order, data: st.DataObject) -> None:
+    world = data.draw(st.integers(1, order.batch_size))
+    rows = np.zeros(len(order.shard_rows))
+    for rank in range(world):
+        shards, read = order.reads(2, rank, world)
+        assert len(set(shards.tolist())) == len(shards)
+        rows[shards] += read
+        full = order.rows * (slots_of(order, rank, world) / order.batch_size)
+        assert abs(read.sum() - full) <= order.lanes  # lanes differ by a row
+    assert np.allclose(rows, order.shard_rows)
+
+
+def slots_of(order: Order, rank: int, world: int) -> int:
+    slots = order.slots(rank, world)
+    return slots.stop - slots.start
+
+
+@given(orders(), st.data())
+def test_the_reads_of_lanes_of_ones_own_are_exact(order: Order, data: st.DataObject) -> None:
+    """With the last batch full and a lane or several to each rank."""
+    if order.full_steps and order.steps == order.full_steps:
+        world = data.draw(st.sampled_from([n for n in range(1, order.lanes + 1) if order.lanes % n == 0]))
+        rank = data.draw(st.integers(0, world - 1))
+        shards, rows = order.reads(0, rank, world)
+        read = np.bincount(order.block(0, 0, order.steps, rank, world)[0], minlength=len(order.shard_rows))
+        assert np.allclose(read[shards], rows)
+        assert read.sum() == round(rows.sum())
 
 
 @given(st.integers(1, 1000), st.integers(0, 10**9), st.integers(1, 10**6), st.integers(1, 64))
@@ -119,15 +176,24 @@ def test_chosen_lanes_divide_the_batch(batch: int, rows: int, window: int, limit
     lanes = choose_lanes(batch, rows, window, limit)
     assert batch % lanes == 0
     assert 1 <= lanes <= limit
-    assert lanes == 1 or lanes * window <= rows
+    assert lanes == 1 or lanes * window * 16 <= rows
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
-def test_every_permutation_of_a_small_window_comes_about_equally_often(size: int) -> None:
-    keys = np.arange(50_000, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    columns = [
-        permute(np.full(len(keys), i, np.uint64), np.full(len(keys), size, np.uint64), keys) for i in range(size)
-    ]
-    seen, counts = np.unique(np.stack(columns, axis=1), axis=0, return_counts=True)
-    assert len(seen) == math.factorial(size)
-    assert np.abs(counts * len(seen) / len(keys) - 1).max() < 0.25
+@given(orders(), st.integers(0, 9))
+def test_windows_start_small_and_double(order: Order, epoch: int) -> None:
+    windows = order._epoch(epoch).windows
+    found = [windows.find(position) for position in range(int(windows.lane_rows.max()))]
+    rows = [end - start for _, start, end in dict.fromkeys(found)]
+    assert [start for _, start, _ in dict.fromkeys(found)] == list(np.cumsum([0, *rows[:-1]]))[: len(rows)]
+    for before, now in itertools.pairwise(rows[:-1]):
+        assert now == min(2 * before, order.window)
+    if len(rows) > 1:
+        assert order.first_window // 2 <= rows[0] <= order.first_window
+        regular = [min(rows[-2] << doublings, order.window) for doublings in (1, 2)]
+        assert regular[0] - order.lanes < rows[-1] <= sum(regular)
+    for lane in range(order.lanes):
+        position = np.arange(windows.lane_rows[lane])
+        index, start, size = windows.find_all(position, np.full(len(position), lane))
+        expected = [found[at] for at in position]
+        assert list(zip(index.tolist(), start.tolist(), strict=True)) == [place[:2] for place in expected]
+        assert size.tolist() == [windows.rows(place[0], np.array([lane]))[0] for place in expected]

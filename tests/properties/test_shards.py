@@ -1,5 +1,6 @@
 """Shards give back what was put in, the same bytes for the same input, and never a raw Arrow error."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from storage.errors import FormatError
-from storage.shards import Shard, encode_samples, encode_tokens
+from storage.shards import Blobs, Shard, encode_samples, encode_tokens
 
 DTYPES = ["uint8", "int16", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64"]
 
@@ -51,23 +52,62 @@ def test_tokens_round_trip(documents: list[list[int]]) -> None:
     assert not len(tokens) or (shard.tokens.ctypes.data - shard.buffer.address) % 64 == 0
 
 
-ENCODED = encode_tokens(np.arange(40, dtype=np.uint16), np.array([0, 15, 15, 40]), ["a", "b", "c"]).to_pybytes()
+@st.composite
+def ragged(draw: st.DrawFn) -> tuple[dict[str, list[bytes]], list[int]]:
+    """Up to three columns of blobs, and a label a row."""
+    rows = draw(st.integers(0, 7))
+    names = draw(st.lists(st.sampled_from(["image", "caption", "z"]), min_size=1, unique=True))
+    blobs = st.lists(st.binary(max_size=90), min_size=rows, max_size=rows)
+    return {name: draw(blobs) for name in names}, draw(st.lists(st.integers(-9, 9), min_size=rows, max_size=rows))
 
 
-@given(st.integers(0, len(ENCODED) - 1))
-def test_a_shard_cut_off_anywhere_is_refused_by_name(length: int) -> None:
+@given(ragged())
+def test_blobs_round_trip(given_: tuple[dict[str, list[bytes]], list[int]]) -> None:
+    columns, labels = given_
+    ids = [f"row {row}" for row in range(len(labels))]
+    encoded = encode_samples({"label": np.array(labels, np.int64), **columns}, ids)
+    shard = Shard.open(encoded)
+    assert shard.ids.to_pylist() == ids
+    assert shard.column("label").tolist() == labels
+    assert not labels or (shard.column("label").ctypes.data - shard.buffer.address) % 64 == 0
+    for name, rows in columns.items():
+        values, offsets = shard.blobs(name)
+        assert (values.dtype, offsets.dtype, len(offsets)) == (np.uint8, np.int64, len(rows) + 1)
+        assert [values[a:b].tobytes() for a, b in pairwise(offsets)] == rows
+        again = Blobs(values, offsets)
+        assert [bytes(again[row]) for row in range(len(again))] == rows
+    first = shard.blobs(next(iter(columns)))[0]
+    assert not len(first) or (first.ctypes.data - shard.buffer.address) % 64 == 0
+    assert encode_samples({"label": np.array(labels, np.int64), **columns}, ids) == encoded
+
+
+ENCODED = {
+    "tokens": encode_tokens(np.arange(40, dtype=np.uint16), np.array([0, 15, 15, 40]), ["a", "b", "c"]).to_pybytes(),
+    "blobs": encode_samples({"blobs": [b"abc", b"", b"d" * 60]}, ["a", "b", "c"]).to_pybytes(),
+}
+
+
+@given(st.data(), st.sampled_from(sorted(ENCODED)))
+def test_a_shard_cut_off_anywhere_is_refused_by_name(data: st.DataObject, kind: str) -> None:
+    length = data.draw(st.integers(0, len(ENCODED[kind]) - 1))
     with pytest.raises(FormatError, match=r"a/b\.arrow: not a shard, or cut off"):
-        Shard.open(ENCODED[:length], "a/b.arrow")
+        Shard.open(ENCODED[kind][:length], "a/b.arrow")
 
 
-@given(st.integers(0, len(ENCODED) - 1), st.integers(0, 7))
-def test_a_flipped_bit_never_gives_a_foreign_error(place: int, bit: int) -> None:
-    """Without a digest, damage to the values can't be seen; damage to the structure is reported by name."""
-    damaged = bytearray(ENCODED)
-    damaged[place] ^= 1 << bit
+@given(st.data(), st.sampled_from(sorted(ENCODED)))
+def test_a_flipped_bit_never_gives_a_foreign_error(data: st.DataObject, kind: str) -> None:
+    """Without a digest, damage to the values can't be seen; damage to the structure is reported by name, and the
+    offsets of what opens lie within the values."""
+    damaged = bytearray(ENCODED[kind])
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     message = ""
     try:
-        assert Shard.open(bytes(damaged), "a/b.arrow").tokens.dtype.itemsize <= 8
+        shard = Shard.open(bytes(damaged), "a/b.arrow")
+        for name, column in shard.columns.items():
+            values, offsets = shard.blobs(name) if column.variable else (shard.column(name), shard.offsets)
+            assert offsets[0] == 0
+            assert (np.diff(offsets) >= 0).all()
+            assert offsets[-1] <= len(values)
     except FormatError as error:
         message = str(error)
     assert not message or message.startswith("a/b.arrow: ")

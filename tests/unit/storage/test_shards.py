@@ -1,6 +1,7 @@
 """The shard format at its edges."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 
 from storage.digest import digest_bytes
 from storage.errors import DataError, DigestError, FormatError
-from storage.shards import Shard, encode_samples, encode_tokens
+from storage.shards import Blobs, Column, Shard, encode_samples, encode_tokens
 from storage.shards.schema import METADATA_KEY
 
 
@@ -34,6 +35,8 @@ def test_the_format_is_pinned(encoded: bytes) -> None:
     assert digest_bytes(encoded)[:16] == "30b6532539914498"
     tokens = encode_tokens(np.arange(9, dtype=np.uint16), np.array([0, 4, 9]), ["a", "b"])
     assert digest_bytes(tokens)[:16] == "eb58443921d3ceae"
+    blobs = encode_samples({"label": np.arange(3), "image": Blobs.of([b"one", b"", b"three"], "image")}, list("abc"))
+    assert digest_bytes(blobs)[:16] == "80d7b29756671058"
 
 
 def test_a_mapped_file_is_the_array(encoded: bytes, tmp_path: Path) -> None:
@@ -53,7 +56,11 @@ def test_a_mapped_file_is_the_array(encoded: bytes, tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ('"format":1', '"format":2', r"shard format 2, but this Shardline reads 1 only"),
-        ('"codec":"raw"', '"codec":"jxl"', r"codec of column 'label' 'jxl', but this Shardline reads 'raw' only"),
+        (
+            '"codec":"raw"',
+            '"codec":"jxl"',
+            r"codec of column 'label' 'jxl', but this Shardline reads 'raw', 'bytes', 'image' only",
+        ),
         (
             '"kind":"samples"',
             '"kind":"graphs"',
@@ -119,3 +126,99 @@ def test_what_a_shard_cannot_hold_is_refused() -> None:
 def test_values_of_any_memory_layout_are_stored_in_row_order() -> None:
     values = np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1)[::-1]
     assert np.array_equal(Shard.open(encode_samples({"x": values}, list("abcd"))).column("x"), values)
+
+
+@pytest.fixture
+def blobs() -> bytes:
+    images = Blobs.of([b"abc", b"", b"defgh"], "image", (2, 2, 3))
+    return bytes(encode_samples({"label": np.arange(3), "image": images, "note": [b"x"] * 3}, list("abc")))
+
+
+def test_blobs_are_views_of_the_mapped_file(blobs: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "shard.arrow"
+    file.write_bytes(blobs)
+    before = pa.total_allocated_bytes()
+    shard = Shard.open(file)
+    values, offsets = shard.blobs("image")
+    assert pa.total_allocated_bytes() == before
+    assert shard.buffer.address <= values.ctypes.data < shard.buffer.address + len(blobs)
+    assert shard.buffer.address <= offsets.ctypes.data < shard.buffer.address + len(blobs)
+    assert (values.tobytes(), offsets.tolist()) == (b"abcdefgh", [0, 3, 3, 8])
+    assert not values.flags.writeable
+    uint8 = np.dtype(np.uint8)
+    assert shard.columns["image"] == Column(uint8, (2, 2, 3), "image")
+    assert shard.columns["note"] == Column(uint8, (), "bytes")
+    assert shard.columns["image"].elements == 12
+    with pytest.raises(ValueError, match="differ in length"):
+        _ = shard.columns["note"].elements
+
+
+def test_each_kind_of_column_has_its_own_access(blobs: bytes) -> None:
+    shard = Shard.open(blobs, "zone/s.arrow")
+    with pytest.raises(DataError, match=r"zone/s\.arrow: column 'image' has codec 'image', so it is no array"):
+        shard.column("image")
+    with pytest.raises(DataError, match=r"zone/s\.arrow: column 'label' is of fixed width, so it has no blobs"):
+        shard.blobs("label")
+    with pytest.raises(DataError, match=r"zone/s\.arrow: no column 'y', but image, label, note"):
+        shard.blobs("y")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"codec":"image"', '"codec":"jxl"', r"codec of column 'image' 'jxl', but this Shardline reads 'raw', 'bytes'"),
+        ('"codec":"image"', '"codec":"bytes"', r"malformed .*codec 'bytes' with shape \[2, 2, 3\]"),
+        ('"codec":"image"', '"codec":"raw"', r"column 'image' is malformed: it holds large_binary"),
+        ('"shape":[2,2,3]', '"shape":[2,2]', r"malformed .*codec 'image' with shape \[2, 2\]"),
+        ('"shape":[2,2,3]', '"shape":[2,-2,3]', r"metadata is malformed"),
+        ('"shape":[]', '"shape":null', r"metadata is malformed"),
+        ('"dtype":"uint8","shape":null', '"dtype":"int8","shape":null', r"malformed .*codec 'bytes' with int8"),
+        ('"codec":"raw","dtype":"int64","shape":[]', '"codec":"bytes","dtype":"uint8","shape":null', r"holds int64"),
+        ('"kind":"samples"', '"kind":"tokens"', r"metadata is malformed .*of a token shard"),
+    ],
+)
+def test_a_variable_width_column_that_makes_no_sense_is_refused(blobs: bytes, old: str, new: str, message: str) -> None:
+    with pytest.raises(FormatError, match=f"zone/s.arrow: .*{message}"):
+        Shard.open(rewritten(blobs, old, new), "zone/s.arrow")
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 3, 2, 8], [1, 3, 3, 8], [0, 3, 3, 1 << 40], [0, 1 << 40, 3, 8], [-8, 3, 3, 8], [0, 9, 9, 8]]
+)
+@pytest.mark.parametrize("kind", ["blobs", "tokens"])
+def test_offsets_that_lead_out_of_the_values_are_refused(kind: str, offsets: list[int]) -> None:
+    """Addresses are made of them, so nothing else would stop them."""
+    good = np.array([0, 3, 3, 8])
+    if kind == "blobs":
+        encoded = bytes(encode_samples({"x": [b"abc", b"", b"defgh"]}, list("abc")))
+    else:
+        encoded = bytes(encode_tokens(np.arange(8, dtype=np.uint8), good, list("abc")))
+    assert encoded.count(good.tobytes()) == 1
+    name = "x" if kind == "blobs" else "tokens"
+    with pytest.raises(FormatError, match=rf"zone/s.arrow: (column '{name}' is malformed: .*offsets|not a shard)"):
+        Shard.open(encoded.replace(good.tobytes(), np.array(offsets).tobytes()), "zone/s.arrow")
+
+
+def test_blobs_that_are_none_are_refused() -> None:
+    values = np.zeros(4, np.uint8)
+    for offsets in ([0, 3], [1, 4], [0, 5], [0, 3, 2, 4], []):
+        with pytest.raises(ValueError, match=r"rise from 0|rows \+ 1 offsets"):
+            Blobs(values, np.array(offsets, np.int64))
+    with pytest.raises(TypeError, match="int64 offsets"):
+        Blobs(values, np.array([0, 4], np.int32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="codec 'jxl': blobs have one of bytes, image"):
+        Blobs(values, np.array([0, 4]), "jxl")
+    with pytest.raises(ValueError, match="codec 'bytes' with shape"):
+        Blobs(values, np.array([0, 4]), "bytes", (2, 2, 1))
+    with pytest.raises(ValueError, match="'x' has 1 blobs, but there are 2 ids"):
+        encode_samples({"x": [b"a"]}, ["a", "b"])
+
+
+def test_blobs_beyond_4_gib_have_64_bit_offsets(tmp_path: Path) -> None:
+    """Of a sparse file that is never touched, but for the few rows that are read."""
+    size = (5 << 30) + 3
+    values: Any = np.memmap(tmp_path / "sparse", np.uint8, "w+", shape=(size,))
+    values[(4 << 30) + 1 : (4 << 30) + 4] = [1, 2, 3]
+    blobs = Blobs(values, np.array([0, (4 << 30) + 1, (4 << 30) + 4, size]))
+    assert bytes(blobs[1]) == b"\1\2\3"
+    assert len(blobs[0]) == (4 << 30) + 1

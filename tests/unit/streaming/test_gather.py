@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.streaming import gather
-from pipelines.streaming.gather import Field, Gatherer
+from pipelines.streaming import rows as rows_module
+from pipelines.streaming.fetch import Fetcher
+from pipelines.streaming.fields import Field, Fixed, Tokens
+from pipelines.streaming.gather import Gatherer
+from storage.cache import Tiered
 from storage.errors import DataError, DigestError, FormatError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import encode_samples, encode_tokens
 
 SIZES = [5, 0, 9, 1, 7]
-FIELDS = (Field.of_samples("x", "float32", (3, 2)), Field.of_samples("label", "int64"))
+FIELDS = (Fixed.of("x", "float32", (3, 2)), Fixed.of("label", "int64"))
 SEQ_LEN = 4
 
 Made = tuple[Gatherer, list[dict[str, np.ndarray[Any, Any]]]]
@@ -27,6 +32,10 @@ def record(zone: Zone, data: Any, rows: int, tokens: int = 0) -> dict[str, Any]:
     return {**about, "split": "train", "tokens": tokens, "stats": None}
 
 
+def fetcher(zone: Zone, table: pa.Table) -> Fetcher:
+    return Fetcher(Tiered(zone), table)
+
+
 def make_samples(zone: Zone, claimed: list[int] | None = None, fields: tuple[Field, ...] = FIELDS) -> Made:
     random, shards, records = np.random.default_rng(5), [], []
     for index, rows in enumerate(SIZES):
@@ -34,7 +43,7 @@ def make_samples(zone: Zone, claimed: list[int] | None = None, fields: tuple[Fie
         shards.append({"x": random.random((rows, 3, 2), dtype=np.float32), "label": labels})
         records.append(record(zone, encode_samples(shards[-1], [f"{index}/{row}" for row in range(rows)]), rows))
     manifest = Manifest.build("shards", records, kind="samples")
-    return Gatherer(zone, manifest.table, np.array(claimed or SIZES), fields), shards
+    return Gatherer(fetcher(zone, manifest.table), np.array(claimed or SIZES), fields), shards
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -87,7 +96,7 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
         for i, (tokens, offsets) in enumerate(zip(streams, bounds, strict=True))
     ]
     table = Manifest.build("shards", records, kind="tokens").table
-    gatherer = Gatherer(zone, table, np.array([5, 2]), (Field.of_tokens("tokens", "uint16", SEQ_LEN),))
+    gatherer = Gatherer(fetcher(zone, table), np.array([5, 2]), (Tokens.of("tokens", "uint16", SEQ_LEN),))
     shard, row = np.array([1, 0, 0, 1, 0]), np.array([1, 4, 0, 0, 2])
     assert gatherer.take(shard, row)["tokens"].tolist() == [
         [1004, 1005, 1006, 1007, 1008],
@@ -100,7 +109,7 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
 
 
 def test_shards_in_far_corners_of_memory(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_MAX_EXTENT", 4000)
+    monkeypatch.setattr(rows_module, "_MAX_EXTENT", 4000)
     check(make_samples(zone))
 
 
@@ -118,7 +127,7 @@ def test_shards_over_the_limit_are_closed_and_opened_again(
     if limit == "MEMORY_BUDGET" and zone.root is None:
         gatherer.take(np.array([3]), np.array([0]))
         assert list(gatherer._shards) == [3]
-        assert gatherer._in_memory == gatherer._shards[3].buffer.size
+        assert gatherer._in_memory == {3: gatherer._shards[3].buffer.size}
 
 
 def test_it_can_be_pickled(zone: Zone) -> None:
@@ -134,14 +143,14 @@ def test_a_shard_with_fewer_rows_than_the_manifest_says_is_refused(zone: Zone) -
 
 
 def test_a_column_unlike_the_manifest_is_refused(zone: Zone) -> None:
-    gatherer, _ = make_samples(zone, fields=(Field.of_samples("x", "float64", (3, 2)),))
+    gatherer, _ = make_samples(zone, fields=(Fixed.of("x", "float64", (3, 2)),))
     with pytest.raises(DataError, match=r"column 'x' has float32 \[3, 2\] a row, the manifest says float64"):
         gatherer.take(np.array([0]), np.array([0]))
 
 
 def test_a_damaged_shard_is_named_and_the_others_are_still_read(tmp_path: Path) -> None:
     gatherer, shards = make_samples(Zone(tmp_path))
-    file = tmp_path / gatherer.table["path"][2].as_py()
+    file = tmp_path / gatherer.fetcher.table["path"][2].as_py()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -155,6 +164,6 @@ def test_a_shard_of_an_unknown_format_is_refused_by_name(tmp_path: Path) -> None
     zone = Zone(tmp_path)
     data = bytes(encode_samples({"x": np.zeros(3)}, list("abc"))).replace(b'"format":1', b'"format":7')
     table = Manifest.build("shards", [record(zone, data, 3)], kind="samples").table
-    gatherer = Gatherer(zone, table, np.array([3]), (Field.of_samples("x", "float64"),))
+    gatherer = Gatherer(fetcher(zone, table), np.array([3]), (Fixed.of("x", "float64"),))
     with pytest.raises(FormatError, match=r"objects/\w+\.arrow: shard format 7, but this Shardline reads 1"):
         gatherer.take(np.array([0]), np.array([0]))

@@ -10,36 +10,78 @@ from storage.errors import ParamsError
 
 
 def test_version_is_the_one_that_the_literals_belong_to() -> None:
-    assert ORDER_VERSION == 1
+    assert ORDER_VERSION == 2
+
+
+def steps(order: Order, epoch: int) -> list[list[tuple[int, int]]]:
+    return [list(zip(*(a.tolist() for a in order.batch(epoch, step)), strict=True)) for step in range(order.steps)]
 
 
 def test_small_order_with_lanes_windows_an_empty_shard_and_a_short_batch() -> None:
     order = Order([5, 0, 9, 7], batch=6, seed=7, lanes=2, window=4)
-    assert [list(zip(*(a.tolist() for a in order.batch(3, step)), strict=True)) for step in range(order.steps)] == [
-        [(3, 1), (3, 3), (3, 2), (2, 3), (2, 4), (2, 5)],
-        [(3, 0), (3, 6), (2, 0), (2, 6), (0, 0), (0, 2)],
-        [(2, 2), (2, 1), (3, 5), (0, 1), (0, 4), (2, 7)],
-        [(3, 4), (0, 3), (2, 8)],
+    assert steps(order, 3) == [
+        [(0, 1), (0, 0), (3, 0), (2, 0), (2, 1), (2, 3)],
+        [(0, 2), (0, 3), (0, 4), (2, 4), (2, 2), (2, 5)],
+        [(3, 2), (3, 1), (3, 4), (2, 7), (3, 5), (2, 6)],
+        [(3, 3), (2, 8), (3, 6)],
+    ]
+
+
+def test_small_order_with_kept_lanes() -> None:
+    order = Order([5, 0, 9, 7], batch=6, seed=7, lanes=2, window=4, keep_lanes=True)
+    assert steps(order, 3) == [
+        [(3, 1), (3, 0), (3, 5), (2, 0), (2, 1), (2, 3)],
+        [(3, 2), (3, 3), (3, 4), (2, 4), (2, 2), (2, 5)],
+        [(0, 0), (3, 6), (0, 2), (2, 7), (0, 3), (2, 6)],
+        [(0, 1), (2, 8), (0, 4)],
     ]
 
 
 def test_large_order_with_the_defaults() -> None:
-    order = Order([100_000] * 40, batch=8, seed=0)
+    order = Order([100_000] * 400, batch=8, seed=0)
     assert order.lanes == 8
     assert [a.tolist() for a in order.batch(0, 0)] == [
-        [25, 21, 7, 8, 34, 14, 9, 33],
-        [50491, 45579, 23694, 50427, 14730, 8772, 25110, 63676],
+        [2, 389, 283, 307, 348, 105, 347, 370],
+        [18843, 22491, 27600, 28329, 53052, 46973, 52071, 16169],
     ]
-    assert [a.tolist() for a in order.batch(1, 123_456)] == [
-        [11, 36, 23, 31, 2, 17, 6, 26],
-        [62079, 91780, 38957, 42903, 53896, 43349, 62000, 43938],
+    assert [a.tolist() for a in order.batch(1, 1_234_567)] == [
+        [77, 298, 154, 344, 194, 211, 150, 107],
+        [42400, 62887, 63321, 37993, 71286, 32273, 44739, 55606],
     ]
 
 
-def test_block_in_one_lane() -> None:
-    shard, row = Order([1000] * 3, batch=4, seed=1).block(0, 700, 3)
-    assert shard.tolist() == [0, 1, 2, 1, 0, 0, 2, 0, 0, 2, 0, 0]
-    assert row.tolist() == [675, 8, 686, 425, 786, 977, 382, 316, 5, 316, 429, 222]
+def test_block_in_one_lane_across_two_windows() -> None:
+    order = Order([1000] * 3, batch=4, seed=1)
+    assert (order.lanes, order.first_window) == (1, 1000)
+    shard, row = order.block(0, 215, 3)
+    assert shard.tolist() == [2, 2, 2, 2, 0, 0, 1, 1, 2, 0, 2, 1]
+    assert row.tolist() == [479, 146, 372, 284, 146, 657, 674, 155, 977, 671, 981, 713]
+
+
+def test_windows_as_large_as_may_be() -> None:
+    shard, row = Order([1 << 40], batch=4, seed=2, lanes=2, window=1 << 30, first_window=1 << 30).batch(1, 1 << 35)
+    assert (shard.tolist(), row.tolist()) == ([0, 0, 0, 0], [68960808131, 69026403626, 618454263122, 619085232838])
+
+
+def test_what_the_order_depends_on() -> None:
+    assert Order([10], batch=4, seed=1, lanes=2, keep_lanes=True).settings() == {
+        "order version": 2,
+        "seed": 1,
+        "stream.batch_size": 4,
+        "stream.lanes": 2,
+        "stream.window": 65_536,
+        "stream.keep_lanes": True,
+        "first window": 10,
+        "shuffle": True,
+    }
+
+
+def test_a_first_batch_touches_one_shard_in_each_lane() -> None:
+    for keep_lanes in (False, True):
+        order = Order([5000] * 300, batch=64, seed=9, lanes=4, window=20_000, keep_lanes=keep_lanes)
+        for epoch in range(5):
+            assert len(set(order.batch(epoch, 0)[0].tolist())) == 4
+            assert sum(len(shards) for shards in list(order.ahead(epoch, 0))[:1]) == 4
 
 
 def test_epochs_and_seeds_give_orders_of_their_own() -> None:
@@ -52,7 +94,7 @@ def test_epochs_and_seeds_give_orders_of_their_own() -> None:
 
 def test_neighbours_are_torn_apart() -> None:
     """In a full shuffle of n rows, about one pair in n/2 stays together; and positions don't follow places."""
-    order = Order([2500] * 8, batch=100, seed=3)
+    order = Order([2500] * 8, batch=100, seed=3, first_window=20_000)
     shard, row = order.block(0, 0, order.steps)
     place = shard * 2500 + row
     assert (np.abs(np.diff(place)) == 1).sum() < 12
@@ -77,6 +119,12 @@ def test_lanes_that_do_not_divide_the_batch_are_refused_with_some_that_do() -> N
 def test_more_ranks_than_slots_are_refused() -> None:
     with pytest.raises(ParamsError, match=r"5 ranks share stream\.batch_size=4"):
         Order([10], batch=4, seed=1).slots(0, 5)
+
+
+@pytest.mark.parametrize("window", [0, (1 << 30) + 1])
+def test_windows_out_of_bounds_are_refused(window: int) -> None:
+    with pytest.raises(ParamsError, match=rf"stream\.window={window}: must be from 1 to 1073741824"):
+        Order([10], batch=6, seed=1, window=window)
 
 
 @pytest.mark.parametrize(("step", "count"), [(-1, 1), (3, 1), (2, 2), (0, 0)])

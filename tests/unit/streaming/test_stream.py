@@ -267,7 +267,7 @@ def test_breaking_off_and_going_on_loses_nothing(zone: Zone, samples: Manifest) 
         ({"seed": 12}, "seed was 11 and is 12"),
         ({"batch_size": 6}, r"stream\.batch_size was 4 and is 6"),
         ({"window": 7}, r"stream\.window was 6 and is 7"),
-        ({"lanes": 1}, r"stream\.lanes was 4 and is 1"),
+        ({"lanes": 2}, r"stream\.lanes was 1 and is 2"),
         ({"shuffle": False}, "shuffle was True and is False"),
     ],
 )
@@ -287,7 +287,7 @@ def test_a_state_of_other_data_or_an_unknown_version_is_refused(zone: Zone, samp
             stream.load_state_dict({**state, "version": 99})
         with pytest.raises(DataError, match=f"data version {'0' * 64}, but this is {samples.digest}"):
             stream.load_state_dict({**state, "digest": "0" * 64})
-        with pytest.raises(ParamsError, match="order version was 0 and is 1"):
+        with pytest.raises(ParamsError, match="order version was 0 and is 2"):
             stream.load_state_dict({**state, "order": {**state["order"], "order version": 0}})
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: one module a question, peers side by side. `python -m benchmarks` lists them."""

@@ -1,0 +1,24 @@
+"""The benchmarks by name, each with a sentence."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from benchmarks.outcome import Outcome
+from benchmarks.setting import Setting
+
+SENTENCES = {
+    "stream-tokens": "65,536 × 2,048 uint16 tokens from local shards against the peers and NumPy's take.",
+    "stream-rows": "1,000,000 rows of 100 float32 and a label from local shards against the peers and NumPy's take.",
+    "stream-blobs": "16,384 blobs of 8–32 KB and a label from local shards against the peers and a memcpy.",
+    "stream-jpeg": "JPEG files of about 100 KB decoded to 224 × 224 against the peers, SPDL and the decoder alone.",
+    "cold-s3": "The blobs from S3 with an empty node cache against plain ranged reads, MDS and litdata; first batches.",
+    "hot-redis": "The blobs from Redis with an empty node cache against plain pipelined reads.",
+    "egress": "What 8 nodes with one Redis ask of S3 in 3 epochs, by the cache's size; beside it LRU.",
+}
+
+
+def question(name: str) -> Callable[[Setting], Outcome]:
+    """The function `ask` of the module of benchmark `name`."""
+    module = import_module(f"benchmarks.questions.{name.replace('-', '_')}")
+    ask: Callable[[Setting], Outcome] = module.ask
+    return ask

@@ -1,0 +1,1 @@
+"""What competes, each in a process of its own; the peers run in their own environment and import no Shardline."""

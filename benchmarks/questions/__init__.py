@@ -1,0 +1,1 @@
+"""The questions: each module has `ask(setting) -> Outcome`."""

@@ -1,0 +1,29 @@
+"""A race: Shardline's stream, the peers and the limit over one work, warm and local."""
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.outcome import Outcome, of_readings
+from benchmarks.rounds import PEERS, Entrant, compete
+from benchmarks.setting import Setting
+from benchmarks.works import load
+
+
+def race(
+    name: str,
+    work: str,
+    setting: Setting,
+    *,
+    limit: str,
+    wanted: Mapping[str, float],
+    limit_wanted: float,
+    peers: Sequence[Entrant] = PEERS,
+    limit_threads: int = 1,
+) -> Outcome:
+    """`limit` is a contender of `contenders/limit.py`, whose rate counts `limit_threads` times; `wanted` the ratios to
+    reach over the peers, "the best peer" among them."""
+    load(work, setting.data, setting.tiny)  # made before anybody starts
+    ours, floor = Entrant("Shardline", "ours"), Entrant("limit", "limit", limit, check=limit == "take")
+    readings = compete(ours, peers if setting.peers else (), (floor,), work, setting)
+    if limit_threads != 1:
+        readings["limit"].rates = [rate * limit_threads for rate in readings["limit"].rates]
+    return of_readings(name, "samples/s", readings, wanted, limit_wanted)

@@ -1,0 +1,42 @@
+"""The servers that benchmarks run against, the ones of the tests: SeaweedFS with its data kept, Valkey on a socket."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.setting import Setting
+from storage.cache.embedded import Embedded
+from tests.servers import s3_server
+
+BUCKET = "benchmarks"
+
+
+@contextmanager
+def s3(setting: Setting) -> Iterator[dict[str, str]]:
+    """The environment of clients of an S3 server with the bucket `benchmarks`; what was put there once stays."""
+    with s3_server(setting.data / "s3") as server:
+        before = dict(os.environ)
+        os.environ.update(server.env)
+        try:
+            import s3fs
+
+            fs = s3fs.S3FileSystem(skip_instance_cache=True)
+            if not fs.exists(BUCKET):
+                fs.mkdir(BUCKET)
+            yield server.env
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
+def redis(budget_bytes: int) -> Iterator[str]:
+    """The URL of an empty Valkey with room for `budget_bytes`, on a Unix socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Embedded(Path(folder), budget_bytes)
+        try:
+            yield server.url
+        finally:
+            server.close()

@@ -1,0 +1,1 @@
+"""The names that streaming's vision datasets import; none is called."""

@@ -1,0 +1,36 @@
+"""Fill the caches before training. By hand: `python -m flows.warm --recipe digits --tier node`."""
+
+import shlex
+from typing import Annotated, Literal
+
+import typer
+from prefect import flow, task
+from prefect.logging import get_run_logger
+
+from flows.commands import explain, on_leash
+from flows.steps import RECIPE, RETRY, STEP, Recipe, by_hand, open_recipe
+from pipelines.caches import keep_embedded
+
+Tier = Annotated[Literal["node", "hot", "both"], typer.Option(help="Which tier to fill.")]
+
+
+@flow(name="warm", flow_run_name="warm {recipe}", persist_result=False)
+def warm(recipe: Recipe = RECIPE, tier: Tier = "both") -> str:
+    """Fetch the shards of the train split into the caches, in the order in which training reads them. Returns what the
+    command said last."""
+    with keep_embedded(open_recipe(recipe)):
+        return fill(recipe, tier)
+
+
+@task(name="fill", task_run_name="fill {tier}", **STEP, **RETRY)
+def fill(recipe: str, tier: str) -> str:
+    """`shardline cache warm`, in a process of its own."""
+    ws = open_recipe(recipe)
+    command = ["shardline", "cache", "warm", "--tier", tier]
+    code, tail = on_leash(command, ws.root, get_run_logger().info)
+    explain(shlex.join(command), ws, code, tail)
+    return tail[-1] if tail else ""
+
+
+if __name__ == "__main__":
+    by_hand(warm)

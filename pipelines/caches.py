@@ -1,0 +1,113 @@
+"""The cache tiers that a recipe's parameters ask for."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.params import Cache
+from pipelines.workspace import STATE, Workspace
+from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache.address import check, mask
+from storage.cache.embedded import Embedded
+from storage.errors import ParamsError
+from storage.lake import Zone
+
+EMBEDDED = "embedded"
+_MIB = 1 << 20
+_HOUR = 3600.0
+
+
+def open_cache(ws: Workspace, zone: Zone) -> Tiered:
+    """The tiers before `zone`. Where it is local both stand aside, unless they are asked for. Raises ParamsError."""
+    return Tiered(zone, open_node(ws, zone), open_hot(ws))
+
+
+def open_node(ws: Workspace, zone: Zone) -> NodeCache | None:
+    """The node cache, if it is on."""
+    settings, cache = ws.params.cache.node, ws.params.cache
+    if not (settings.enabled if settings.enabled is not None else zone.root is None):
+        return None
+    folder = ws.project / Path(_expanded("cache.node.folder", settings.folder)).expanduser()
+    node = NodeCache(folder, 0)
+    budget = _bytes(settings.budget_mb)
+    if budget is None:
+        budget = (_free(folder) + sum(node.digests().values())) // 2
+    return NodeCache(folder, budget, _bytes(settings.ring_mb), idle=cache.idle_hours * _HOUR, timeout=cache.hot.wait_s)
+
+
+def open_hot(ws: Workspace) -> HotCache | None:
+    """The hot cache, if there is a URL; `embedded` is started. Nothing else is connected to."""
+    cache, settings = ws.params.cache, ws.params.cache.hot
+    if settings.url is None:
+        return None
+    budget, server = round(settings.budget_mb * _MIB), None
+    if settings.url == EMBEDDED:
+        server = _embedded(ws, budget)
+        url = server.url
+    else:
+        url = _expanded("cache.hot.url", settings.url)
+    return HotCache(
+        url, budget, _bytes(settings.ring_mb), timeout=settings.timeout_ms / 1000, wait=settings.wait_s,
+        lease=settings.lease_s, idle=cache.idle_hours * _HOUR, prefix=settings.prefix, server=server,
+    )  # fmt: skip
+
+
+@contextmanager
+def keep_embedded(ws: Workspace) -> Iterator[None]:
+    """Keep the embedded server, where the recipe asks for one, from the first to the last of several commands."""
+    server = None
+    if ws.params.cache.hot.url == EMBEDDED:
+        server = _embedded(ws, round(ws.params.cache.hot.budget_mb * _MIB))
+    try:
+        yield
+    finally:
+        if server is not None:
+            server.close()
+
+
+def is_cached(ws: Workspace) -> bool:
+    """Whether a tier lies before the shards."""
+    return ws.params.cache.hot.url is not None or open_node(ws, ws.zone("shards")) is not None
+
+
+def describe_hot(cache: Cache) -> str:
+    """Where the hot cache is, without passwords."""
+    return mask(cache.hot.url) if cache.hot.url else "off"
+
+
+def _embedded(ws: Workspace, budget: int) -> Embedded:
+    try:
+        return Embedded(ws.project / STATE / "valkey", budget)
+    except (OSError, RuntimeError) as error:
+        raise ParamsError(f"cache.hot.url=embedded: {error}") from error
+
+
+def _expanded(name: str, text: str) -> str:
+    """`text` with ${NAME} replaced from the environment; a Redis URL is checked. Raises ParamsError."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ParamsError(f"{name}={mask(text)!r}: the environment has no {match[1]}. Set it, or write the value.")
+        return os.environ[match[1]]
+
+    expanded = re.sub(r"\$\{(\w+)\}", value, text)
+    if name == "cache.hot.url":
+        try:
+            check(expanded)
+        except ValueError as error:
+            raise ParamsError(f"cache.hot.url: {error}; or `embedded`. See docs/cache.md.") from None
+    return expanded
+
+
+def _bytes(mebibytes: float | None) -> int | None:
+    return None if mebibytes is None else round(mebibytes * _MIB)
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

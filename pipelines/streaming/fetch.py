@@ -1,0 +1,171 @@
+"""Opening of shards, and fetching them ahead where they aren't on this machine.
+
+The order is known, so the shards that come next are fetched by a few threads while the batches of those before are
+consumed. A local lake's files are mapped when they are needed, and nothing runs ahead.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, fields
+
+import pyarrow as pa
+
+from pipelines.streaming.order import Ints
+from storage.cache.tiered import Tiered
+from storage.lake import StoredObject
+
+DEFAULT_AHEAD = 256 << 20  # bytes
+THREADS = 4
+_GRACE = 5.0  # seconds that closing waits for a fetch under way
+
+_COLUMNS = tuple(column.name for column in fields(StoredObject))
+
+Opened = tuple[pa.Buffer, bool]  # a shard's bytes, and whether they are memory of this process
+
+
+@dataclass
+class _Course:
+    """What is fetched ahead: shards in the order of need, those under way or here, and their bytes."""
+
+    shards: Iterator[tuple[int, int]]  # (epoch, shard)
+    is_open: Callable[[int], bool]
+    epoch: int = 0  # which the consumer is in
+    next: tuple[int, int] | None = None
+    here: dict[int, Future[Opened]] = field(default_factory=dict)
+    bytes: int = 0
+    ended: bool = False
+    threads: list[threading.Thread] = field(default_factory=list)
+
+
+class Fetcher:
+    """Opens the shards of `table` (rows of a manifest) through `tiers`.
+
+    After `start`, it fetches ahead up to `ahead` bytes of shards that aren't opened yet, or one shard where that is
+    larger. What fails ahead is tried again when it is needed, and raises then. It can be pickled and survives a fork,
+    both without what it has ahead.
+    """
+
+    def __init__(self, tiers: Tiered, table: pa.Table, ahead: int = DEFAULT_AHEAD) -> None:
+        self.tiers, self.ahead = tiers, ahead
+        self.table = table.select([name for name in _COLUMNS if name in table.column_names])
+        self._sizes = "plain_bytes" if "plain_bytes" in self.table.column_names else "bytes"
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._course: _Course | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Fetcher, (self.tiers, self.table, self.ahead)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def describe(self, index: int) -> str:
+        """A name for shard `index` that a person can find."""
+        return self.tiers.zone.describe(self.table["path"][index].as_py())
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards have a way to come, so that it pays to fetch them ahead."""
+        return self.tiers.zone.root is None or self.tiers.node is not None
+
+    def open(self, index: int) -> Opened:
+        """Shard `index`, plain and intact: the one fetched ahead, or fetched now. Raises DataError (and LakeError,
+        DigestError), naming the object."""
+        self._guard()
+        course = self._course
+        future = course.here.get(index) if course is not None else None
+        if course is None or future is None:
+            return self._fetch(index)
+        try:
+            return future.result()
+        except Exception:  # perhaps long ago: what counts is whether it can be had now
+            return self._fetch(index)
+        finally:
+            with self._changed:
+                self._drop(course, index)
+
+    def _fetch(self, index: int) -> Opened:
+        return self.tiers.open(self._object(index))
+
+    def _object(self, index: int) -> StoredObject:
+        return StoredObject(**{name: self.table[name][index].as_py() for name in self.table.column_names})
+
+    def _drop(self, course: _Course, index: int) -> None:
+        if course.here.pop(index, None) is not None:
+            course.bytes -= self._bytes(index)
+            self._changed.notify_all()
+
+    def _bytes(self, index: int) -> int:
+        return int(self.table[self._sizes][index].as_py())
+
+    # -- ahead -----------------------------------------------------------------------------------------------------
+
+    def start(self, order: Iterable[tuple[int, Ints]], is_open: Callable[[int], bool]) -> None:
+        """Fetch ahead along `order`, pairs of an epoch and shards in the order of need, but for those that are open."""
+        self.stop()
+        if not self.remote or not self.ahead:
+            return
+        course = self._course = _Course(((epoch, index) for epoch, part in order for index in part.tolist()), is_open)
+        for number in range(min(THREADS, len(self))):
+            thread = threading.Thread(target=self._run, args=(course,), name=f"shardline-fetch-{number}", daemon=True)
+            course.threads.append(thread)
+            thread.start()
+
+    def reached(self, epoch: int) -> None:
+        """Say which epoch the batches are in: what is fetched is of that one and the next."""
+        if self._course is not None:
+            with self._changed:
+                self._course.epoch = epoch
+                self._changed.notify_all()
+
+    def _guard(self) -> None:
+        if self._process != os.getpid():  # forked: the threads are the parent's
+            self._reset()
+
+    def stop(self) -> None:
+        """Fetch no further, and let go of what is ahead. Waits a little for what is under way."""
+        self._guard()
+        course, self._course = self._course, None
+        if course is None:
+            return
+        with self._changed:
+            course.ended = True
+            self._changed.notify_all()
+        for thread in course.threads:
+            if thread is not threading.current_thread():  # which collects garbage, too
+                thread.join(_GRACE)
+
+    def _run(self, course: _Course) -> None:
+        while (job := self._next(course)) is not None:
+            index, future = job
+            try:
+                future.set_result(self._fetch(index))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _next(self, course: _Course) -> tuple[int, Future[Opened]] | None:
+        """The next shard to fetch, once there is room for it; None at the end."""
+        with self._changed:
+            while not course.ended:
+                for index in [index for index in course.here if course.is_open(index)]:
+                    self._drop(course, index)  # it was opened while a thread was about to fetch it, too
+                while course.next is None or course.next[1] in course.here or course.is_open(course.next[1]):
+                    course.next = next(course.shards, None)
+                    if course.next is None:
+                        return None
+                    if course.next[0] > course.epoch + 1:
+                        break
+                epoch, index = course.next
+                size = self._bytes(index)
+                if epoch <= course.epoch + 1 and (not course.bytes or course.bytes + size <= self.ahead):
+                    course.next = None
+                    course.bytes += size
+                    future = course.here[index] = Future()
+                    return index, future
+                self._changed.wait()
+            return None

@@ -1,0 +1,299 @@
+"""What a batch takes of a column: each kind of Field gathers its own way.
+
+A kind says what it must know of an open shard (`inspect`: a few numbers, kept for all shards in one table, so that they
+are looked up without a loop), where that puts each sample of a block (`locate`), how it makes arrays of some of them
+(`gather`), a part of those (`part`), and samples that only pad (`padded`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.streaming.decode import Decoder
+from pipelines.streaming.meter import Meter
+from pipelines.streaming.order import Ints
+from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
+from pipelines.streaming.rows import Rows
+from storage.errors import DataError
+from storage.shards import Column, Shard
+
+Array = npt.NDArray[Any]
+#: By name: arrays [n, …], or Ragged of n rows.
+Arrays = dict[str, Any]
+#: Makes an array of a shape and dtype, with any content.
+New = Callable[[tuple[int, ...], npt.DTypeLike], Array]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """`row[i]` of shard `shard[i]`, int64 [n] each, and those shards, open."""
+
+    shard: Ints
+    row: Ints
+    shards: Mapping[int, Shard]
+
+
+@dataclass(frozen=True)
+class Field(ABC):
+    """What a batch takes of the column `name`, which is `stored` so in the shards."""
+
+    name: str
+    stored: Column
+
+    facts = 1  # numbers that `inspect` returns
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of a sample in the batch, about."""
+
+    @abstractmethod
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        """What `gather` must know of a shard with so many samples. Raises DataError unless the shard's column is as
+        the manifest says: everything that follows relies on its size."""
+
+    @abstractmethod
+    def locate(self, samples: Samples, facts: Ints) -> Any:
+        """Where the samples are, for `gather`; `facts` int64 [k, shards] is what `inspect` said of open shards."""
+
+    @abstractmethod
+    def gather(self, samples: Samples, place: Any, part: slice, new: New, meter: Meter) -> Arrays:
+        """A part of the samples as arrays by name, in that order; `place` is of all of them."""
+
+    def id(self, shard: Shard, row: int) -> str:
+        """The name of a sample."""
+        return str(shard.ids[row])
+
+    def reserve(self, count: int, new: New) -> Array | None:
+        """Memory such as `gather` will ask for to hold `count` samples, where that is known beforehand."""
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arrays that `gather` makes."""
+        return (self.name,)
+
+    def part(self, arrays: Arrays, start: int, stop: int) -> Arrays:
+        """Samples `start` to `stop` of the field's arrays among `arrays`, without a copy of their bytes."""
+        return {name: arrays[name][start:stop] for name in self.names}
+
+    def padded(self, arrays: Arrays, count: int, new: New) -> Arrays:
+        """The field's arrays among `arrays` lengthened to `count` samples with zeros."""
+        longer = {}
+        for name in self.names:
+            values = arrays[name]
+            longer[name] = new((count, *values.shape[1:]), values.dtype)
+            longer[name][: len(values)] = values
+            longer[name][len(values) :] = 0
+        return longer
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """End threads, if it has some. They are started again when needed."""
+
+    def _check(self, shard: Shard, found: int, samples: int) -> None:
+        column = shard.columns.get(self.name)
+        if column is not None and column != self.stored:
+            raise DataError(
+                f"{shard.what}: column {self.name!r} has {_describe(column)} a row, the manifest says "
+                f"{_describe(self.stored)}. Make the shards again: `dvc repro --force shard`."
+            )
+        if found != samples:
+            raise DataError(
+                f"{shard.what}: {found} samples in column {self.name!r}, but the manifest says "
+                f"{samples}. Make the shards again: `dvc repro --force shard`."
+            )
+
+
+def _describe(column: Column) -> str:
+    codec = "" if column.codec == "raw" else f"{column.codec} of "
+    return f"{codec}{column.dtype} {list(column.shape)}"
+
+
+@dataclass(frozen=True)
+class Fixed(Field):
+    """A column of fixed width: row i of the shard is sample i. Gives `name` [n, *shape]."""
+
+    facts = 3  # the column's address, and the same as the origin of a grid of its rows' size and a cell on it
+
+    @classmethod
+    def of(cls, name: str, dtype: str, shape: tuple[int, ...] = ()) -> "Fixed":
+        return cls(name, Column(np.dtype(dtype), shape))
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        address = shard.column(self.name).ctypes.data
+        cell, origin = divmod(address, max(1, self.nbytes))
+        return address, origin, cell
+
+    def locate(self, samples: Samples, facts: Ints) -> Rows:
+        address, origin, cell = facts
+        origins = origin[samples.shard]
+        if len(origins) and self.nbytes and (origins == origins[0]).all():
+            return Rows.on_grid(cell[samples.shard] + samples.row, int(origins[0]), self.nbytes)
+        return Rows.at(address[samples.shard] + samples.row * self.nbytes, self.nbytes)
+
+    def reserve(self, count: int, new: New) -> Array | None:
+        return new((count, *self.stored.shape), self.stored.dtype)
+
+    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
+        out = new((len(samples.row[part]), *self.stored.shape), self.stored.dtype)
+        place.copy(part, out)
+        return {self.name: out}
+
+
+@dataclass(frozen=True)
+class Tokens(Field):
+    """A token stream: sample i is the window of `seq_len` + 1 tokens from token i · seq_len on. So its last token is
+    the first of the next window: inputs and targets are the window without its last and without its first.
+
+    Gives `tokens` [n, seq_len + 1]. With `documents`, which go on from window to window, also int32 [n, seq_len + 1]:
+    `documents`, the number of the token's document within its window, from 0; and `positions`, its place in its
+    document, from 0, wherever that began. So attention can be kept inside documents.
+    """
+
+    seq_len: int
+    documents: bool = False
+
+    @classmethod
+    def of(cls, name: str, dtype: str, seq_len: int, documents: bool = False) -> "Tokens":
+        return cls(name, Column(np.dtype(dtype)), seq_len, documents)
+
+    @property
+    def stride(self) -> int:
+        """Bytes between the beginnings of two windows."""
+        return self.seq_len * self.stored.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return (self.seq_len + 1) * (self.stored.nbytes + 8 * self.documents)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, "documents", "positions") if self.documents else (self.name,)
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        tokens = shard.column(self.name)
+        self._check(shard, max(0, len(tokens) - 1) // self.seq_len, samples)
+        return (tokens.ctypes.data,)
+
+    def id(self, shard: Shard, row: int) -> str:
+        """The document that the window begins in, and the offset."""
+        token = row * self.seq_len
+        document = int(np.searchsorted(shard.offsets, token, side="right")) - 1
+        return f"{shard.ids[document]}+{token - int(shard.offsets[document])}"
+
+    def locate(self, samples: Samples, facts: Ints) -> Rows:
+        addresses = facts[0][samples.shard] + samples.row * self.stride
+        return Rows.at(addresses, (self.seq_len + 1) * self.stored.nbytes)
+
+    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
+        shard, row = samples.shard[part], samples.row[part]
+        shape = (len(shard), self.seq_len + 1)
+        out = new(shape, self.stored.dtype)
+        place.copy(part, out)
+        if not self.documents:
+            return {self.name: out}
+        documents, positions = new(shape, np.int32), new(shape, np.int32)
+        for index in np.unique(shard).tolist():
+            windows = np.flatnonzero(shard == index)
+            first = row[windows] * self.seq_len
+            documents[windows], positions[windows] = _bounds(samples.shards[index].offsets, first, self.seq_len + 1)
+        return {self.name: out, "documents": documents, "positions": positions}
+
+
+@dataclass(frozen=True)
+class Blobs(Field):
+    """A column of variable width: row i of the shard is sample i. Gives `name`, Ragged of n rows."""
+
+    expected: float = 0.0  # bytes of a row, on average
+
+    facts = 2  # addresses of the values and of the offsets
+
+    @property
+    def nbytes(self) -> int:
+        return 8 + round(self.expected)
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        values, offsets = shard.blobs(self.name)
+        return values.ctypes.data, offsets.ctypes.data
+
+    def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
+        """Addresses and lengths of the rows, int64 [n] each."""
+        values, offsets = facts
+        bounds = np.empty((len(samples.row), 2), np.int64)
+        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
+        return values[samples.shard] + bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
+    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
+        addresses, lengths = place[0][part], place[1][part]
+        offsets = offsets_of(lengths)
+        values = new((int(offsets[-1]),), np.uint8)
+        copy_ragged(addresses, lengths, offsets, values)
+        return {self.name: Ragged(values, offsets)}
+
+    def padded(self, arrays: Arrays, count: int, new: New) -> Arrays:
+        return {self.name: arrays[self.name].padded(count)}
+
+
+@dataclass(frozen=True)
+class Images(Field):
+    """A column of encoded images, decoded. Gives `name` uint8 [n, *shape]."""
+
+    decoder: Decoder
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        self._check(shard, shard.rows, samples)
+        return (shard.blobs(self.name)[0].ctypes.data,)
+
+    def locate(self, samples: Samples, facts: Ints) -> None:
+        return None
+
+    def gather(self, samples: Samples, place: None, part: slice, new: New, meter: Meter) -> Arrays:
+        shard, row = samples.shard[part].tolist(), samples.row[part].tolist()
+        out = new((len(row), *self.stored.shape), np.uint8)
+        with meter.time("decode"):
+            images = []
+            for index, sample in zip(shard, row, strict=True):
+                values, offsets = samples.shards[index].blobs(self.name)
+                images.append(values.data[offsets[sample] : offsets[sample + 1]])
+
+            def name(number: int) -> str:
+                opened = samples.shards[shard[number]]
+                return f"{opened.what}: {self.id(opened, row[number])}"
+
+            self.decoder.into(images, out, name)
+        return {self.name: out}
+
+    def close(self) -> None:
+        self.decoder.close()
+
+
+def _bounds(offsets: Ints, first: Ints, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """(documents, positions), int32 [n, length] each, of the windows of `length` tokens from `first` [n] on in a stream
+    whose documents begin at `offsets` (the last is its end)."""
+    # Steps from token to token, summed up along the window: +1 a document begun, +1 a place, but back to 0 at a begin.
+    begun = np.searchsorted(offsets, first, side="right")  # documents that begin at or before the window
+    until = np.searchsorted(offsets, first + length - 1, side="right")
+    counts = until - begun
+    window = np.repeat(np.arange(len(first)), counts)
+    document = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts - begun, counts)
+    at, size = offsets[document] - first[window], offsets[document] - offsets[document - 1]
+    documents = np.zeros((len(first), length), np.int32)
+    positions = np.ones((len(first), length), np.int32)
+    positions[:, 0] = first - offsets[begun - 1]
+    documents[window, at] = 1
+    np.subtract.at(positions, (window, at), size.astype(np.int32))  # several where documents are empty
+    return np.cumsum(documents, axis=1, dtype=np.int32), np.cumsum(positions, axis=1, dtype=np.int32)

@@ -1,0 +1,57 @@
+"""Where the time of a stream goes.
+
+`wait` is the consumer's: how long it stood still for want of a batch. The others are the preparing threads', which run
+while the consumer works, and tell what to do about the waiting: `fetch` is waiting for shards that are not here yet and
+opening them, `plan` finding out which samples come next, `decode` decoding images, `gather` copying.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds since some moment, and what was delivered in them."""
+
+    elapsed: float = 0.0
+    wait: float = 0.0
+    fetch: float = 0.0
+    plan: float = 0.0
+    decode: float = 0.0
+    gather: float = 0.0
+    batches: int = 0
+    samples: int = 0
+
+    def __sub__(self, earlier: Self) -> "Times":
+        return Times(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+
+    def shares(self) -> dict[str, float]:
+        """Of the time that elapsed, by part: how long each took. They overlap, so they add up to anything."""
+        parts = ("wait", "fetch", "plan", "decode", "gather")
+        return {part: getattr(self, part) / self.elapsed if self.elapsed else 0.0 for part in parts}
+
+
+class Meter:
+    """Counts the seconds of each part; see the module. Each part is counted by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self.wait = self.fetch = self.plan = self.decode = self.gather = 0.0
+        self.batches = self.samples = 0
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, part, getattr(self, part) + time.perf_counter() - begun)
+
+    def snapshot(self) -> Times:
+        """The counts up to now. The difference of two is what happened between them."""
+        elapsed = time.perf_counter() - self._begun
+        counts = (self.wait, self.fetch, self.plan, self.decode, self.gather, self.batches, self.samples)
+        return Times(elapsed, *counts)

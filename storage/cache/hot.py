@@ -1,0 +1,257 @@
+"""The hot cache: shards in Redis for the whole cluster, as parts of 1 MiB under `PREFIX:part:DIGEST:NUMBER`.
+
+Redis runs with `maxmemory-policy noeviction`; what it holds is the clients' decision, made in its index. A shard that
+is not there is fetched by whoever gets its lease, and the others take its parts as they come. The time that any of this
+may take is bounded, and whatever fails leaves the caller with the lake.
+"""
+
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from storage.cache.address import check, mask
+from storage.cache.arrival import Verifier
+from storage.cache.counters import Tally
+from storage.cache.index import Begun, Index
+from storage.cache.link import Link, Unavailable
+from storage.cache.policy import DAY, ring_of
+from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
+
+_ASK = 0.1  # seconds without a new part after which a waiter asks who fetches
+_log = logging.getLogger(__name__)
+
+OnRange = Callable[[int, int], None]
+FromLake = Callable[[OnRange | None], None]
+
+
+class HotCache:
+    """At most `budget_bytes` of shards in the Redis at `url` (see address.py), `ring_bytes` of them in the ring.
+
+    `timeout`: seconds after which an exchange counts as failed. `wait`: seconds to wait for another's fetch. `lease`:
+    seconds after which the lease of a dead process is gone. What nobody reads for 1.25 × `idle` seconds expires.
+    `server` is kept alive with it (an Embedded one). Threads may share it; it can be pickled and survives a fork.
+    Nothing is connected before the first use.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        budget_bytes: int,
+        ring_bytes: int | None = None,
+        *,
+        timeout: float = 0.5,
+        wait: float = 60.0,
+        lease: float = 5.0,
+        idle: float = DAY,
+        prefix: str = "shardline",
+        server: object = None,
+    ) -> None:
+        self.url, self.budget = check(url), budget_bytes
+        self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
+        self.timeout, self.wait, self.lease, self.idle, self.prefix = timeout, wait, lease, idle, prefix
+        self.index = Index(
+            prefix,
+            pinned_limit=budget_bytes - self.ring_limit,
+            ring_limit=self.ring_limit,
+            idle=round(idle * 1000),
+            keep=round(idle * 1250),
+            lease=round(lease * 1000),
+        )
+        self.server = server
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self.link = Link(self.url, self.timeout)
+        self._pusher = Pusher(self.link, self.index)
+        self.tally = Tally()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = {name: getattr(self, name) for name in ("timeout", "wait", "lease", "idle", "prefix")}
+        return _remake, (self.url, self.budget, self.ring_limit, settings)
+
+    def __repr__(self) -> str:
+        return f"HotCache({mask(self.url)!r}, {self.budget})"
+
+    # -- reading and filling ---------------------------------------------------------------------------------------
+
+    def fill(self, digest: str, view: memoryview, from_lake: FromLake) -> bool:
+        """Put the shard into `view`: from Redis (True), or by `from_lake(on_range)`, which must check what it reads,
+        and for the whole cluster if that is needed (`on_range` is then called with what arrives)."""
+        if self._process != os.getpid():
+            self._reset()
+        token = secrets.token_hex(8)
+        try:
+            found = self._obtain(digest, view, token)
+        except Unavailable:
+            self.tally.add(failures=1)
+            found = False
+        if found is True:
+            self.tally.add(hits=1, bytes=len(view))
+            return True
+        self.tally.add(misses=1)
+        if found is None:
+            self._fetch_for_all(digest, view, token, from_lake)
+        else:
+            from_lake(None)
+        return False
+
+    def _fetch_for_all(self, digest: str, view: memoryview, token: str, from_lake: FromLake) -> None:
+        share: Share = self._pusher.begin(digest, view, token, self.wait)
+        try:
+            from_lake(share.arrived)
+        except BaseException:
+            share.end(complete=False)
+            raise
+        share.end(complete=True)
+
+    def _obtain(self, digest: str, view: memoryview, token: str) -> bool | None:
+        """True: it was taken from Redis. None: the lease is ours, fetch it for all. False: fetch it alone."""
+        end = time.monotonic() + self.wait
+        every = range(-(-len(view) // PART))
+        verifier = Verifier(view)
+        missing: Sequence[int] = self._take(digest, view, every, verifier)
+        tries, waited = 0, False
+        while True:
+            if not missing:
+                if verifier.digest() == digest:
+                    self._touch(digest, len(view))
+                    return True
+                _log.warning("%s: the parts of shard %s are damaged; it is fetched again", self.link.name, digest)
+                self._delete(digest, len(view))
+                verifier, missing, tries = Verifier(view), every, tries + 1
+            begun = self._begin(digest, len(view), token)
+            if begun.turn == "alone" or tries > 1:
+                return False
+            if begun.turn == "fetch":
+                if begun.known:  # somebody may have filled it since we looked
+                    missing = self._take(digest, view, missing, verifier)
+                if missing:
+                    return None
+                self._end(digest, token)
+                continue
+            if not waited:
+                waited = True
+                self.tally.add(waits=1)
+            missing = self._take_as_they_come(digest, view, missing, verifier, end)
+            if missing and time.monotonic() > end:
+                _log.warning(
+                    "%s: shard %s did not come within %g s; fetching it without the cache",
+                    self.link.name, digest, self.wait,
+                )  # fmt: skip
+                return False
+
+    def _take_as_they_come(
+        self, digest: str, view: memoryview, missing: Sequence[int], verifier: Verifier, end: float
+    ) -> Sequence[int]:
+        """Poll for the parts that another process fetches, until none has come for a while. Returns those missing."""
+        quiet, pause = time.monotonic(), 0.002
+        while missing and time.monotonic() < end:
+            shuffled = random.sample(missing, len(missing))  # they come in any order; some of each place are asked for
+            left = self._take(digest, view, shuffled, verifier)
+            if len(left) < len(missing):
+                missing, quiet, pause = left, time.monotonic(), 0.002
+                continue
+            if time.monotonic() - quiet > _ASK:
+                break
+            time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the tries of several processes
+            pause = min(0.05, 1.5 * pause)
+        return missing
+
+    def _take(self, digest: str, view: memoryview, parts: Sequence[int], verifier: Verifier) -> Sequence[int]:
+        """Copy those of `parts` that are there into `view`; returns the others. When a whole batch is missing, the rest
+        is taken for missing, too."""
+        missing: list[int] = []
+        for first in range(0, len(parts), BATCH):
+            batch = parts[first : first + BATCH]
+            with self.link.use(extra=len(batch) * PART / MIN_RATE) as client:
+                pipe = client.pipeline(transaction=False)
+                for part in batch:
+                    pipe.get(part_key(self.prefix, digest, part))
+                replies = pipe.execute()
+            before = len(missing)
+            for part, reply in zip(batch, replies, strict=True):
+                place = view[part * PART : (part + 1) * PART]
+                if reply is not None and len(reply) == len(place):
+                    place[:] = reply
+                    verifier.arrived(part * PART, part * PART + len(place))
+                else:
+                    missing.append(part)
+            if len(missing) - before == len(batch):
+                return [*missing, *parts[first + BATCH :]]
+        return missing
+
+    # -- the index -------------------------------------------------------------------------------------------------
+
+    def _begin(self, digest: str, size: int, token: str) -> Begun:
+        with self.link.use() as client:
+            begun = self.index.begin(client, digest, size, token)
+            if begun.dropped:
+                delete_parts(client, self.prefix, dict(begun.dropped))
+        return begun
+
+    def _end(self, digest: str, token: str) -> None:
+        with self.link.use() as client:
+            self.index.end(client, digest, token, keep=True)
+
+    def _touch(self, digest: str, size: int) -> None:
+        with self.link.use() as client:
+            if self.index.touch(client, digest):
+                pipe = client.pipeline(transaction=False)
+                for part in range(-(-size // PART)):
+                    pipe.pexpire(part_key(self.prefix, digest, part), self.index.keep)
+                pipe.execute()
+
+    def _delete(self, digest: str, size: int) -> None:
+        with self.link.use() as client:
+            delete_parts(client, self.prefix, {digest: size})
+
+    # -- keeping house ---------------------------------------------------------------------------------------------
+
+    def drop(self, digests: Sequence[str] | None = None) -> int:
+        """Remove shards, all by default; returns how many bytes. Raises Unavailable."""
+        with self.link.use(extra=60) as client:
+            sizes = self.index.sizes(client)
+            gone = sizes if digests is None else {digest: sizes[digest] for digest in digests if digest in sizes}
+            for digest in gone:
+                self.index.forget(client, digest)
+            delete_parts(client, self.prefix, gone)
+        return sum(gone.values())
+
+    def usage(self) -> dict[str, Any]:
+        """Bytes and shards admitted, the budget, and the counters of all clients so far. Raises Unavailable."""
+        with self.link.use(extra=5) as client:
+            totals, sizes = self.index.totals(client), self.index.sizes(client)
+            counters = self.index.counters(client)
+        return {"bytes": sum(totals.values()), "items": len(sizes), "budget": self.budget, "counters": counters}
+
+    def digests(self) -> dict[str, int]:
+        """Digest → bytes of what is admitted. Raises Unavailable."""
+        with self.link.use(extra=5) as client:
+            return self.index.sizes(client)
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until all that was fetched is in Redis; False when that took too long."""
+        return self._pusher.flush(seconds)
+
+    def close(self) -> None:
+        """Wait for what is being pushed (a few seconds at most), report the counters, disconnect."""
+        if self._process != os.getpid():
+            return
+        self.settle(min(self.wait, 10.0))
+        amounts = self.tally.unreported()
+        if amounts and not self.link.open:
+            try:
+                with self.link.use() as client:
+                    self.index.report(client, amounts)
+            except Unavailable:
+                pass
+        self.link.close()
+
+
+def _remake(url: str, budget: int, ring: int, settings: dict[str, Any]) -> HotCache:
+    return HotCache(url, budget, ring, **settings)

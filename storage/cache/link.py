@@ -1,0 +1,128 @@
+"""One Redis for all threads of a process: connected when first used, limited in time, behind a circuit breaker."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from storage.cache.address import Client, check, connect, mask
+from storage.cache.breaker import Breaker
+
+_log = logging.getLogger(__name__)
+
+
+class Unavailable(Exception):
+    """Redis cannot be used now; the caller does without it."""
+
+
+class Link:
+    """`use` gives the client for one exchange. Whatever goes wrong in it opens the breaker and becomes Unavailable,
+    told in one line when an outage begins and one when it ends."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url, self.timeout = check(url), timeout
+        self.name = f"hot cache {mask(url).split('?')[0]}"
+        self._lock, self._connecting = threading.Lock(), threading.Lock()
+        self._breaker = Breaker()
+        self._client: Client = None
+        self._cut: Callable[[], None] = lambda: None
+        self._watch = Watch()
+
+    @property
+    def open(self) -> bool:
+        """Whether Redis is being left alone now."""
+        return self._breaker.state == "open" and time.monotonic() < self._breaker.until
+
+    @contextmanager
+    def use(self, extra: float = 0.0) -> Iterator[Client]:
+        """The client, for an exchange of at most `timeout` + `extra` seconds: then its connections are cut off, however
+        slowly they trickle. Raises Unavailable, at once while the breaker is open."""
+        with self._lock:
+            if not self._breaker.allows(time.monotonic()):
+                raise Unavailable
+        begun = time.monotonic()
+        try:
+            with self._watch.limit(self.timeout + extra, self._cut_off):
+                yield self._connected()
+        except Exception as error:  # redis-py's, the socket's, or what a cut connection makes of itself
+            self._failed(error, time.monotonic() - begun)
+            raise Unavailable from error
+        with self._lock:
+            back = self._breaker.succeeded()
+        if back:
+            _log.warning("%s answers again", self.name)
+
+    def _connected(self) -> Client:
+        with self._connecting:
+            if self._client is None:
+                self._client, self._cut = connect(self.url, self.timeout)
+            return self._client
+
+    def _failed(self, error: Exception, seconds: float) -> None:
+        with self._lock:
+            first = self._breaker.failed(time.monotonic())
+        if first:
+            _log.warning(
+                "%s: %s: %s (after %.2f s). The lake is read instead until it answers again; see cache.hot in "
+                "params.yaml.",
+                self.name, type(error).__name__, mask(str(error)), seconds,
+            )  # fmt: skip
+        self._cut_off()
+        self._client = None
+
+    def _cut_off(self) -> None:
+        try:
+            self._cut()
+        except Exception as error:
+            _log.debug("%s: while cutting connections off: %s", self.name, error)
+
+    def close(self) -> None:
+        self._cut_off()
+        self._client = None
+        self._watch.close()
+
+
+class Watch:
+    """Calls a function when a block takes longer than it may, from one thread for all blocks."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._limits: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._next = float("inf")
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @contextmanager
+    def limit(self, seconds: float, late: Callable[[], None]) -> Iterator[None]:
+        key, end = object(), time.monotonic() + seconds
+        with self._changed:
+            self._limits[key] = (end, late)
+            if self._thread is None:
+                self._closed = False
+                self._thread = threading.Thread(target=self._run, name="shardline-watch", daemon=True)
+                self._thread.start()
+            elif end < self._next:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._limits.pop(key, None)
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._closed:
+                self._next = min((end for end, _ in self._limits.values()), default=float("inf"))
+                now = time.monotonic()
+                if self._next > now:
+                    self._changed.wait(None if self._next == float("inf") else self._next - now)
+                    continue
+                for key in [key for key, (end, _) in self._limits.items() if end <= now]:
+                    self._limits.pop(key)[1]()
+            self._thread = None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()

@@ -1,0 +1,395 @@
+"""The node cache: shards as files in one folder of this machine, shared by its processes.
+
+    FOLDER/objects/<digest>.arrow    a shard, plain
+    FOLDER/objects/<digest>.tmp      one that is being fetched; who does so holds its flock, which dies with the process
+    FOLDER/index.json                bytes in `objects` (temporary ones too), the ring, counters; under its own flock
+
+Files appear by rename and are never written again, so that readers need no lock, and one that maps a file keeps it
+when its name is dropped. Nothing is synced to disk: a reader checks each file once, and a torn one is fetched again.
+Only files of the names above are deleted.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.cache.policy import DAY, decide, ring_of
+
+SUFFIX, TEMPORARY = ".arrow", ".tmp"
+_OURS = re.compile(r"^([0-9a-f]{64})(\.arrow|\.tmp)$")
+_RECOUNT = 600.0  # seconds after which a process that begins counts the folder again
+_TOUCH = 1 / 16  # of `idle`: how stale a file's time of last use may be
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Claim:
+    """The right to fill a shard, whose space is allocated. End it by `commit` or `abandon`."""
+
+    cache: "NodeCache"
+    digest: str
+    size: int
+    descriptor: int
+    inode: int
+
+    def commit(self, view: memoryview) -> Path | None:
+        """Write the shard and give the file its name. None where that can't be (its folder was deleted, say)."""
+        path, done = self.cache.path(self.digest), 0
+        try:
+            while done < self.size:
+                done += os.pwrite(self.descriptor, view[done:], done)
+            os.rename(self.cache.temporary(self.digest), path)
+        except OSError as error:
+            self.cache.complain(error)
+            self.abandon()
+            return None
+        _unlock(self.descriptor)
+        return path
+
+    def abandon(self) -> None:
+        """Give the space back."""
+        self.cache.give_back(self.digest, self.size, self.descriptor)
+
+
+class NodeCache:
+    """At most `budget_bytes` of shards below `folder`, `ring_bytes` of them in the ring (see policy.py).
+
+    `timeout` is how many seconds to wait for another process' fetch. An operating system's error (full disk, folder
+    deleted or not writable) is told once as a warning; then there is no claim and the caller does without.
+    Threads may share it; it can be pickled and survives a fork.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        budget_bytes: int,
+        ring_bytes: int | None = None,
+        *,
+        idle: float = DAY,
+        timeout: float = 60.0,
+    ) -> None:
+        self.folder, self.budget, self.idle, self.timeout = Path(folder), budget_bytes, idle, timeout
+        self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
+        self._objects = self.folder / "objects"
+        self._complained: set[int | None] = set()
+        self._counted = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (self.folder, self.budget, self.ring_limit, self.idle, self.timeout)
+
+    def path(self, digest: str) -> Path:
+        return self._objects / f"{digest}{SUFFIX}"
+
+    def temporary(self, digest: str) -> Path:
+        return self._objects / f"{digest}{TEMPORARY}"
+
+    # -- reading and filling ---------------------------------------------------------------------------------------
+
+    def find(self, digest: str, size: int) -> Path | None:
+        """The file of a shard of `size` bytes, or None. One of another size was cut off: it is dropped."""
+        path = self.path(digest)
+        try:
+            found = path.stat()
+            if found.st_size != size:
+                with self._index() as index:
+                    self._unlink(digest, index, size)
+                return None
+            if time.time() - found.st_mtime > self.idle * _TOUCH:
+                os.utime(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.complain(error)
+            return None
+        return path
+
+    def claim(self, digest: str, size: int) -> Path | Claim | None:
+        """The file of a shard, if need be after waiting for the process that fetches it, or else the right to fill it.
+
+        None where the cache has no place for it or cannot be used, or where the wait took `timeout`.
+        """
+        end, pauses = time.monotonic() + self.timeout, _pauses(0.002, 0.05)
+        try:
+            while (path := self.find(digest, size)) is None:
+                descriptor = self._lock_temporary(digest)
+                if descriptor is not None:
+                    return self._fill(digest, size, descriptor)
+                if time.monotonic() > end:
+                    _log.warning(
+                        "node cache %s: another process has been fetching %s for %g s; fetching it without the cache",
+                        self.folder, digest, self.timeout,
+                    )  # fmt: skip
+                    return None
+                time.sleep(next(pauses))
+        except OSError as error:
+            self.complain(error)
+            return None
+        return path
+
+    def _lock_temporary(self, digest: str) -> int | None:
+        """A descriptor of the temporary file with its lock, or None while another holds it."""
+        self._objects.mkdir(parents=True, exist_ok=True)
+        path = self.temporary(digest)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if _try_lock(descriptor) and _is_at(descriptor, path):  # not one that was renamed or removed meanwhile
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def _fill(self, digest: str, size: int, descriptor: int) -> Path | Claim | None:
+        if (path := self.find(digest, size)) is not None:  # another was faster: this file was made too late
+            self.give_back(digest, 0, descriptor)
+            return path
+        reserved = 0
+        try:
+            if not self._reserve(digest, size, descriptor):
+                self.give_back(digest, 0, descriptor)
+                return None
+            reserved = size
+            if size:
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            self.complain(error)
+            self.give_back(digest, reserved, descriptor)
+            return None
+        return Claim(self, digest, size, descriptor, os.fstat(descriptor).st_ino)
+
+    def _reserve(self, digest: str, size: int, descriptor: int) -> bool:
+        """Count a shard in, where the policy gives it a place; drop what it replaces."""
+        with self._index() as index:
+            stale = os.fstat(descriptor).st_size  # a dead process left it
+            index.bytes -= stale
+            index.ring.pop(digest, None)
+            held = {key: nbytes for key, nbytes in index.ring.items() if self.path(key).exists()}
+            arriving = sum(index.ring.values()) - sum(held.values())
+            decision = decide(
+                size,
+                pinned=index.bytes - sum(index.ring.values()),
+                pinned_limit=self.budget - self.ring_limit,
+                idle=self._idle(index),
+                ring=list(held.items()),
+                ring_limit=self.ring_limit - arriving,
+            )
+            for dropped in decision.drop:
+                self._unlink(dropped, index)
+            os.ftruncate(descriptor, 0)
+            if decision.place == "none":
+                return False
+            os.ftruncate(descriptor, size)
+            index.bytes += size
+            if decision.place == "ring":
+                index.ring[digest] = size
+            return True
+
+    def give_back(self, digest: str, size: int, descriptor: int) -> None:
+        """Remove a temporary file and uncount its `size` bytes, then let its lock go."""
+        try:
+            with suppress(OSError), self._index() as index:
+                index.bytes -= size
+                index.ring.pop(digest, None)
+                if _is_at(descriptor, self.temporary(digest)):
+                    self.temporary(digest).unlink(missing_ok=True)
+        finally:
+            _unlock(descriptor)
+
+    def complain(self, error: OSError) -> None:
+        """Tell of an error, once of each kind."""
+        if error.errno not in self._complained:
+            self._complained.add(error.errno)
+            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error}"
+            _log.warning(
+                "node cache %s: %s. Shards that it cannot take are kept in memory; free some space or set "
+                "cache.node.folder or cache.node.budget_mb.",
+                self.folder, reason,
+            )  # fmt: skip
+
+    # -- keeping house ---------------------------------------------------------------------------------------------
+
+    def drop(self, digests: Iterable[str]) -> int:
+        """Remove shards; readers that have mapped them keep them. Returns how many bytes."""
+        with self._index() as index:
+            return sum(self._unlink(digest, index) for digest in digests)
+
+    def digests(self) -> dict[str, int]:
+        """Digest → bytes of every shard that is there."""
+        return {digest: entry.stat().st_size for digest, suffix, entry in self._files() if suffix == SUFFIX}
+
+    def report(self, amounts: dict[str, int]) -> None:
+        """Add to the counters that all processes share."""
+        if amounts and self._objects.is_dir():
+            with suppress(OSError), self._index() as index:
+                for name, amount in amounts.items():
+                    index.counters[name] = index.counters.get(name, 0) + amount
+
+    def usage(self) -> dict[str, Any]:
+        """Bytes and shards held, the budget, and the counters of all processes so far."""
+        sizes = self.digests()
+        counters: dict[str, int] = {}
+        if self._objects.is_dir():
+            with suppress(OSError), self._index() as index:
+                counters = dict(index.counters)
+        return {"bytes": sum(sizes.values()), "items": len(sizes), "budget": self.budget, "counters": counters}
+
+    def _files(self) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
+        try:
+            entries = list(os.scandir(self._objects))
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if (match := _OURS.match(entry.name)) and entry.is_file(follow_symlinks=False):
+                yield match[1], match[2], entry
+
+    def _idle(self, index: "_Index") -> Iterator[tuple[str, int]]:
+        """(digest, bytes) of the pinned shards that nobody has read for `idle` seconds, the longest unread first."""
+        now = time.time()
+        if now < index.oldest + self.idle:
+            return
+        found = []
+        oldest = now
+        for digest, suffix, entry in self._files():
+            stat = entry.stat()
+            if suffix == SUFFIX and digest not in index.ring:
+                oldest = min(oldest, stat.st_mtime)
+                if stat.st_mtime <= now - self.idle:
+                    found.append((stat.st_mtime, digest, stat.st_size))
+        index.oldest = oldest if not found else 0.0
+        for _, digest, size in sorted(found):
+            yield digest, size
+
+    def _unlink(self, digest: str, index: "_Index", counted: int | None = None) -> int:
+        """Remove a file and uncount it, by the size that it was `counted` with if it has another now."""
+        path = self.path(digest)
+        try:
+            size = path.stat().st_size if counted is None else counted
+            path.unlink()
+        except FileNotFoundError:
+            size = 0
+        index.bytes -= index.ring.pop(digest, size)
+        return size
+
+    @contextmanager
+    def _index(self) -> Iterator["_Index"]:
+        """The index under its lock; written back when the block succeeds. Raises OSError."""
+        self._objects.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / "index.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor, self.timeout)
+            index = _Index.load(descriptor)
+            if index is None or (not self._counted and time.time() - index.counted > _RECOUNT):
+                index = self._recount(index or _Index())
+            self._counted = True
+            yield index
+            index.save(descriptor)
+        finally:
+            _unlock(descriptor)
+
+    def _recount(self, index: "_Index") -> "_Index":
+        """Count what is there, and remove the temporary files of dead processes."""
+        index.bytes, index.counted = 0, time.time()
+        there = set()
+        for digest, suffix, entry in self._files():
+            if suffix == TEMPORARY and self._swept(Path(entry.path)):
+                continue
+            with suppress(FileNotFoundError):
+                index.bytes += entry.stat().st_size
+                there.add(digest)
+        index.ring = {digest: size for digest, size in index.ring.items() if digest in there}
+        return index
+
+    def _swept(self, path: Path) -> bool:
+        """Whether the temporary file `path` was a dead process' and is gone now."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            if not _try_lock(descriptor):
+                return False
+            if _is_at(descriptor, path):
+                path.unlink()
+            return True
+        finally:
+            os.close(descriptor)
+
+
+def _remake(folder: Path, budget: int, ring: int, idle: float, timeout: float) -> NodeCache:
+    return NodeCache(folder, budget, ring, idle=idle, timeout=timeout)
+
+
+@dataclass
+class _Index:
+    """What index.json holds."""
+
+    bytes: int = 0
+    counted: float = 0.0  # when the folder was counted
+    oldest: float = 0.0  # no pinned shard was last read before then
+    ring: dict[str, int] = None  # type: ignore[assignment]
+    counters: dict[str, int] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.ring, self.counters = self.ring or {}, self.counters or {}
+
+    @classmethod
+    def load(cls, descriptor: int) -> "_Index | None":
+        """None where there is none, or a crash has torn it: then the folder is counted."""
+        try:
+            return cls(**json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0)))
+        except (ValueError, TypeError):
+            return None
+
+    def save(self, descriptor: int) -> None:
+        self.bytes = max(0, self.bytes)  # the folder may have been deleted under us
+        text = json.dumps(vars(self)).encode()
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+
+
+# -- locks: polled, so that a process that is stopped while it holds one costs a time-out and no hang ---------------
+
+
+def _pauses(first: float, last: float) -> Iterator[float]:
+    """Seconds to wait between tries: growing, with jitter."""
+    pause = first
+    while True:
+        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads the tries of several processes
+        pause = min(last, pause * 1.5)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock(descriptor: int, timeout: float) -> None:
+    end, pauses = time.monotonic() + timeout, _pauses(0.0005, 0.02)
+    while not _try_lock(descriptor):
+        if time.monotonic() > end:
+            raise TimeoutError(errno.ETIMEDOUT, f"its index has been locked by another process for {timeout:g} s")
+        time.sleep(next(pauses))
+
+
+def _unlock(descriptor: int) -> None:
+    """Let the lock go at once: a forked child may hold another descriptor of the same open file."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,226 @@
+"""Shards through the tiers: node cache (disk) → hot cache (Redis) → lake.
+
+    with Tiered(zone, node, hot) as cache:
+        source = cache.fetch(obj)           # the shard's file on this machine, or its bytes
+        shard = Shard.open(source, zone.describe(obj.path))
+
+What `fetch` gives is plain and was checked against its digest in this process. A tier that fails is passed over, so
+that only the lake's own errors reach the caller.
+"""
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+from typing_extensions import Buffer
+
+from storage.cache.arrival import Verifier, memory
+from storage.cache.counters import Counters, Tally
+from storage.cache.hot import HotCache, OnRange
+from storage.cache.node import Claim, NodeCache
+from storage.compression import decompress_into, is_compressed
+from storage.digest import digest_bytes, digest_file
+from storage.errors import DigestError
+from storage.lake import StoredObject, Zone
+from storage.mapped import map_file
+
+_log = logging.getLogger(__name__)
+
+
+class Tiered:
+    """The shards of `zone` through those tiers that are given; without any, straight from the lake.
+
+    Threads may share it: different shards are fetched side by side, one shard once. It can be pickled and survives a
+    fork. `counters` are of this process; `close` adds them to those that each tier keeps for all.
+    """
+
+    def __init__(self, zone: Zone, node: NodeCache | None = None, hot: HotCache | None = None) -> None:
+        self.zone, self.node, self.hot = zone, node, hot
+        self._reset()
+        close = weakref.WeakMethod(self.close)
+        atexit.register(lambda: (method := close()) and method())
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Future[Path | Buffer]] = {}
+        self._intact: set[int] = set()  # hashes of (digest, inode) of the files that this process has checked
+        self._tallies = {"node": Tally(), "lake": Tally()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiered, (self.zone, self.node, self.hot)
+
+    # -- fetching --------------------------------------------------------------------------------------------------
+
+    def fetch(self, obj: StoredObject) -> Path | Buffer:
+        """The shard `obj`, plain and intact: its file on this machine, or its bytes where no tier keeps a file.
+
+        A file of the node cache may lose its name when its place is needed: open it at once, or call `open`.
+        Raises DigestError (with both digests) when the lake itself holds other bytes, and LakeError.
+        """
+        if self._process != os.getpid():  # forked: the parent's locks and what was under way stay there
+            self._reset()
+        with self._lock:
+            future = self._under_way.get(obj.digest)
+            mine = future is None
+            if future is None:
+                future = self._under_way[obj.digest] = Future()
+        if not mine:
+            return future.result()
+        try:
+            result = self._fetch(obj)
+            future.set_result(result)
+            return result
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._under_way[obj.digest]
+
+    def open(self, obj: StoredObject) -> tuple[pa.Buffer, bool]:
+        """The shard `obj` as a buffer, and whether that is memory of this process rather than a mapped file."""
+        for _ in range(3):
+            source = self.fetch(obj)
+            if not isinstance(source, Path):
+                return pa.py_buffer(source), True
+            try:
+                return map_file(source), False
+            except FileNotFoundError:  # its place in the ring was needed between the two lines above
+                continue
+        return pa.py_buffer(self._in_memory(obj)), True
+
+    def _fetch(self, obj: StoredObject) -> Path | Buffer:
+        size = obj.plain_bytes
+        if self.node is None and self.hot is None and not is_compressed(obj.path):
+            file = self.zone.local_path(obj.path)
+            if file is not None:
+                return self._local(file, obj)
+        if self.node is None:
+            return self._in_memory(obj)
+        claim = self.node.claim(obj.digest, size)
+        if isinstance(claim, Path) and not self._is_intact(claim, obj.digest):
+            _log.warning("node cache: %s is damaged; it is fetched again", claim)
+            self.node.drop([obj.digest])
+            claim = self.node.claim(obj.digest, size)
+        if isinstance(claim, Path) and self._is_intact(claim, obj.digest):
+            self._tallies["node"].add(hits=1, bytes=size)
+            return claim
+        self._tallies["node"].add(misses=1)
+        return self._into(claim, obj) if isinstance(claim, Claim) else self._in_memory(obj)
+
+    def _local(self, file: Path, obj: StoredObject) -> Path:
+        """An object of a lake on this machine, checked once."""
+        try:
+            if not self._is_intact(file, obj.digest):
+                raise DigestError(str(file), obj.digest, digest_file(file))
+        except FileNotFoundError:
+            self.zone.read(obj.path)  # raises what says so best
+        return file
+
+    def _is_intact(self, file: Path, digest: str) -> bool:
+        """Whether the file has its digest; read once a process."""
+        try:
+            key = hash((digest, file.stat().st_ino))
+            if key not in self._intact:
+                if digest_file(file) != digest:
+                    return False
+                self._intact.add(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _into(self, claim: Claim, obj: StoredObject) -> Path | Buffer:
+        """Fill a file of the node cache; the shard's bytes where that can't be."""
+        view = memory(obj.plain_bytes)
+        try:
+            self._fill(obj, view)
+        except BaseException:
+            claim.abandon()
+            raise
+        file = claim.commit(view)
+        if file is None:
+            return view
+        self._intact.add(hash((obj.digest, claim.inode)))
+        return file
+
+    def _in_memory(self, obj: StoredObject) -> Buffer:
+        view = memory(obj.plain_bytes)
+        self._fill(obj, view)
+        return view
+
+    def _fill(self, obj: StoredObject, view: memoryview) -> None:
+        """Put the shard's plain bytes into `view`, from the hot cache or the lake, and check them."""
+        if self.hot is None:
+            self._from_lake(obj, view, None)
+        else:
+            self.hot.fill(obj.digest, view, lambda on_range: self._from_lake(obj, view, on_range))
+
+    def _from_lake(self, obj: StoredObject, view: memoryview, on_range: OnRange | None) -> None:
+        """Read the object, twice if its bytes aren't those of its digest; `on_range(start, stop)` as parts of `view`
+        are there. Raises DigestError, LakeError."""
+        found = ""
+        for _ in range(2):
+            found = self._read_packed(obj, view) if is_compressed(obj.path) else self._read_plain(obj, view, on_range)
+            self._tallies["lake"].add(hits=1, bytes=obj.bytes)
+            if found == obj.digest:
+                if on_range is not None and is_compressed(obj.path):
+                    on_range(0, len(view))
+                return
+        raise DigestError(self.zone.describe(obj.path), obj.digest, found)
+
+    def _read_plain(self, obj: StoredObject, view: memoryview, on_range: OnRange | None) -> str:
+        """Read the object into `view`; returns the digest of what came, hashed as it came."""
+        verifier = Verifier(view)
+
+        def arrived(start: int, stop: int) -> None:
+            verifier.arrived(start, stop)
+            if on_range is not None:
+                on_range(start, stop)
+
+        self.zone.reader.read_into(obj.path, 0, view, arrived)
+        return verifier.digest()
+
+    def _read_packed(self, obj: StoredObject, view: memoryview) -> str:
+        """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
+        packed = memory(obj.bytes)
+        self.zone.reader.read_into(obj.path, 0, packed)
+        try:
+            decompress_into(packed, view)
+        except ValueError as error:
+            return f"none: {error}"
+        return digest_bytes(view)
+
+    # -- accounts --------------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Counters]:
+        """Of each tier (node, hot, lake), in this process."""
+        node, lake = (self._tallies[name].counters() for name in ("node", "lake"))
+        return {"node": node, "hot": self.hot.tally.counters() if self.hot is not None else Counters(), "lake": lake}
+
+    def close(self) -> None:
+        """Finish what is under way in the background and report the counters. It can be used again."""
+        if self._process != os.getpid():
+            return
+        if self.node is not None:
+            self.node.report(self._tallies["node"].unreported())
+        if self.hot is not None:
+            self.hot.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def objects_of(table: pa.Table) -> list[StoredObject]:
+    """The objects that the rows of a shards manifest name."""
+    columns = [table[name].to_pylist() for name in ("path", "digest", "bytes", "plain_bytes")]
+    return [StoredObject(*values) for values in zip(*columns, strict=True)]
