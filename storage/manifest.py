@@ -61,10 +61,11 @@ class Manifest:
         file = path / FILENAME if path.is_dir() or not path.suffix else path
         if not file.is_file():
             raise FormatError(f"{file}: no manifest. The stage that makes this zone has not finished: run `dvc repro`.")
-        return cls.from_bytes(file.read_bytes(), str(file))
+        with pa.memory_map(str(file)) as mapped:  # what is never looked at takes no memory
+            return cls.from_bytes(mapped.read_buffer(), str(file))
 
     @classmethod
-    def from_bytes(cls, data: bytes, what: str = "manifest") -> "Manifest":
+    def from_bytes(cls, data: bytes | pa.Buffer, what: str = "manifest") -> "Manifest":
         """Decode a manifest; `what` names it in errors."""
         try:
             table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
@@ -84,7 +85,7 @@ class Manifest:
         return manifest
 
     @cached_property
-    def encoded(self) -> bytes:
+    def encoded(self) -> bytes | pa.Buffer:
         """The file's bytes; the same manifest always has the same."""
         table = self.table.combine_chunks().replace_schema_metadata({_METADATA_KEY: canonical_json(self.header)})
         sink = pa.BufferOutputStream()

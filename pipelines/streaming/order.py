@@ -213,18 +213,19 @@ class Order:
         windows = view.windows
         index, first, end = windows.find(int(position.min()))
         if position.max() < end:  # mostly all are of one window, and what it fixes is [1] instead of [n]
-            start, size = np.array([first]), windows.rows(index, lane)
+            start, size, room = np.array([first]), windows.rows(index, lane), np.array([end - first])
             keys = spread(np.array([index], dtype=np.uint64), view.lane_keys)
             keys = keys if self.lanes == 1 else keys[lane]
         else:
-            window, start, size = windows.find_all(position, lane)
+            end = int(self._lane_rows.max())
+            window, start, size, room = windows.find_all(position, lane)
             keys = spread(window.view(np.uint64), view.lane_keys[lane])
-        virtual: Ints = permute((position - start).astype(np.uint32), size.astype(np.uint32), keys) + start
+        halves = ((position - start).astype(np.uint32), size.astype(np.uint32), keys, room.astype(np.uint32))
+        virtual: Ints = permute(*halves) + start
         if self.lanes > 1:
-            virtual += view.turns[lane]
-            rows = self._lane_rows[lane]
-            np.subtract(virtual, rows, out=virtual, where=virtual >= rows)
-            virtual += self._lane_starts[lane]
+            virtual += (self._lane_starts + view.turns)[lane]
+            if end + view.turns.max() > self._lane_rows.min():  # some may have passed the end of their lane
+                np.subtract(virtual, self._lane_rows[lane], out=virtual, where=virtual >= self._bounds[lane + 1])
         return virtual
 
     # -- what lies ahead -----------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ class Order:
             shards, rows = pieces.shards[place], pieces.rows[place]
         else:
             shards = _permuted(len(self.shard_rows), key) if self.shuffle else np.arange(len(self.shard_rows))
-            rows = self.shard_rows[shards]
+            rows = np.take(self.shard_rows, shards)  # four times as fast as indexing when its memory is fresh
         ends = np.cumsum(rows)
         starts = np.subtract(ends, rows, out=rows)
         turns = np.zeros(self.lanes, dtype=np.int64)

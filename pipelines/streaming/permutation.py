@@ -46,13 +46,14 @@ def spread(numbers: Words, key: Words | np.uint64) -> Words:
     return mix(numbers * _GOLDEN + key)
 
 
-def permute(index: Halves, size: Halves, key: Words) -> Halves:
+def permute(index: Halves, size: Halves, key: Words, room: Halves | None = None) -> Halves:
     """A keyed permutation of [0, size) at `index` < size, uint32 [n].
 
-    `size` (uint32, up to LIMIT) and `key` (uint64) are [n], or [1] where all places have the same. Costs some 15 ns a
-    value, twice that below 4096, and far more up to 64.
+    `size` (uint32, up to LIMIT) and `key` (uint64) are [n], or [1] where all places have the same. So is `room`, for
+    which the grid is laid out (None: as `size`): it may be a little more, so that places of different sizes share a
+    grid, which is faster. Costs some 15 ns a value, twice that below 4096, and far more up to 64.
     """
-    last = size - _ONE
+    last = (size if room is None else room) - _ONE
     bits = np.frexp(last.astype(np.float64))[1].astype(np.uint32) >> _ONE
     grid = (size, (last >> bits) + _ONE, bits, key.astype(np.uint32), (key >> np.uint64(32)).astype(np.uint32))
     value = _walk(index, grid, _FACTORS[:_ROUNDS])

@@ -20,6 +20,7 @@ class Windows:
         self.last = max(0, self._unlimited(int(lane_rows.min())) - 1)
         self._last_start = self._start(self.last)
         self._end = int(lane_rows.max())
+        self._uneven = bool(lane_rows.min() < self._end)
 
     def find(self, position: int) -> tuple[int, int, int]:
         """The window that holds `position`, where it starts, and where it ends (in the longest lane)."""
@@ -32,17 +33,19 @@ class Windows:
         """The rows of a window in each lane, int64 [n], or [1] where they are the same."""
         if index < self.last:
             return np.array([self._start(index + 1) - self._start(index)])
-        return (self.lane_rows if len(self.lane_rows) == 1 else self.lane_rows[lane]) - self._last_start
+        return (self.lane_rows[lane] if self._uneven else self.lane_rows[:1]) - self._last_start
 
-    def find_all(self, position: Ints, lane: Ints) -> tuple[Ints, Ints, Ints]:
-        """The window that holds each position, where it starts, and its rows, all int64 [n]."""
+    def find_all(self, position: Ints, lane: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """The window that holds each position, where it starts, its rows, and those in the longest lane, all [n]."""
         doublings = np.frexp((position // self.first + 1).astype(np.float64))[1] - 1
         index = np.where(position < self._grown, doublings, (position - self._grown) // self.size + self._growing)
         index = np.minimum(index, self.last)
         growing = np.minimum(index, self._growing)
         start = self.first * ((1 << growing) - 1) + (index - growing) * self.size
         rows = np.where(index < self._growing, self.first << growing, self.size)
-        return index, start, np.where(index == self.last, self.lane_rows[lane] - self._last_start, rows)
+        in_last = index == self.last
+        longest = np.where(in_last, self._end - self._last_start, rows)
+        return index, start, np.where(in_last, self.lane_rows[lane] - self._last_start, rows), longest
 
     def _unlimited(self, position: int) -> int:
         """The window that would hold `position` if the lanes had no end."""

@@ -193,7 +193,8 @@ def test_windows_start_small_and_double(order: Order, epoch: int) -> None:
         assert regular[0] - order.lanes < rows[-1] <= sum(regular)
     for lane in range(order.lanes):
         position = np.arange(windows.lane_rows[lane])
-        index, start, size = windows.find_all(position, np.full(len(position), lane))
+        index, start, size, longest = windows.find_all(position, np.full(len(position), lane))
         expected = [found[at] for at in position]
         assert list(zip(index.tolist(), start.tolist(), strict=True)) == [place[:2] for place in expected]
+        assert longest.tolist() == [end - start for _, start, end in expected]
         assert size.tolist() == [windows.rows(place[0], np.array([lane]))[0] for place in expected]
