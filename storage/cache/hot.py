@@ -20,6 +20,7 @@ from storage.cache.index import Begun, Index
 from storage.cache.link import Link, Unavailable
 from storage.cache.policy import DAY, ring_of
 from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
+from storage.cache.receive import get_into
 
 _ASK = 0.1  # seconds without a new part after which a waiter asks who fetches
 _log = logging.getLogger(__name__)
@@ -168,20 +169,15 @@ class HotCache:
         missing: list[int] = []
         for first in range(0, len(parts), BATCH):
             batch = parts[first : first + BATCH]
+            places = [view[part * PART : (part + 1) * PART] for part in batch]
             with self.link.use(extra=len(batch) * PART / MIN_RATE) as client:
-                pipe = client.pipeline(transaction=False)
-                for part in batch:
-                    pipe.get(part_key(self.prefix, digest, part))
-                replies = pipe.execute()
-            before = len(missing)
-            for part, reply in zip(batch, replies, strict=True):
-                place = view[part * PART : (part + 1) * PART]
-                if reply is not None and len(reply) == len(place):
-                    place[:] = reply
+                found = get_into(client, [part_key(self.prefix, digest, part) for part in batch], places)
+            for part, place, there in zip(batch, places, found, strict=True):
+                if there:
                     verifier.arrived(part * PART, part * PART + len(place))
                 else:
                     missing.append(part)
-            if len(missing) - before == len(batch):
+            if not any(found):
                 return [*missing, *parts[first + BATCH :]]
         return missing
 

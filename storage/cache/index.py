@@ -36,8 +36,8 @@ local function size_of(digest) return tonumber(redis.call('HGET', sizes, digest)
 local function forget(digest)
   local size = size_of(digest)
   redis.call('HDEL', sizes, digest)
-  if redis.call('ZREM', used, digest) == 1 then redis.call('HINCRBY', totals, 'pinned', text(-size)) end
-  if redis.call('ZREM', ring, digest) == 1 then redis.call('HINCRBY', totals, 'ring', text(-size)) end
+  if redis.call('ZREM', used, digest) == 1 then redis.call('HINCRBY', totals, 'pinned', text(0 - size)) end
+  if redis.call('ZREM', ring, digest) == 1 then redis.call('HINCRBY', totals, 'ring', text(0 - size)) end
   return size
 end
 """

@@ -45,6 +45,8 @@ class Link:
         try:
             with self._watch.limit(self.timeout + extra, self._cut_off):
                 yield self._connected()
+        except Unavailable:
+            raise
         except Exception as error:  # redis-py's, the socket's, or what a cut connection makes of itself
             self._failed(error, time.monotonic() - begun)
             raise Unavailable from error
@@ -56,6 +58,8 @@ class Link:
     def _connected(self) -> Client:
         with self._connecting:
             if self._client is None:
+                if self.open:  # another thread has just tried, while this one waited
+                    raise Unavailable
                 self._client, self._cut = connect(self.url, self.timeout)
             return self._client
 
@@ -97,9 +101,8 @@ class Watch:
     def limit(self, seconds: float, late: Callable[[], None]) -> Iterator[None]:
         key, end = object(), time.monotonic() + seconds
         with self._changed:
-            self._limits[key] = (end, late)
+            self._limits[key], self._closed = (end, late), False
             if self._thread is None:
-                self._closed = False
                 self._thread = threading.Thread(target=self._run, name="shardline-watch", daemon=True)
                 self._thread.start()
             elif end < self._next:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage.cache.counters import Tally
 from storage.cache.policy import DAY, decide, ring_of
 
 SUFFIX, TEMPORARY = ".arrow", ".tmp"
@@ -81,6 +82,7 @@ class NodeCache:
         self.folder, self.budget, self.idle, self.timeout = Path(folder), budget_bytes, idle, timeout
         self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
         self._objects = self.folder / "objects"
+        self.tally = Tally()
         self._complained: set[int | None] = set()
         self._counted = False
 
@@ -105,7 +107,8 @@ class NodeCache:
                     self._unlink(digest, index, size)
                 return None
             if time.time() - found.st_mtime > self.idle * _TOUCH:
-                os.utime(path)
+                with suppress(OSError):  # not our file, say
+                    os.utime(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -118,7 +121,7 @@ class NodeCache:
 
         None where the cache has no place for it or cannot be used, or where the wait took `timeout`.
         """
-        end, pauses = time.monotonic() + self.timeout, _pauses(0.002, 0.05)
+        end, pauses, waited = time.monotonic() + self.timeout, _pauses(0.002, 0.05), False
         try:
             while (path := self.find(digest, size)) is None:
                 descriptor = self._lock_temporary(digest)
@@ -130,6 +133,9 @@ class NodeCache:
                         self.folder, digest, self.timeout,
                     )  # fmt: skip
                     return None
+                if not waited:
+                    waited = True
+                    self.tally.add(waits=1)
                 time.sleep(next(pauses))
         except OSError as error:
             self.complain(error)
@@ -204,6 +210,7 @@ class NodeCache:
 
     def complain(self, error: OSError) -> None:
         """Tell of an error, once of each kind."""
+        self.tally.add(failures=1)
         if error.errno not in self._complained:
             self._complained.add(error.errno)
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error}"
@@ -224,8 +231,9 @@ class NodeCache:
         """Digest → bytes of every shard that is there."""
         return {digest: entry.stat().st_size for digest, suffix, entry in self._files() if suffix == SUFFIX}
 
-    def report(self, amounts: dict[str, int]) -> None:
-        """Add to the counters that all processes share."""
+    def report(self) -> None:
+        """Add this process' counters to those that all processes share."""
+        amounts = self.tally.unreported()
         if amounts and self._objects.is_dir():
             with suppress(OSError), self._index() as index:
                 for name, amount in amounts.items():

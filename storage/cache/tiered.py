@@ -20,7 +20,7 @@ from typing import Any, Self
 import pyarrow as pa
 from typing_extensions import Buffer
 
-from storage.cache.arrival import Verifier, memory
+from storage.cache.arrival import Memory, Verifier
 from storage.cache.counters import Counters, Tally
 from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
@@ -34,7 +34,8 @@ _log = logging.getLogger(__name__)
 
 
 class Tiered:
-    """The shards of `zone` through those tiers that are given; without any, straight from the lake.
+    """The shards of `zone` through those tiers that are given, which are then its own; without any, straight from the
+    lake.
 
     Threads may share it: different shards are fetched side by side, one shard once. It can be pickled and survives a
     fork. `counters` are of this process; `close` adds them to those that each tier keeps for all.
@@ -51,7 +52,8 @@ class Tiered:
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[Path | Buffer]] = {}
         self._intact: set[int] = set()  # hashes of (digest, inode) of the files that this process has checked
-        self._tallies = {"node": Tally(), "lake": Tally()}
+        self._lake = Tally()
+        self._memory = Memory()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tiered, (self.zone, self.node, self.hot)
@@ -64,8 +66,10 @@ class Tiered:
         A file of the node cache may lose its name when its place is needed: open it at once, or call `open`.
         Raises DigestError (with both digests) when the lake itself holds other bytes, and LakeError.
         """
-        if self._process != os.getpid():  # forked: the parent's locks and what was under way stay there
+        if self._process != os.getpid():  # forked: locks, counters and what was under way are the parent's
             self._reset()
+            if self.node is not None:
+                self.node.tally = Tally()
         with self._lock:
             future = self._under_way.get(obj.digest)
             mine = future is None
@@ -102,17 +106,18 @@ class Tiered:
             file = self.zone.local_path(obj.path)
             if file is not None:
                 return self._local(file, obj)
-        if self.node is None:
+        node = self.node
+        if node is None:
             return self._in_memory(obj)
-        claim = self.node.claim(obj.digest, size)
+        claim = node.claim(obj.digest, size)
         if isinstance(claim, Path) and not self._is_intact(claim, obj.digest):
             _log.warning("node cache: %s is damaged; it is fetched again", claim)
-            self.node.drop([obj.digest])
-            claim = self.node.claim(obj.digest, size)
+            node.drop([obj.digest])
+            claim = node.claim(obj.digest, size)
         if isinstance(claim, Path) and self._is_intact(claim, obj.digest):
-            self._tallies["node"].add(hits=1, bytes=size)
+            node.tally.add(hits=1, bytes=size)
             return claim
-        self._tallies["node"].add(misses=1)
+        node.tally.add(misses=1)
         return self._into(claim, obj) if isinstance(claim, Claim) else self._in_memory(obj)
 
     def _local(self, file: Path, obj: StoredObject) -> Path:
@@ -120,8 +125,8 @@ class Tiered:
         try:
             if not self._is_intact(file, obj.digest):
                 raise DigestError(str(file), obj.digest, digest_file(file))
-        except FileNotFoundError:
-            self.zone.read(obj.path)  # raises what says so best
+        except OSError:
+            self.zone.read(obj.path)  # raises what says best why it can't be read
         return file
 
     def _is_intact(self, file: Path, digest: str) -> bool:
@@ -132,13 +137,13 @@ class Tiered:
                 if digest_file(file) != digest:
                     return False
                 self._intact.add(key)
-        except FileNotFoundError:
+        except OSError:
             return False
         return True
 
     def _into(self, claim: Claim, obj: StoredObject) -> Path | Buffer:
         """Fill a file of the node cache; the shard's bytes where that can't be."""
-        view = memory(obj.plain_bytes)
+        view = self._memory.take(obj.plain_bytes)
         try:
             self._fill(obj, view)
         except BaseException:
@@ -151,7 +156,7 @@ class Tiered:
         return file
 
     def _in_memory(self, obj: StoredObject) -> Buffer:
-        view = memory(obj.plain_bytes)
+        view = self._memory.take(obj.plain_bytes)
         self._fill(obj, view)
         return view
 
@@ -168,7 +173,7 @@ class Tiered:
         found = ""
         for _ in range(2):
             found = self._read_packed(obj, view) if is_compressed(obj.path) else self._read_plain(obj, view, on_range)
-            self._tallies["lake"].add(hits=1, bytes=obj.bytes)
+            self._lake.add(hits=1, bytes=obj.bytes)
             if found == obj.digest:
                 if on_range is not None and is_compressed(obj.path):
                     on_range(0, len(view))
@@ -189,7 +194,7 @@ class Tiered:
 
     def _read_packed(self, obj: StoredObject, view: memoryview) -> str:
         """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
-        packed = memory(obj.bytes)
+        packed = self._memory.take(obj.bytes)
         self.zone.reader.read_into(obj.path, 0, packed)
         try:
             decompress_into(packed, view)
@@ -201,17 +206,19 @@ class Tiered:
 
     def counters(self) -> dict[str, Counters]:
         """Of each tier (node, hot, lake), in this process."""
-        node, lake = (self._tallies[name].counters() for name in ("node", "lake"))
-        return {"node": node, "hot": self.hot.tally.counters() if self.hot is not None else Counters(), "lake": lake}
+        node = self.node.tally.counters() if self.node is not None else Counters()
+        hot = self.hot.tally.counters() if self.hot is not None else Counters()
+        return {"node": node, "hot": hot, "lake": self._lake.counters()}
 
     def close(self) -> None:
         """Finish what is under way in the background and report the counters. It can be used again."""
         if self._process != os.getpid():
             return
         if self.node is not None:
-            self.node.report(self._tallies["node"].unreported())
+            self.node.report()
         if self.hot is not None:
             self.hot.close()
+        self._memory.clear()
 
     def __enter__(self) -> Self:
         return self

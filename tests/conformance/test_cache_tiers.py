@@ -20,6 +20,7 @@ pytestmark = pytest.mark.xdist_group("redis")
 
 PART = 1 << 20
 REDIS = ("tcp", "unix", "acl", "tls", "cluster", "sentinel", "embedded")
+RIGHTS = "+@read +@write +@scripting +@connection +time"  # as docs/cache.md says
 TIERS = ("node", *REDIS)
 
 
@@ -40,7 +41,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield stack.enter_context(redis_sentinel(folder))
         elif form == "acl":
             server = stack.enter_context(redis_server(folder))
-            server.client.execute_command("ACL SETUSER reader on >p@ss:w/rd ~* +@all -@admin")
+            server.client.execute_command(f"ACL SETUSER reader on >p@ss:w/rd ~* -@all {RIGHTS}")
             server.client.execute_command("ACL SETUSER default off")
             yield server.url.replace("redis://", "redis://reader:p%40ss%3Aw%2Frd@")
         elif form == "tls":

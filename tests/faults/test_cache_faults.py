@@ -19,6 +19,8 @@ from conftest import REPOSITORY
 from servers import Proxy, Redis, redis_server, wait_for
 
 from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import node as node_module
+from storage.cache.node import Claim
 from storage.digest import digest_bytes
 from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
@@ -185,6 +187,20 @@ def test_a_redis_that_was_never_there(zone: Zone, objects: list[StoredObject], t
         with Tiered(zone, None, hot(url)) as cache:
             assert read_all(cache, objects) < 10
             assert cache.counters()["lake"].hits == 8
+
+
+def test_what_is_read_is_kept_for_longer(zone: Zone, objects: list[StoredObject], redis: Redis) -> None:
+    """Parts expire, so that nothing leaks, but not while their shard is in use."""
+    with Tiered(zone, None, hot(redis.url, idle=1000)) as cache:
+        read_all(cache, objects[:1])
+    assert all(1_200_000 < redis.client.pttl(key) <= 1_250_000 for key in parts(redis))
+    for key in parts(redis):
+        redis.client.pexpire(key, 600_000)
+    redis.client.zincrby("{shardline}:used", -400_000, objects[0].digest)
+    with Tiered(zone, None, hot(redis.url, idle=1000)) as cache:
+        read_all(cache, objects[:1])
+    assert cache.counters()["lake"].hits == 0
+    assert all(redis.client.pttl(key) > 1_200_000 for key in parts(redis))
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------
@@ -399,6 +415,28 @@ def test_a_reader_that_hangs_is_waited_for_no_longer_than_the_time_out(
         with Tiered(zone, node, remote) as cache:
             assert read_all(cache, objects[:1]) < 8
     assert len(lines(caplog)) == 2  # one for each tier
+
+
+def test_the_lock_of_a_file_that_is_gone_is_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One opens the temporary file; before it has the lock, its holder gives up and another begins a new file."""
+    first, second, third = (NodeCache(tmp_path / "cache", 64 * PART, timeout=0.3) for _ in range(3))
+    digest, claims = "0" * 64, []
+    begun = first.claim(digest, PART)
+    assert isinstance(begun, Claim)
+    try_lock = node_module._try_lock
+
+    def late(descriptor: int) -> bool:
+        monkeypatch.setattr(node_module, "_try_lock", try_lock)
+        begun.abandon()
+        claims.append(third.claim(digest, PART))
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(node_module, "_try_lock", late)
+    assert second.claim(digest, PART) is None
+    assert isinstance(claims[0], Claim)
+    file = claims[0].commit(memoryview(bytes(PART)))
+    assert isinstance(file, Path)
+    assert file.stat().st_size == PART
 
 
 @pytest.mark.parametrize("tier", ["node", "hot"])

@@ -16,13 +16,14 @@ from storage.manifest import Manifest
 pytestmark = pytest.mark.xdist_group("prefect")
 
 
-def test_both_are_deployed(deployed: Deployed) -> None:
+def test_all_are_deployed(deployed: Deployed) -> None:
     prefect = deployed.prefect
     nightly, on_demand = prefect.deployment("pipeline/nightly"), prefect.deployment("train/on-demand")
     assert [schedule["schedule"]["cron"] for schedule in nightly["schedules"]] == ["0 2 * * *"]
     assert on_demand["schedules"] == []
     assert {nightly["work_pool_name"], on_demand["work_pool_name"]} == {"shardline"}
     assert nightly["parameters"] == on_demand["parameters"] == {"recipe": "python_lm"}
+    assert prefect.deployment("warm/fill")["parameters"] == {"recipe": "python_lm", "tier": "both"}
     until(lambda: prefect.scheduled("pipeline/nightly") > 0, "runs planned by the schedule")
     limits = prefect.call("POST", "concurrency_limits/filter", {})
     assert [(limit["tag"], limit["concurrency_limit"]) for limit in limits] == [("shardline-dvc", 1)]

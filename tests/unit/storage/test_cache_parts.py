@@ -1,0 +1,103 @@
+"""The small parts of the caches: memory that is used again, digests made on arrival, URLs without passwords."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ResponseError
+from servers import Redis, redis_server
+
+from storage.cache.address import check, mask
+from storage.cache.arrival import Memory, Verifier
+from storage.cache.receive import get_into
+from storage.digest import digest_bytes
+
+PART = 1 << 20
+
+
+def address(buffer: object) -> int:
+    return int(np.frombuffer(buffer, dtype=np.uint8).ctypes.data)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("hold", [memoryview, pa.py_buffer, lambda view: np.frombuffer(view, np.uint8)[5:7]])
+def test_memory_is_used_again_when_nobody_looks_at_it(hold: object) -> None:
+    memory = Memory()
+    view = memory.take(3 * PART)
+    first = address(view)
+    held = hold(view)  # type: ignore[operator]
+    del view
+    assert address(memory.take(3 * PART)) != first
+    del held
+    assert address(memory.take(2 * PART)) == first
+    assert address(memory.take(PART // 2)) != first  # it would waste too much
+
+
+def test_memory_keeps_a_few_pieces_only() -> None:
+    memory = Memory(spare=2)
+    views = [memory.take(PART) for _ in range(6)]
+    del views
+    memory.take(64 * PART)
+    assert len(memory._pieces) == 3
+    memory.clear()
+    assert not memory._pieces
+
+
+@given(st.integers(0, 4 * PART), st.randoms(use_true_random=False), st.integers(0, 4))
+def test_parts_may_come_in_any_order(size: int, random: object, told: int) -> None:
+    view = memoryview(os.urandom(size))
+    verifier = Verifier(view)
+    parts = list(range(-(-size // PART)))
+    random.shuffle(parts)  # type: ignore[attr-defined]
+    for part in parts[:told]:
+        verifier.arrived(part * PART, min(size, (part + 1) * PART))
+    assert verifier.digest() == digest_bytes(view)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret@host:1/0", "rediss://me:s3cret@host", "unix://me:s3cret@/run/redis.sock",
+        "redis+cluster://me:s3cret@a:1,b:2", "redis+sentinel://me:s3cret@a/service?sentinel_password=s3cret&x=1",
+    ],
+)  # fmt: skip
+def test_urls_are_told_without_passwords(url: str) -> None:
+    assert check(url) == url
+    assert "s3cret" not in mask(f"Cannot connect to {url}: refused")
+    assert "refused" in mask(f"Cannot connect to {url}: refused")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:s3cret@host", "redis://", "unix://", "redis+sentinel://:s3cret@host", "redis+cluster://,", "host"]
+)
+def test_urls_of_no_redis_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        check(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.mark.xdist_group("redis")
+def test_values_come_into_their_places(redis: Redis, tmp_path: Path) -> None:
+    """Those that are missing or of another size are told; an error leaves no reply behind for the next exchange."""
+    sizes = [0, 1, 61, 64, 70, PART, 3 * PART + 1]
+    values = [os.urandom(size) for size in sizes]
+    for number, value in enumerate(values):
+        redis.client.set(f"v{number}", value)
+    redis.client.lpush("list", "x")
+    for _ in range(2):
+        places = [memoryview(bytearray(size)) for size in (*sizes, 5, 5)]
+        keys = [*(f"v{number}" for number in range(len(sizes))), "none", "v5"]
+        assert get_into(redis.client, keys, places) == [*([True] * len(sizes)), False, False]
+        assert [bytes(place) for place in places[: len(sizes)]] == values
+        with pytest.raises(ResponseError, match="wrong kind"):
+            get_into(redis.client, ["v6", "list", "v5"], [places[6], places[6], places[5]])
