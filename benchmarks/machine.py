@@ -13,7 +13,8 @@ from benchmarks.setting import Setting
 
 OURS = ("numpy", "pyarrow", "obstore", "s3fs", "redis", "simplejpeg")
 PEERS = (
-    "litdata", "streaming-community", "webdataset", "datasets", "spdl-io", "spdl-core", "torch", "numpy", "simplejpeg",
+    "litdata", "streaming-community", "webdataset", "datasets", "grain", "array-record", "spdl-io", "spdl-core",
+    "torch", "numpy", "simplejpeg",
 )  # fmt: skip
 _ASK = "import json, sys, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
 

@@ -21,40 +21,47 @@ class Counter:
 @contextmanager
 def counting(endpoint: str) -> Iterator[Counter]:
     """A proxy on a free port of this machine in front of the HTTP server at `endpoint`, in a thread."""
-    counter, loop, server = Counter(), asyncio.new_event_loop(), urlsplit(endpoint)
-    assert server.hostname
-    assert server.port
-    host, port = server.hostname, server.port
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.CancelledError):
-            from_server, to_server = await asyncio.open_connection(host, port)
-            await asyncio.gather(_pump(reader, to_server, None), _pump(from_server, writer, counter))
-
-    async def listen() -> None:
-        listening = await asyncio.start_server(connected, "127.0.0.1", 0)
-        counter.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-
-    loop.run_until_complete(listen())
-    thread = threading.Thread(target=loop.run_forever, name="proxy", daemon=True)
+    proxy = _Proxy(endpoint)
+    thread = threading.Thread(target=lambda: asyncio.run(proxy.serve()), name="proxy", daemon=True)
     thread.start()
+    proxy.ready.wait()
     try:
-        yield counter
+        yield proxy.counter
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        proxy.stop()
         thread.join()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+
+
+class _Proxy:
+    def __init__(self, endpoint: str) -> None:
+        self.server = urlsplit(endpoint)
+        self.counter, self.ready = Counter(), threading.Event()
+
+    async def serve(self) -> None:
+        self.loop, self.stopped = asyncio.get_running_loop(), asyncio.Event()
+        listening = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.counter.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        self.ready.set()
+        await self.stopped.wait()
+        listening.close()
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.stopped.set)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.CancelledError):  # cancelled when the proxy stops
+            from_server, to_server = await asyncio.open_connection(self.server.hostname, self.server.port)
+            await asyncio.gather(_pump(reader, to_server, None), _pump(from_server, writer, self.counter))
+        writer.close()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counter: Counter | None) -> None:
     """Pass on what comes until it ends."""
-    with suppress(ConnectionError):
+    try:
         while data := await reader.read(_CHUNK):
             if counter is not None:
                 counter.received += len(data)
             writer.write(data)
             await writer.drain()
-    writer.close()
+    finally:
+        writer.close()

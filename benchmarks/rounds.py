@@ -30,6 +30,7 @@ class Entrant:
     job: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     check: bool = True  # whether it delivers just the bytes that the others deliver
+    fresh: bool = False  # whether each epoch from the start is a new process' first
 
 
 #: The peers of the streams, each at its best of 0 and 2 worker processes.
@@ -38,6 +39,7 @@ PEERS = (
     Entrant("MDS", "with_streaming", workers=(0, 2)),
     Entrant("WebDataset", "with_webdataset", workers=(0, 2)),
     Entrant("HF datasets", "with_datasets", workers=(0, 2)),
+    Entrant("Grain", "with_grain", workers=(0, 2)),
 )
 
 
@@ -111,13 +113,15 @@ class Process:
 
 @contextmanager
 def started(entrants: Sequence[Entrant], work: str, setting: Setting) -> Iterator[dict[str, Process]]:
-    """A ready process for each entrant, by name. They start one after the other, and all end with the context."""
+    """A ready process for each entrant, by name. They start together, and each makes its data the first time; all end
+    with the context."""
     with ExitStack() as stack:
         processes = {}
         for entrant in entrants:
-            say(f"{work}: starting {entrant.name} (its data is made the first time)")
             process = processes[entrant.name] = Process(entrant, work, setting)
             stack.callback(process.end)
+        for name, process in processes.items():
+            say(f"{work}: waiting for {name} to be ready (the first time, its data is made)")
             process.answer()
         yield processes
 

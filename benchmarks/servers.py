@@ -15,20 +15,31 @@ BUCKET = "benchmarks"
 
 @contextmanager
 def s3(setting: Setting) -> Iterator[dict[str, str]]:
-    """The environment of clients of an S3 server with the bucket `benchmarks`; what was put there once stays."""
+    """The environment of clients of an S3 server with the bucket `benchmarks`; what was put there once stays.
+
+    A server that the environment names already (AWS_ENDPOINT_URL and its credentials) is used as it is.
+    """
+    if "AWS_ENDPOINT_URL" in os.environ:
+        _make_bucket()
+        yield {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        return
     with s3_server(setting.data / "s3") as server:
         before = dict(os.environ)
         os.environ.update(server.env)
         try:
-            import s3fs
-
-            fs = s3fs.S3FileSystem(skip_instance_cache=True)
-            if not fs.exists(BUCKET):
-                fs.mkdir(BUCKET)
+            _make_bucket()
             yield server.env
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+
+def _make_bucket() -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(skip_instance_cache=True)
+    if not fs.exists(BUCKET):
+        fs.mkdir(BUCKET)
 
 
 @contextmanager

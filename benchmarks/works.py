@@ -116,7 +116,7 @@ WORKS: dict[str, tuple[Callable[[int], dict[str, npt.NDArray[Any]]], int, int]] 
     "jpegs": (jpegs, 4_096, 64),
     "pages": (pages, 32_768, 64),
 }
-TINY = {"tokens": 512, "rows": 8_192, "blobs": 256, "jpegs": 128, "pages": 4_096}
+TINY = {"tokens": 512, "rows": 8_192, "blobs": 256, "jpegs": 72, "pages": 2_048}
 
 
 def load(name: str, data: Path, tiny: bool = False, job: Mapping[str, Any] | None = None) -> Work:

@@ -130,6 +130,8 @@ class Stream(Section):
     """Batches prepared ahead."""
     ahead_mb: float = Field(256.0, ge=0)
     """MiB of shards fetched ahead of need, where they aren't on this machine."""
+    memory_mb: float = Field(4096.0, gt=0)
+    """MiB of shards held in memory, where no tier keeps them as files on this machine."""
 
 
 class Model(Section):

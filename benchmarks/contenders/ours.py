@@ -102,6 +102,13 @@ def settings(work: Work) -> dict[str, Any]:
     return {"split": "train", "batch_size": work.batch, "seed": 1, **tokens}
 
 
+def arrays(batch: Batch) -> Batch:
+    """The batch's arrays: of blobs their bytes, of token windows the 2,048 that the peers deliver as well."""
+    if "blob" in batch:
+        return {"blob": batch["blob"].values, "label": batch["label"]}
+    return {"tokens": batch["tokens"][:, :2048]} if "tokens" in batch else batch
+
+
 def warm(work: Work) -> Epoch:
     """Warm and local: the shards mapped in place."""
 
@@ -115,7 +122,7 @@ def warm(work: Work) -> Epoch:
     def epoch(_: int) -> Iterator[Batch]:
         stream.set_epoch(next(epochs))
         for batch in stream:
-            yield {"tokens": batch["tokens"][:, :2048]} if work.name == "tokens" else batch
+            yield arrays(batch)
             if batch.step == len(stream) - 1:
                 return
 
@@ -134,7 +141,7 @@ def cold(work: Work) -> Epoch:
             Tiered(zone, node) as tiers,
             Stream(zone, zone.manifest(), tiers=tiers, epochs=1, **settings(work)) as stream,
         ):
-            yield from stream
+            yield from map(arrays, stream)
 
     return epoch
 
@@ -153,7 +160,7 @@ def hot(work: Work) -> Epoch:
             Tiered(zone, node, hot_cache) as tiers,
             Stream(zone, zone.manifest(), tiers=tiers, epochs=1, **settings(work)) as stream,
         ):
-            yield from stream
+            yield from map(arrays, stream)
             asked = tiers.counters()["lake"].bytes
         if number and asked:
             raise RuntimeError(f"{asked} bytes came from the lake, not from Redis")

@@ -34,8 +34,8 @@ def ask(setting: Setting) -> Outcome:
         ]
         ours = Entrant("Shardline", "ours", "cold", job=job, env=env)
         peers = [
-            Entrant("MDS", "with_streaming", "cold", (0, 2), job, env),
-            Entrant("litdata", "with_litdata", "cold", (0, 2), job, env),
+            Entrant("MDS", "with_streaming", "cold", (0, 2), job, env, fresh=True),
+            Entrant("litdata", "with_litdata", "cold", (0, 2), job, env, fresh=True),
         ]
         found = epochs([*plain, ours, *(peers if setting.peers else ())], "blobs", setting)
     return _outcome(found, _bytes(objects), _bytes(first))
@@ -66,6 +66,7 @@ def _outcome(found: Mapping[str, Epochs], everything: int, window: int) -> Outco
         "first_batch_seconds": begun,
         "first_window": {"bytes": window, "plain_seconds": floor},
         "workers": {name: found[name].workers for name in peers},
+        "broken": {name: epochs.broken for name, epochs in found.items() if epochs.broken},
         "spread": {name: [everything / s / MB for s in _ends(found[name])] for name in speed},
         "bytes": everything,
     }

@@ -21,7 +21,7 @@ from benchmarks.setting import Setting
 from benchmarks.works import load
 from pipelines.streaming import Order
 
-NODES = 8
+NODES = 8  # 2 for a tiny one
 EPOCHS = 3
 SHARES = (1.0, 0.5, 0.25)
 SHARD_BYTES = 256 << 10  # small, so that a small dataset has as many shards as a large one
@@ -34,24 +34,25 @@ def ask(setting: Setting) -> Outcome:
         work = load("pages", setting.data, setting.tiny, job)
         records = remote(work).manifest().records()
         sizes = [record["bytes"] for record in records]
-        cut = {"lanes": NODES, "window": 2 * max(record["rows"] for record in records)}
+        count = 2 if setting.tiny else NODES
+        cut = {"lanes": count, "window": 2 * max(record["rows"] for record in records)}
         order = Order([record["rows"] for record in records], batch=work.batch, seed=settings(work)["seed"], **cut)
         nodes = [
             Entrant(
                 f"node {rank}",
                 "node",
                 f"{rank}",
-                job={**job, **cut, "rank": rank, "world": NODES, "node_bytes": 16 * SHARD_BYTES},
+                job={**job, **cut, "rank": rank, "world": count, "node_bytes": 16 * SHARD_BYTES},
                 env={**env, "AWS_ENDPOINT_URL": counter.url},
             )
-            for rank in range(NODES)
+            for rank in range(count)
         ]
         found = {}
         with started(nodes, "pages", setting) as processes:
             for share in SHARES:
                 found[share] = _cluster(processes, share, sum(sizes), counter)
-    simulated = {share: _least_recently_used(order, sizes, share) for share in SHARES}
-    return _outcome(found, simulated, sum(sizes))
+    simulated = {share: _least_recently_used(order, sizes, share, count) for share in SHARES}
+    return _outcome(found, simulated, sum(sizes), count)
 
 
 def _cluster(processes: Mapping[str, Process], share: float, dataset: int, counter: Counter) -> list[dict[str, float]]:
@@ -73,13 +74,13 @@ def _cluster(processes: Mapping[str, Process], share: float, dataset: int, count
     return epochs
 
 
-def _least_recently_used(order: Order, sizes: list[int], share: float) -> list[float]:
+def _least_recently_used(order: Order, sizes: list[int], share: float, nodes: int) -> list[float]:
     """Hit ratio by epoch of the same reads through a cache of that size that replaces the least recently used."""
     budget, used, held = round(share * sum(sizes)), 0, OrderedDict[int, int]()
     ratios = []
     for epoch in range(EPOCHS):
         asked = hit = 0
-        for shard in _reads(order, epoch):
+        for shard in _reads(order, epoch, nodes):
             asked += sizes[shard]
             if shard in held:
                 hit += sizes[shard]
@@ -93,14 +94,16 @@ def _least_recently_used(order: Order, sizes: list[int], share: float) -> list[f
     return ratios
 
 
-def _reads(order: Order, epoch: int) -> Iterator[int]:
+def _reads(order: Order, epoch: int, nodes: int) -> Iterator[int]:
     """The shards that the nodes ask for, side by side."""
-    needs = [[int(shard) for part in order.ahead(epoch, 0, rank, NODES) for shard in part] for rank in range(NODES)]
+    needs = [[int(shard) for part in order.ahead(epoch, 0, rank, nodes) for shard in part] for rank in range(nodes)]
     for turn in range(max(map(len, needs))):
         yield from (need[turn] for need in needs if turn < len(need))
 
 
-def _outcome(found: Mapping[float, list[dict[str, float]]], lru: Mapping[float, list[float]], dataset: int) -> Outcome:
+def _outcome(
+    found: Mapping[float, list[dict[str, float]]], lru: Mapping[float, list[float]], dataset: int, nodes: int
+) -> Outcome:
     first = {share: epochs[0]["s3"] / dataset for share, epochs in found.items()}
     hits = {share: [1 - epoch["s3"] / epoch["asked"] for epoch in epochs] for share, epochs in found.items()}
     later = {share: sum(ratios[1:]) / (EPOCHS - 1) for share, ratios in hits.items()}
@@ -125,7 +128,7 @@ def _outcome(found: Mapping[float, list[dict[str, float]]], lru: Mapping[float, 
         "s3_over_dataset_by_epoch": {f"{s:g}": [e["s3"] / dataset for e in found[s]] for s in SHARES},
         "hit_ratio_by_epoch": {f"{s:g}": hits[s] for s in SHARES},
         "lru_hit_ratio": {f"{s:g}": lru_later[s] for s in SHARES},
-        "nodes": NODES,
+        "nodes": nodes,
         "dataset_bytes": dataset,
         "plot": {"x": "Redis' share of the data", "y": "hit ratio after epoch 1", "lines": lines},
     }

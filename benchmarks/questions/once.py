@@ -13,6 +13,7 @@ class Epochs:
     """Seconds of one entrant's epochs, and to their first batches."""
 
     workers: int = 0
+    broken: dict[int, str] = field(default_factory=dict)  # by workers: what a peer stumbled over
     all_seconds: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
 
@@ -26,21 +27,35 @@ class Epochs:
 
 
 def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str, Epochs]:
-    """By name: a warm-up epoch with each of the entrant's `workers`, then rounds in turns with the best of them."""
+    """By name: a warm-up epoch with each of the entrant's `workers`, then rounds in turns with the best of them.
+
+    A fresh entrant (a peer) that breaks with some workers is measured with others, and left out where all break.
+    """
     found = {entrant.name: Epochs() for entrant in entrants}
-    with started(entrants, work, setting) as processes:
+    with started([entrant for entrant in entrants if not entrant.fresh], work, setting) as processes:
+
+        def run(entrant: Entrant, workers: int) -> dict[str, float] | None:
+            if not entrant.fresh:
+                return processes[entrant.name].ask(run="once", workers=workers)
+            try:
+                with started([entrant], work, setting) as alone:
+                    return alone[entrant.name].ask(run="once", workers=workers)
+            except RuntimeError as error:
+                say(f"{entrant.name} with {workers} workers: {error}")
+                found[entrant.name].broken[workers] = str(error).splitlines()[-1]
+                return None
+
         for entrant in entrants:
             say(f"{entrant.name}: warm-up")
-            seconds = {
-                workers: processes[entrant.name].ask(run="once", workers=workers)["seconds"]
-                for workers in entrant.workers
-            }
-            found[entrant.name].workers = min(seconds, key=seconds.__getitem__)
+            tried = {workers: run(entrant, workers) for workers in entrant.workers}
+            seconds = {workers: answer["seconds"] for workers, answer in tried.items() if answer}
+            found[entrant.name].workers = min(seconds, key=seconds.__getitem__, default=-1)
         for turn in range(setting.rounds):
             say(f"{work}: round {turn + 1} of {setting.rounds}")
             for entrant in entrants:
                 epochs = found[entrant.name]
-                answer = processes[entrant.name].ask(run="once", workers=epochs.workers)
-                epochs.all_seconds.append(answer["seconds"])
-                epochs.firsts.append(answer["first"])
-    return found
+                answer = run(entrant, epochs.workers) if epochs.workers >= 0 else None
+                if answer:
+                    epochs.all_seconds.append(answer["seconds"])
+                    epochs.firsts.append(answer["first"])
+    return {name: epochs for name, epochs in found.items() if epochs.all_seconds}

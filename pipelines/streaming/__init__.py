@@ -3,6 +3,7 @@
 from pipelines.streaming.meter import Meter, Times
 from pipelines.streaming.order import Order
 from pipelines.streaming.ragged import Ragged
-from pipelines.streaming.stream import Batch, Stream
+from pipelines.streaming.source import Batch
+from pipelines.streaming.stream import Stream
 
 __all__ = ["Batch", "Meter", "Order", "Ragged", "Stream", "Times"]

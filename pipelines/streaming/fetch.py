@@ -6,14 +6,15 @@ consumed. A local lake's files are mapped when they are needed, and nothing runs
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.streaming.order import Ints
-from storage.cache.tiered import Tiered
+from storage.cache import Tiered
 from storage.lake import StoredObject
 
 DEFAULT_AHEAD = 256 << 20  # bytes
@@ -33,6 +34,7 @@ class _Course:
     is_open: Callable[[int], bool]
     epoch: int = 0  # which the consumer is in
     next: tuple[int, int] | None = None
+    opening: set[int] = field(default_factory=set)  # by the consumer, so that no thread fetches them, too
     here: dict[int, Future[Opened]] = field(default_factory=dict)
     bytes: int = 0
     ended: bool = False
@@ -40,17 +42,17 @@ class _Course:
 
 
 class Fetcher:
-    """Opens the shards of `table` (rows of a manifest) through `tiers`.
+    """Opens the shards of `parts`, numbered through: tables of shards (of manifests), each with what they come through.
 
     After `start`, it fetches ahead up to `ahead` bytes of shards that aren't opened yet, or one shard where that is
     larger. What fails ahead is tried again when it is needed, and raises then. It can be pickled and survives a fork,
     both without what it has ahead.
     """
 
-    def __init__(self, tiers: Tiered, table: pa.Table, ahead: int = DEFAULT_AHEAD) -> None:
-        self.tiers, self.ahead = tiers, ahead
-        self.table = table.select([name for name in _COLUMNS if name in table.column_names])
-        self._sizes = "plain_bytes" if "plain_bytes" in self.table.column_names else "bytes"
+    def __init__(self, parts: Sequence[tuple[Tiered, pa.Table]], ahead: int = DEFAULT_AHEAD) -> None:
+        self.parts = [(tiers, table.select([c for c in _COLUMNS if c in table.column_names])) for tiers, table in parts]
+        self.ahead = ahead
+        self._ends = np.cumsum([len(table) for _, table in self.parts])
         self._reset()
 
     def _reset(self) -> None:
@@ -59,27 +61,32 @@ class Fetcher:
         self._course: _Course | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Fetcher, (self.tiers, self.table, self.ahead)
+        return Fetcher, (self.parts, self.ahead)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return int(self._ends[-1])
 
     def describe(self, index: int) -> str:
         """A name for shard `index` that a person can find."""
-        return self.tiers.zone.describe(self.table["path"][index].as_py())
+        tiers, table, row = self._find(index)
+        return tiers.zone.describe(table["path"][row].as_py())
 
     @property
     def remote(self) -> bool:
         """Whether shards have a way to come, so that it pays to fetch them ahead."""
-        return self.tiers.zone.root is None or self.tiers.node is not None
+        return any(tiers.zone.root is None or tiers.node is not None for tiers, _ in self.parts)
 
     def open(self, index: int) -> Opened:
         """Shard `index`, plain and intact: the one fetched ahead, or fetched now. Raises DataError (and LakeError,
         DigestError), naming the object."""
         self._guard()
         course = self._course
-        future = course.here.get(index) if course is not None else None
-        if course is None or future is None:
+        if course is None:
+            return self._fetch(index)
+        with self._changed:
+            course.opening.add(index)
+            future = course.here.get(index)
+        if future is None:
             return self._fetch(index)
         try:
             return future.result()
@@ -89,11 +96,15 @@ class Fetcher:
             with self._changed:
                 self._drop(course, index)
 
-    def _fetch(self, index: int) -> Opened:
-        return self.tiers.open(self._object(index))
+    def _find(self, index: int) -> tuple[Tiered, pa.Table, int]:
+        """What a shard comes through, its table, and its row there."""
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        tiers, table = self.parts[part]
+        return tiers, table, index - int(self._ends[part]) + len(table)
 
-    def _object(self, index: int) -> StoredObject:
-        return StoredObject(**{name: self.table[name][index].as_py() for name in self.table.column_names})
+    def _fetch(self, index: int) -> Opened:
+        tiers, table, row = self._find(index)
+        return tiers.open(object_of(table, row))
 
     def _drop(self, course: _Course, index: int) -> None:
         if course.here.pop(index, None) is not None:
@@ -101,7 +112,8 @@ class Fetcher:
             self._changed.notify_all()
 
     def _bytes(self, index: int) -> int:
-        return int(self.table[self._sizes][index].as_py())
+        _, table, row = self._find(index)
+        return int(table["plain_bytes" if "plain_bytes" in table.column_names else "bytes"][row].as_py())
 
     # -- ahead -----------------------------------------------------------------------------------------------------
 
@@ -152,9 +164,8 @@ class Fetcher:
         """The next shard to fetch, once there is room for it; None at the end."""
         with self._changed:
             while not course.ended:
-                for index in [index for index in course.here if course.is_open(index)]:
-                    self._drop(course, index)  # it was opened while a thread was about to fetch it, too
-                while course.next is None or course.next[1] in course.here or course.is_open(course.next[1]):
+                course.opening = {index for index in course.opening if not course.is_open(index)}
+                while course.next is None or self._is_at_hand(course, course.next[1]):
                     course.next = next(course.shards, None)
                     if course.next is None:
                         return None
@@ -169,3 +180,13 @@ class Fetcher:
                     return index, future
                 self._changed.wait()
             return None
+
+    @staticmethod
+    def _is_at_hand(course: _Course, index: int) -> bool:
+        return index in course.here or index in course.opening or course.is_open(index)
+
+
+def object_of(table: pa.Table, row: int) -> StoredObject:
+    """The object in a row of a manifest's table."""
+    values = {name: table[name][row].as_py() for name in table.column_names if name in _COLUMNS}
+    return StoredObject(**{"plain_bytes": values["bytes"], **values})  # manifests of format 1 know but one size

@@ -22,7 +22,7 @@ from storage.errors import ShardlineError
 from storage.shards import Shard
 
 MAX_OPEN = 16_384  # shards; Linux allows a process 65,530 mappings
-MEMORY_BUDGET = 4 << 30  # bytes of open shards that aren't files on this machine
+DEFAULT_MEMORY = 4 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Block:
 class Gatherer:
     """Takes samples out of the shards of `fetcher`'s table (a split of a manifest), `samples[i]` of them in shard i.
 
-    Shards are opened when first needed and kept open: files mapped in place, others in memory up to MEMORY_BUDGET.
+    Shards are opened when first needed and kept open: files mapped in place, others in memory, up to `memory` bytes
+    with those that blocks hold (more only where a single batch needs more).
     Arrays come out of `buffers`. Threads may share it; it can be pickled and survives a fork.
     """
 
@@ -51,7 +52,9 @@ class Gatherer:
         fields: tuple[Field, ...],
         buffers: Buffers | None = None,
         meter: Meter | None = None,
+        memory: int = DEFAULT_MEMORY,
     ) -> None:
+        self.memory = memory
         self.fetcher, self.samples, self.fields = fetcher, samples, fields
         self.buffers, self.meter = buffers or Buffers(), meter or Meter()
         self._reset()
@@ -74,17 +77,19 @@ class Gatherer:
             field.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers)
+        return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers, None, self.memory)
 
     # -- places ----------------------------------------------------------------------------------------------------
 
-    def locate(self, shard: Ints, row: Ints) -> Block:
+    def locate(self, shard: Ints, row: Ints, least: int | None = None) -> Block:
         """The samples at (shard, row), int64 [n] each, with their shards open. Where one cannot be opened, the samples
-        before the first that needs it, and why."""
+        before the first that needs it, and why. With `least`, so many and as many more as a quarter of the memory
+        holds."""
+        least = len(shard) if least is None else least
         if self._process != os.getpid():  # forked: another thread of the parent may have held the lock
             self._reset()
         with self._lock:
-            end, error = self._open_all(shard)
+            end, error = self._open_all(shard, least)
             shard, row = shard[:end], row[:end]
             few = len(self._used) < 4 * len(shard)
             used = np.flatnonzero(self._used == self._tick) if few else np.unique(shard)
@@ -96,22 +101,26 @@ class Gatherer:
     def is_open(self, index: int) -> bool:
         return bool(self._used[index])
 
-    def _open_all(self, shard: Ints) -> tuple[int, ShardlineError | None]:
-        """Open what `shard` names, in that order; returns how many samples can be had, and why not all."""
+    def _open_all(self, shard: Ints, least: int) -> tuple[int, ShardlineError | None]:
+        """Open what `shard` names, in the order of need; returns how many samples can be had, and why not more."""
         self._tick += 1
-        end, error = len(shard), None
-        closed = np.flatnonzero(self._used[shard] == 0)
-        if len(closed):
-            with self.meter.time("fetch"):
-                indices, first = np.unique(shard[closed], return_index=True)
-                for place in np.argsort(first).tolist():
-                    try:
-                        self._open(int(indices[place]))
-                    except ShardlineError as caught:
-                        end, error = int(closed[first[place]]), caught
-                        break
-        self._used[shard[:end]] = self._tick
-        return end, error
+        needed = self._used[shard] > 0
+        self._used[shard[needed]] = self._tick
+        if needed.all() and not self._in_memory:
+            return len(shard), None
+        held, (indices, first) = 0, np.unique(shard, return_index=True)
+        for place in np.argsort(first).tolist():
+            index, begin = int(indices[place]), int(first[place])
+            try:
+                if not self._used[index]:
+                    with self.meter.time("fetch"):
+                        self._open(index)
+            except ShardlineError as error:
+                return begin, error
+            held += self._in_memory.get(index, 0)
+            if held > self.memory // 4 and begin >= least:
+                return begin, None
+        return len(shard), None
 
     def _open(self, index: int) -> None:
         buffer, in_memory = self.fetcher.open(index)
@@ -124,8 +133,11 @@ class Gatherer:
             self._in_memory[index] = buffer.size
 
     def _evict(self) -> None:
-        """Close the shards that were used the longest ago, down to the limits; never those in use now."""
-        many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > MEMORY_BUDGET
+        """Close the shards that were used the longest ago, down to the limits; never those in use now.
+
+        Half of the memory is for the shards that are open, a quarter for each of two blocks that hold others besides.
+        """
+        many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > self.memory // 2
         if not many and not much:
             return
         for index in sorted(self._shards, key=self._used.__getitem__):
@@ -133,7 +145,7 @@ class Gatherer:
                 del self._shards[index]
                 self._in_memory.pop(index, None)
                 self._used[index] = 0
-                many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > MEMORY_BUDGET
+                many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > self.memory // 2
                 if not many and not much:
                     return
 

@@ -30,7 +30,7 @@ TENSORS = "tensors.safetensors"
 STATE = "state.json"
 #: Parameters that change how a result is computed, not (but for rounding) which one: a resumed run may change them.
 NEUTRAL = {
-    "stream": {"prefetch", "ahead_mb"},
+    "stream": {"prefetch", "ahead_mb", "memory_mb"},
     "train": {"checkpoint_every", "log_every", "device", "ranks", "threads", "accumulate"},
 }
 

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Run
+from servers import s3_server
 
 from benchmarks import results
 from benchmarks.catalogue import SENTENCES, question
@@ -27,9 +29,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
+@pytest.fixture(scope="module")
+def s3(data: Path) -> Iterator[dict[str, str]]:
+    """One S3 server for all of them."""
+    with s3_server(data / "s3") as server:
+        yield server.env
+
+
 @pytest.mark.xdist_group("benchmarks")
 @pytest.mark.parametrize("name", SENTENCES)
-def test_a_benchmark_on_small_data(name: str, data: Path) -> None:
+def test_a_benchmark_on_small_data(name: str, data: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in s3.items():
+        monkeypatch.setenv(variable, value)
     setting = Setting(data, quick=True, tiny=True, peers=False)
     outcome = question(name)(setting)
     outcome.show()

@@ -33,7 +33,7 @@ def record(zone: Zone, data: Any, rows: int, tokens: int = 0) -> dict[str, Any]:
 
 
 def fetcher(zone: Zone, table: pa.Table) -> Fetcher:
-    return Fetcher(Tiered(zone), table)
+    return Fetcher([(Tiered(zone), table)])
 
 
 def make_samples(zone: Zone, claimed: list[int] | None = None, fields: tuple[Field, ...] = FIELDS) -> Made:
@@ -113,21 +113,27 @@ def test_shards_in_far_corners_of_memory(zone: Zone, monkeypatch: pytest.MonkeyP
     check(make_samples(zone))
 
 
-@pytest.mark.parametrize("limit", ["MAX_OPEN", "MEMORY_BUDGET"])
-def test_shards_over_the_limit_are_closed_and_opened_again(
-    zone: Zone, monkeypatch: pytest.MonkeyPatch, limit: str
-) -> None:
-    monkeypatch.setattr(gather, limit, 2)
+def test_more_shards_than_may_be_open_are_closed_and_opened_again(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "MAX_OPEN", 2)
     gatherer, shards = make_samples(zone)
     for shard in [0, 2, 4, 3, 0, 2]:
         assert gatherer.take(np.array([shard]), np.array([0]))["label"].tolist() == [shards[shard]["label"][0]]
-        if limit == "MAX_OPEN":
-            assert len(gatherer._shards) <= 2
+        assert len(gatherer._shards) <= 2
     check((gatherer, shards))
-    if limit == "MEMORY_BUDGET" and zone.root is None:
-        gatherer.take(np.array([3]), np.array([0]))
+
+
+def test_shards_in_memory_are_held_up_to_the_limit(zone: Zone) -> None:
+    gatherer, shards = make_samples(zone)
+    gatherer.memory = 2
+    for shard in [0, 2, 4, 3, 0, 2]:
+        assert gatherer.take(np.array([shard]), np.array([0]))["label"].tolist() == [shards[shard]["label"][0]]
+    check((gatherer, shards))
+    gatherer.take(np.array([3]), np.array([0]))
+    if zone.root is None:
         assert list(gatherer._shards) == [3]
         assert gatherer._in_memory == {3: gatherer._shards[3].buffer.size}
+    else:
+        assert len(gatherer._shards) == 4  # mapped files cost nothing
 
 
 def test_it_can_be_pickled(zone: Zone) -> None:
@@ -150,7 +156,7 @@ def test_a_column_unlike_the_manifest_is_refused(zone: Zone) -> None:
 
 def test_a_damaged_shard_is_named_and_the_others_are_still_read(tmp_path: Path) -> None:
     gatherer, shards = make_samples(Zone(tmp_path))
-    file = tmp_path / gatherer.fetcher.table["path"][2].as_py()
+    file = tmp_path / gatherer.fetcher.parts[0][1]["path"][2].as_py()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

@@ -1,0 +1,136 @@
+"""What a stream reads: one split of a dataset, or several datasets mixed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.streaming.decode import Decoder
+from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
+from pipelines.streaming.mixture import Mixture
+from pipelines.streaming.order import Ints, Order
+from storage.cache import Tiered
+from storage.errors import DataError, ParamsError
+from storage.manifest import Manifest
+from storage.shards import Column
+from storage.shards.schema import IMAGE
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1."""
+
+    tiers: Tiered
+    manifest: Manifest
+    split: str
+    seq_len: int | None
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The shards of the split."""
+        return self.manifest.select(self.split)
+
+    @cached_property
+    def samples(self) -> Ints:
+        """Samples in each shard, int64 [shards]: rows, or windows of seq_len tokens that have a next one."""
+        if self.manifest.header["kind"] != "tokens":
+            return _int64(self.table["rows"])
+        if self.seq_len is None:
+            raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
+        return np.maximum(_int64(self.table["tokens"]) - 1, 0) // self.seq_len
+
+    def fields(self, documents: bool) -> tuple[Field, ...]:
+        """What the manifest says of the columns that make a batch."""
+        spec = self.manifest.header["spec"]
+        if self.manifest.header["kind"] == "tokens":
+            return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, documents),)
+        columns = dict(spec["inputs"])
+        if target := spec.get("target"):
+            columns[target["name"]] = target
+        return tuple(self._field(name, facts) for name, facts in columns.items())
+
+    def _field(self, name: str, facts: Mapping[str, Any]) -> Field:
+        shape = tuple(facts.get("shape") or ())
+        column = Column(np.dtype(facts["dtype"]), shape, facts.get("codec", "raw"))
+        if not column.variable:
+            return Fixed(name, column)
+        if column.codec == IMAGE and shape:
+            return Images(name, column, Decoder(shape))
+        return Blobs(name, column, float(_int64(self.table["bytes"]).sum()) / max(1, int(self.samples.sum())))
+
+    def why_empty(self, batch_size: int) -> str:
+        """Why there is not one batch."""
+        zone, split, rows = self.tiers.zone, self.split, int(self.samples.sum())
+        where = f"{zone.describe()} (version {self.manifest.digest[:12]}): split {split!r}"
+        if split not in self.manifest.splits:
+            known = ", ".join(self.manifest.splits) or "none"
+            return f"{where} has no shards; there are: {known}. Raise curate.split.{split}, or add sources."
+        if rows:
+            return (
+                f"{where} has {rows} samples, fewer than one batch of {batch_size}, and last='drop' drops the rest. "
+                f"Lower stream.batch_size to {rows} or less, keep the last batch, or raise curate.split.{split}."
+            )
+        if self.seq_len is not None:
+            return (
+                f"{where} has no window of {self.seq_len} tokens and the next one. "
+                f"Lower stream.seq_len, raise curate.split.{split}, or add sources."
+            )
+        return f"{where} is empty. Raise curate.split.{split}, or add sources."
+
+
+def _int64(column: pa.ChunkedArray) -> Ints:
+    values: Ints = column.to_numpy().astype(np.int64)
+    return values
+
+
+def same_fields(datasets: Mapping[str, Dataset], documents: bool) -> tuple[Field, ...]:
+    """The fields of datasets that are mixed. Raises DataError where they differ."""
+    described = {name: dataset.fields(documents) for name, dataset in datasets.items()}
+    first, fields = next(iter(described.items()))
+    for name, others in described.items():
+        if [(f.name, f.stored) for f in others] != [(f.name, f.stored) for f in fields]:
+            raise DataError(
+                f"The datasets {first!r} and {name!r} of the mixture have different columns: "
+                f"{_columns(fields)}; {_columns(others)}. Make their shards alike, or leave one out."
+            )
+    return fields
+
+
+def _columns(fields: Sequence[Field]) -> str:
+    return ", ".join(f"{f.name} {f.stored.codec} {f.stored.dtype} {list(f.stored.shape)}" for f in fields)
+
+
+class JoinedOrder:
+    """A mixture with the shards of all its datasets numbered through, so that it is an order like that of one."""
+
+    def __init__(self, mixture: Mixture, shards: Sequence[int]) -> None:
+        self.mixture = mixture
+        self.batch_size, self.rows = mixture.batch_size, mixture.rows
+        self.steps = self.full_steps = mixture.steps
+        self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
+
+    def size(self, step: int) -> int:
+        return self.mixture.size(step)
+
+    def slots(self, rank: int, world: int, size: int | None = None) -> slice:
+        return self.mixture.slots(rank, world, size)
+
+    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints]:
+        return self.block(epoch, step, 1, rank, world)
+
+    def block(self, epoch: int, step: int, count: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints]:
+        dataset, shard, row = self.mixture.block(epoch, step, count, rank, world)
+        return self._firsts[dataset] + shard, row
+
+    def ahead(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[Ints]:
+        for dataset, shards in self.mixture.ahead(epoch, step, rank, world):
+            yield self._firsts[dataset] + shards
+
+    def settings(self) -> dict[str, Any]:
+        return self.mixture.settings()
+
+
+AnyOrder = Order | JoinedOrder

@@ -1,0 +1,141 @@
+"""Batches of any place in the order: planned in blocks, gathered a few at a time."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pipelines.streaming.dataset import AnyOrder
+from pipelines.streaming.fields import Arrays
+from pipelines.streaming.gather import Block, Gatherer
+from pipelines.streaming.order import Ints
+from pipelines.streaming.prefetch import Prefetcher, close_items
+
+Last = Literal["keep", "drop", "pad"]
+
+_PLANNED = 16_384  # samples planned at once
+_HANDED_OVER = 1 << 20  # bytes up to which small batches are gathered and handed over together
+_RESERVED = 6  # groups that are alive at once: made, handed over, in use
+
+Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
+
+
+class Batch(Arrays):
+    """This rank's part of a global batch: arrays [n, …] by name, `size` samples in the global batch, and its place.
+
+    Arrays are this batch's own for as long as anything refers to them, and speak DLPack. With `last="pad"` there is
+    also `mask`, bool [n].
+    """
+
+    def __init__(self, arrays: Arrays, epoch: int, step: int, size: int, origin: tuple[Gatherer, Ints, Ints]) -> None:
+        super().__init__(arrays)
+        self.epoch, self.step, self.size = epoch, step, size
+        self._origin: tuple[Gatherer, Ints, Ints] | list[str] = origin
+
+    @property
+    def arrays(self) -> Arrays:
+        return self
+
+    def ids(self) -> list[str]:
+        """The names of the samples, without those that only pad."""
+        if isinstance(self._origin, tuple):
+            gatherer, shard, row = self._origin
+            return gatherer.ids(shard, row)
+        return self._origin
+
+    def __copy__(self) -> "Batch":
+        batch = Batch.__new__(Batch)
+        batch.update(self)
+        batch.__dict__.update(self.__dict__)
+        return batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled with the names of its samples instead of what could look them up."""
+        return {**self.__dict__, "_origin": self.ids()}
+
+
+class Source:
+    """Makes batches of any place in the order. It doesn't know the stream, so that the threads keep none alive."""
+
+    def __init__(self, order: AnyOrder, gatherer: Gatherer, rank: int, world: int, last: Last) -> None:
+        self.order, self.gatherer, self.rank, self.world, self.last = order, gatherer, rank, world, last
+        self.steps = order.full_steps if last == "drop" else order.steps
+        slots = order.slots(rank, world)
+        self.share = slots.stop - slots.start  # samples of a full batch that are this rank's
+        nbytes = self.share * sum(field.nbytes for field in gatherer.fields)
+        self._together = max(1, _HANDED_OVER // max(1, nbytes))
+        self._planned = max(1, _PLANNED // self.share // self._together) * self._together
+
+    def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
+        """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
+        fetcher = self.gatherer.fetcher
+        self.gatherer.reserve(self.share * self._together, _RESERVED)
+        plans = self._plans(epoch, step, epochs)
+        if ahead:
+            fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
+            plans = Prefetcher(plans, 1, "shardline-plan")
+        try:
+            together = 1  # so that the first batch comes soon
+            for at, first, count, block in plans:
+                fetcher.reached(at)
+                for start in range(0, count, together):
+                    yield self.load(at, first + start, min(together, count - start), block, start)
+                together = self._together
+        finally:
+            close_items(plans)
+            fetcher.stop()
+
+    def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[Plan]:
+        """Blocks of batches with their shards open. Raises what keeps a batch from being had, after those before it."""
+        for at, first, planned, shard, row in self._order(epoch, step, epochs):
+            done = 0
+            while done < planned:
+                rest = slice(done * self.share, None)
+                block = self.gatherer.locate(shard[rest], row[rest], least=self.share)
+                whole = len(block.samples.row) == len(row[rest])
+                count = planned - done if whole and block.error is None else len(block.samples.row) // self.share
+                if count:
+                    yield at, first + done, count, block
+                if block.error is not None:
+                    raise block.error
+                done += count
+
+    def _order(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, int, int, Ints, Ints]]:
+        """(epoch, first step, number of batches, shard, row) of some batches at a time; of few at first."""
+        planned = self._together
+        while epochs is None or epoch < epochs:
+            while step < self.steps:
+                count = min(planned, self.steps - step)
+                with self.gatherer.meter.time("plan"):
+                    shard, row = self.order.block(epoch, step, count, self.rank, self.world)
+                yield epoch, step, count, shard, row
+                step, planned = step + count, self._planned
+            epoch, step = epoch + 1, 0
+
+    def _shards_ahead(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, Ints]]:
+        """(epoch, shards) in the order in which this rank needs them."""
+        while epochs is None or epoch < epochs:
+            for shards in self.order.ahead(epoch, step, self.rank, self.world):
+                yield epoch, shards
+            epoch, step = epoch + 1, 0
+
+    def load(self, epoch: int, step: int, count: int, block: Block, first: int = 0) -> list[Batch]:
+        """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
+        gatherer, share, samples = self.gatherer, self.share, block.samples
+        part = slice(first * share, (first + count) * share)
+        arrays = gatherer.gather(block, part)
+        shard, row = samples.shard[part], samples.row[part]
+        batches = []
+        for index in range(count):
+            part = slice(index * share, min((index + 1) * share, len(row)))
+            origin = (gatherer, shard[part], row[part])
+            own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
+            if self.last == "pad":
+                own = gatherer.padded(own, len(origin[1]), share)
+            batches.append(Batch(own, epoch, step + index, self.order.size(step + index), origin))
+        return batches
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """One batch."""
+        block = self.gatherer.locate(*self.order.batch(epoch, step, self.rank, self.world))
+        if block.error is not None:
+            raise block.error
+        return self.load(epoch, step, 1, block)[0]
