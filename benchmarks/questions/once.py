@@ -29,7 +29,8 @@ class Epochs:
 def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str, Epochs]:
     """By name: a warm-up epoch with each of the entrant's `workers`, then rounds in turns with the best of them.
 
-    A fresh entrant (a peer) that breaks with some workers is measured with others, and left out where all break.
+    A fresh entrant (a peer) that breaks with some workers is measured with others, and left out where all break. With
+    `--quick` it has no warm-up and one round, since each of its epochs takes a process.
     """
     found = {entrant.name: Epochs() for entrant in entrants}
     with started([entrant for entrant in entrants if not entrant.fresh], work, setting) as processes:
@@ -46,6 +47,8 @@ def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str
                 return None
 
         for entrant in entrants:
+            if entrant.fresh and setting.quick:
+                continue
             say(f"{entrant.name}: warm-up")
             tried = {workers: run(entrant, workers) for workers in entrant.workers}
             seconds = {workers: answer["seconds"] for workers, answer in tried.items() if answer}
@@ -54,7 +57,9 @@ def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str
             say(f"{work}: round {turn + 1} of {setting.rounds}")
             for entrant in entrants:
                 epochs = found[entrant.name]
-                answer = run(entrant, epochs.workers) if epochs.workers >= 0 else None
+                if epochs.workers < 0 or (entrant.fresh and setting.quick and turn):
+                    continue
+                answer = run(entrant, epochs.workers)
                 if answer:
                     epochs.all_seconds.append(answer["seconds"])
                     epochs.firsts.append(answer["first"])
