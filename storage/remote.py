@@ -52,7 +52,7 @@ class RangeReader:
 
         `on_range(start, stop)` is called as bytes [start, stop) of `out` have arrived: each byte once, in pieces that
         start at multiples of 1 MiB, in any order, from any thread, but never from two at once. What it raises ends the
-        read. No byte of `out` changes after the return.
+        read, and it isn't called again. No byte of `out` changes after the return.
 
         Raises LakeError when the object is missing, ends before, or cannot be read within the time-out. What was
         read is not verified: that is the caller's.
@@ -165,6 +165,8 @@ class _Job:
             raise missing_object(self.reader.describe(self.path)) from error
         except _Callback as raised:
             raise raised.error from None
+        except _Cancelled:
+            pass  # the range that failed says why
 
     def _tell(self, start: int, stop: int) -> None:
         if self.on_range is None:
@@ -174,6 +176,7 @@ class _Job:
                 try:
                     self.on_range(start, stop)
                 except Exception as error:
+                    self.cancelled = True  # it is not called again
                     raise _Callback(error) from error
 
 

@@ -133,7 +133,7 @@ def test_what_on_range_raises_ends_the_read(zone: Zone) -> None:
 
     with pytest.raises(KeyError, match="enough"):
         zone.reader.read_into(path, 0, out, refuse)
-    assert told
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(
