@@ -28,20 +28,21 @@ _ORDERING = ("lanes", "window", "first_window", "keep_lanes")
 
 def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, int]:
     """Fetch the shards of the train split that rank `rank` of `world` reads first, in that order, until the tiers are
-    full or all are there. Returns `shards`, `bytes`, and `lake`: the bytes read from the lake.
+    full or all are there. Returns `shards` and `bytes` that are there, `left` shards that have no place, and `lake`:
+    the bytes read from the lake.
 
     Raises ParamsError where the tier is off, and the lake's errors.
     """
     with _opened(ws, tier) as cache:
         objects = list(_ahead(ws, rank, world))
         room = _room(cache, {obj.digest for obj in objects})
-        done = 0
+        count = done = 0
         with progress("warm", len(objects), "shards") as advance, ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
             for obj in _side_by_side(pool, cache, _until_full(objects, room)):
-                done += obj.plain_bytes
+                count, done = count + 1, done + obj.plain_bytes
                 advance(1, human_bytes(done))
         counters = cache.counters()
-    return {"shards": len(objects), "bytes": done, "lake": counters["lake"].bytes}
+    return {"shards": count, "left": len(objects) - count, "bytes": done, "lake": counters["lake"].bytes}
 
 
 def warm_and_say(ws: Workspace, tier: Tier, rank: int, world: int) -> None:
@@ -49,7 +50,11 @@ def warm_and_say(ws: Workspace, tier: Tier, rank: int, world: int) -> None:
     if ws.params.cache.hot.url == EMBEDDED and tier != "node":
         say("cache.hot.url=embedded: that server ends with the processes that use it, this command among them.")
     did = warm(ws, tier, rank, world)
-    say(f"{did['shards']} shards, {human_bytes(did['bytes'])} are at hand; {human_bytes(did['lake'])} from the lake")
+    left = f"; {did['left']} more have no place" if did["left"] else ""
+    say(
+        f"{did['shards']} shards, {human_bytes(did['bytes'])}, are at hand; {human_bytes(did['lake'])} came from the "
+        f"lake{left}"
+    )
 
 
 def show(ws: Workspace, as_json: bool = False) -> None:

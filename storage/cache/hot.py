@@ -22,6 +22,7 @@ from storage.cache.policy import DAY, ring_of
 from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
 from storage.cache.receive import get_into
 
+_DROPPED = 256  # shards dropped in one exchange
 _ASK = 0.1  # seconds without a new part after which a waiter asks who fetches
 _log = logging.getLogger(__name__)
 
@@ -210,13 +211,15 @@ class HotCache:
 
     def drop(self, digests: Sequence[str] | None = None) -> int:
         """Remove shards, all by default; returns how many bytes. Raises Unavailable."""
-        with self.link.use(extra=60) as client:
-            sizes = self.index.sizes(client)
-            gone = sizes if digests is None else {digest: sizes[digest] for digest in digests if digest in sizes}
-            for digest in gone:
-                self.index.forget(client, digest)
-            delete_parts(client, self.prefix, gone)
-        return sum(gone.values())
+        sizes = self.digests()
+        gone = [digest for digest in (sizes if digests is None else digests) if digest in sizes]
+        for first in range(0, len(gone), _DROPPED):
+            some = gone[first : first + _DROPPED]
+            with self.link.use(extra=5) as client:
+                for digest in some:
+                    self.index.forget(client, digest)
+                delete_parts(client, self.prefix, {digest: sizes[digest] for digest in some})
+        return sum(sizes[digest] for digest in gone)
 
     def usage(self) -> dict[str, Any]:
         """Bytes and shards admitted, the budget, and the counters of all clients so far. Raises Unavailable."""

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Claim:
-    """The right to fill a shard, whose space is allocated. End it by `commit` or `abandon`."""
+    """The right to fill a shard, which is counted in. End it by `commit` or `abandon`."""
 
     cache: "NodeCache"
     digest: str
@@ -156,17 +156,13 @@ class NodeCache:
         if (path := self.find(digest, size)) is not None:  # another was faster: this file was made too late
             self.give_back(digest, 0, descriptor)
             return path
-        reserved = 0
         try:
-            if not self._reserve(digest, size, descriptor):
-                self.give_back(digest, 0, descriptor)
-                return None
-            reserved = size
-            if size:
-                os.posix_fallocate(descriptor, 0, size)
+            has_place = self._reserve(digest, size, descriptor)
         except OSError as error:
             self.complain(error)
-            self.give_back(digest, reserved, descriptor)
+            has_place = False
+        if not has_place:
+            self.give_back(digest, 0, descriptor)
             return None
         return Claim(self, digest, size, descriptor, os.fstat(descriptor).st_ino)
 

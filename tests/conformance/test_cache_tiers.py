@@ -2,12 +2,12 @@
 
 import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import Proxy, certificate, redis_cluster, redis_sentinel, redis_server
@@ -179,21 +179,31 @@ def idle(tier: NodeCache | HotCache) -> Tiered:
     return Tiered(Zone(Path()), None, tier)
 
 
-def read_elsewhere(pickled: bytes) -> tuple[int, int]:
-    cache, obj = pickle.loads(pickled)
-    data = content(cache.fetch(obj))
+def read_elsewhere(cache: Tiered, objects: list[StoredObject], results: Any) -> None:
+    sizes = [len(content(cache.fetch(obj))) for obj in objects]
     cache.close()
-    return len(data), lake_reads(cache)
+    results.put((sizes, lake_reads(cache)))
 
 
 @pytest.mark.parametrize("place", ["node", "tcp"], indirect=True)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_another_process_shares_the_cache(shop: Shop, method: str) -> None:
-    obj = shop.publish(2 * PART)
-    with shop.open() as cache:
-        cache.fetch(obj)
-    pickled = pickle.dumps((cache, obj))
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply(read_elsewhere, (pickled,)) == (2 * PART, 0)
-        pool.close()
-        pool.join()
+    """It finds what was fetched here, by the very same object, and what it fetches is found here."""
+    objects = [shop.publish(2 * PART) for _ in range(2)]
+    cache = shop.open()
+    cache.fetch(objects[0])
+    if cache.hot is not None:
+        assert cache.hot.settle(10)
+    context: Any = multiprocessing.get_context(method)
+    results = context.SimpleQueue()
+    process = context.Process(target=read_elsewhere, args=(cache, objects, results))
+    process.start()
+    sizes, reads = results.get()
+    assert sizes == [2 * PART, 2 * PART]
+    assert reads == 1
+    process.join()
+    with shop.open() as other:
+        other.fetch(objects[1])
+        assert lake_reads(other) == 0
+    cache.close()

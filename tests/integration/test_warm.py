@@ -42,7 +42,6 @@ def test_warm_show_drop(
 ) -> None:
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.chdir(recipe)
     with redis_server(tmp_path / "redis", requirepass="s3cret") as redis:
         monkeypatch.setenv("REDIS_PASSWORD", "s3cret")
         url = redis.url.replace("redis://", "redis://:${REDIS_PASSWORD}@")
@@ -69,6 +68,13 @@ def test_warm_show_drop(
         done = run("shardline", "cache", "show", cwd=recipe, env=env)
         assert "hit ratio" in done.stdout
         assert "s3cret" not in done.stdout + done.stderr
+
+        budget = {"budget_mb": 1.2 * max(shards.values()) / (1 << 20), "ring_mb": 0}
+        small = {"node": {"folder": "small", **budget}}
+        write_params(recipe, {**TINY, "lake": LAKE, "cache": small})
+        part = warm(Workspace.open(recipe))
+        assert 1 <= part["shards"] < len(shards) == part["shards"] + part["left"]
+        assert len(NodeCache(recipe / "small", 0).digests()) == part["shards"]
 
         drop(ws, "hot")
         assert redis.client.hlen("{shardline}:sizes") == 0

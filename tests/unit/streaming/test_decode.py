@@ -76,7 +76,7 @@ def test_of_two_that_fail_at_once_the_first_is_named(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(decode, "decode_image", fail)
     for _ in range(20):
-        with Decoder((8, 8, 1), 2) as decoder, pytest.raises(DataError, match="^0: damaged"):
+        with Decoder((8, 8, 1), 2) as decoder, pytest.raises(DataError, match=r"^0: damaged"):
             decoder.into([b""] * 2, np.zeros((2, 8, 8, 1), np.uint8), str)
 
 
