@@ -124,6 +124,8 @@ class Stream(Section):
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
     """Samples of a lane within which they are shuffled."""
+    first_window: int | None = Field(None, ge=1)
+    """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
     prefetch: int = Field(2, ge=0, le=64)

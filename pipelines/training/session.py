@@ -144,9 +144,10 @@ def open_stream(
     return Stream(
         tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
         rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
-        lanes=settings.lanes, window=settings.window, keep_lanes=settings.keep_lanes, tiers=tiers,
-        epochs=None if train else 1, prefetch=settings.prefetch, ahead=round(settings.ahead_mb * _MIB),
-        memory=round(settings.memory_mb * _MIB), allocate=host_memory(device),
+        lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
+        keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=settings.prefetch,
+        tiers=tiers, ahead=round(settings.ahead_mb * _MIB), memory=round(settings.memory_mb * _MIB),
+        allocate=host_memory(device),
     )  # fmt: skip
 
 
