@@ -1,7 +1,7 @@
 # Everything a checkout needs. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test soak ui check format lock clean bench bench-setup bench-lock
+.PHONY: help setup repro test soak ui check format lock clean bench bench-setup bench-lock bench-jax
 
 # The first interpreter that Shardline supports; PYTHON=/path/to/python overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -14,7 +14,7 @@ RECIPE ?= python_lm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:            ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo "  Variables: RECIPE=python_lm|digits|tabular|yours, PYTHON=python3.12, ARGS='...'"
 
 setup: $(STAMP)  ## the environment in .venv, from requirements.lock
@@ -71,7 +71,10 @@ bench-lock: setup  ## resolve benchmarks/peers.lock anew
 	$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header --quiet \
 		--no-emit-package torchvision benchmarks/peers.in --output-file benchmarks/peers.lock
 
-bench: setup bench-setup  ## every benchmark, its results, plots and docs/benchmarks.md (half an hour; ARGS=--quick)
+bench-jax: bench-setup  ## the example of a training loop in JAX, in the peers' environment
+	@$(PEERS)/bin/python -m benchmarks.examples.with_jax
+
+bench: setup bench-setup  ## every benchmark, its results, plots and docs/benchmarks.md (ARGS=--quick for a look)
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
 clean:           ## remove the environment; data, models and runs stay

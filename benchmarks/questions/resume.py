@@ -26,13 +26,16 @@ MB = 1e6
 def ask(setting: Setting) -> Outcome:
     shards = SHARDS // (1000 if setting.tiny else 1)
     ours = Entrant("Shardline", "planning", job={"manifest": str(_manifest(setting.data, shards))})
-    readings = {"Shardline": _read(ours, setting, 1 if setting.tiny else 7)}
+    readings = {"Shardline": _read(ours, setting, 1 if setting.tiny else 3 if setting.quick else 7)}
     samples = shards * ROWS
     if setting.peers:
-        for name, contender, part in (("MDS", "mds", 100), ("litdata", "litdata", 1), ("Grain", "grain", 1)):
+        less = 10 if setting.quick else 1
+        for name, contender, part in (("MDS", "mds", 100 * less), ("litdata", "litdata", less), ("Grain", "grain", 1)):
             job = {"samples": samples // part, "shards": shards // part}
             entrant = Entrant(name, "with_planning", contender, job=job, check=False)
-            readings[name if part == 1 else f"{name}, 1/{part} of it"] = _read(entrant, setting, setting.rounds)
+            readings[name if part == 1 else f"{name}, 1/{part} of it"] = _read(
+                entrant, setting, 1 if setting.quick else 3
+            )
     return _outcome(readings, samples, shards)
 
 

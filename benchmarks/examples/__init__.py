@@ -1,0 +1,1 @@
+"""Shardline beside other frameworks, run in the peers' environment."""
