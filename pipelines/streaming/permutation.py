@@ -53,6 +53,8 @@ def permute(index: Halves, size: Halves, key: Words, room: Halves | None = None)
     which the grid is laid out (None: as `size`): it may be a little more, so that places of different sizes share a
     grid, which is faster. Costs some 15 ns a value, twice that below 4096, and far more up to 64.
     """
+    if (index >= size).any():
+        raise ValueError("permute: an index outside its range")  # it might be walked for ever
     last = (size if room is None else room) - _ONE
     bits = np.frexp(last.astype(np.float64))[1].astype(np.uint32) >> _ONE
     grid = (size, (last >> bits) + _ONE, bits, key.astype(np.uint32), (key >> np.uint64(32)).astype(np.uint32))

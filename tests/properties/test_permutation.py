@@ -62,6 +62,11 @@ def test_neighbours_land_at_any_distance(size: int) -> None:
         assert surprise(np.bincount(distances.reshape(-1), minlength=size)[1:]) < 4.5
 
 
+def test_an_index_outside_its_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="outside its range"):
+        permute(np.array([3, 100], dtype=np.uint32), np.array([100], dtype=np.uint32), np.array([1], dtype=np.uint64))
+
+
 def surprise(counts: np.ndarray) -> float:
     """How far counts of equally likely outcomes are from equal, in standard deviations (Wilson and Hilferty)."""
     freedom, mean = len(counts) - 1, counts.mean()
