@@ -10,11 +10,8 @@ Only files of the names above are deleted.
 """
 
 import errno
-import fcntl
-import json
 import logging
 import os
-import random
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.cache.counters import Tally
+from storage.cache.locks import is_at, lock, pauses, try_lock, unlock
+from storage.cache.node_index import Index
 from storage.cache.policy import DAY, decide, ring_of
 
 SUFFIX, TEMPORARY = ".arrow", ".tmp"
@@ -54,7 +53,7 @@ class Claim:
             self.cache.complain(error)
             self.abandon()
             return None
-        _unlock(self.descriptor)
+        unlock(self.descriptor)
         return path
 
     def abandon(self) -> None:
@@ -121,7 +120,7 @@ class NodeCache:
 
         None where the cache has no place for it or cannot be used, or where the wait took `timeout`.
         """
-        end, pauses, waited = time.monotonic() + self.timeout, _pauses(0.002, 0.05), False
+        end, waits, waited = time.monotonic() + self.timeout, pauses(0.002, 0.05), False
         try:
             while (path := self.find(digest, size)) is None:
                 descriptor = self._lock_temporary(digest)
@@ -136,7 +135,7 @@ class NodeCache:
                 if not waited:
                     waited = True
                     self.tally.add(waits=1)
-                time.sleep(next(pauses))
+                time.sleep(next(waits))
         except OSError as error:
             self.complain(error)
             return None
@@ -147,7 +146,7 @@ class NodeCache:
         self._objects.mkdir(parents=True, exist_ok=True)
         path = self.temporary(digest)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if _try_lock(descriptor) and _is_at(descriptor, path):  # not one that was renamed or removed meanwhile
+        if try_lock(descriptor) and is_at(descriptor, path):  # not one that was renamed or removed meanwhile
             return descriptor
         os.close(descriptor)
         return None
@@ -199,10 +198,10 @@ class NodeCache:
             with suppress(OSError), self._index() as index:
                 index.bytes -= size
                 index.ring.pop(digest, None)
-                if _is_at(descriptor, self.temporary(digest)):
+                if is_at(descriptor, self.temporary(digest)):
                     self.temporary(digest).unlink(missing_ok=True)
         finally:
-            _unlock(descriptor)
+            unlock(descriptor)
 
     def complain(self, error: OSError) -> None:
         """Tell of an error, once of each kind."""
@@ -253,7 +252,7 @@ class NodeCache:
             if (match := _OURS.match(entry.name)) and entry.is_file(follow_symlinks=False):
                 yield match[1], match[2], entry
 
-    def _idle(self, index: "_Index") -> Iterator[tuple[str, int]]:
+    def _idle(self, index: Index) -> Iterator[tuple[str, int]]:
         """(digest, bytes) of the pinned shards that nobody has read for `idle` seconds, the longest unread first."""
         now = time.time()
         if now < index.oldest + self.idle:
@@ -270,7 +269,7 @@ class NodeCache:
         for _, digest, size in sorted(found):
             yield digest, size
 
-    def _unlink(self, digest: str, index: "_Index", counted: int | None = None) -> int:
+    def _unlink(self, digest: str, index: Index, counted: int | None = None) -> int:
         """Remove a file and uncount it, by the size that it was `counted` with if it has another now."""
         path = self.path(digest)
         try:
@@ -282,22 +281,22 @@ class NodeCache:
         return size
 
     @contextmanager
-    def _index(self) -> Iterator["_Index"]:
+    def _index(self) -> Iterator[Index]:
         """The index under its lock; written back when the block succeeds. Raises OSError."""
         self._objects.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder / "index.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(descriptor, self.timeout)
-            index = _Index.load(descriptor)
+            lock(descriptor, self.timeout)
+            index = Index.load(descriptor)
             if index is None or (not self._counted and time.time() - index.counted > _RECOUNT):
-                index = self._recount(index or _Index())
+                index = self._recount(index or Index())
             self._counted = True
             yield index
             index.save(descriptor)
         finally:
-            _unlock(descriptor)
+            unlock(descriptor)
 
-    def _recount(self, index: "_Index") -> "_Index":
+    def _recount(self, index: Index) -> Index:
         """Count what is there, and remove the temporary files of dead processes."""
         index.bytes, index.counted = 0, time.time()
         there = set()
@@ -317,9 +316,9 @@ class NodeCache:
         except FileNotFoundError:
             return True
         try:
-            if not _try_lock(descriptor):
+            if not try_lock(descriptor):
                 return False
-            if _is_at(descriptor, path):
+            if is_at(descriptor, path):
                 path.unlink()
             return True
         finally:
@@ -328,72 +327,3 @@ class NodeCache:
 
 def _remake(folder: Path, budget: int, ring: int, idle: float, timeout: float) -> NodeCache:
     return NodeCache(folder, budget, ring, idle=idle, timeout=timeout)
-
-
-@dataclass
-class _Index:
-    """What index.json holds."""
-
-    bytes: int = 0
-    counted: float = 0.0  # when the folder was counted
-    oldest: float = 0.0  # no pinned shard was last read before then
-    ring: dict[str, int] = None  # type: ignore[assignment]
-    counters: dict[str, int] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self.ring, self.counters = self.ring or {}, self.counters or {}
-
-    @classmethod
-    def load(cls, descriptor: int) -> "_Index | None":
-        """None where there is none, or a crash has torn it: then the folder is counted."""
-        try:
-            return cls(**json.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0)))
-        except (ValueError, TypeError):
-            return None
-
-    def save(self, descriptor: int) -> None:
-        self.bytes = max(0, self.bytes)  # the folder may have been deleted under us
-        text = json.dumps(vars(self)).encode()
-        os.pwrite(descriptor, text, 0)
-        os.ftruncate(descriptor, len(text))
-
-
-# -- locks: polled, so that a process that is stopped while it holds one costs a time-out and no hang ---------------
-
-
-def _pauses(first: float, last: float) -> Iterator[float]:
-    """Seconds to wait between tries: growing, with jitter."""
-    pause = first
-    while True:
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads the tries of several processes
-        pause = min(last, pause * 1.5)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _lock(descriptor: int, timeout: float) -> None:
-    end, pauses = time.monotonic() + timeout, _pauses(0.0005, 0.02)
-    while not _try_lock(descriptor):
-        if time.monotonic() > end:
-            raise TimeoutError(errno.ETIMEDOUT, f"its index has been locked by another process for {timeout:g} s")
-        time.sleep(next(pauses))
-
-
-def _unlock(descriptor: int) -> None:
-    """Let the lock go at once: a forked child may hold another descriptor of the same open file."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` still names the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -482,15 +482,15 @@ def test_the_lock_of_a_file_that_is_gone_is_no_claim(tmp_path: Path, monkeypatch
     digest, claims = "0" * 64, []
     begun = first.claim(digest, PART)
     assert isinstance(begun, Claim)
-    try_lock = node_module._try_lock
+    try_lock = node_module.try_lock
 
     def late(descriptor: int) -> bool:
-        monkeypatch.setattr(node_module, "_try_lock", try_lock)
+        monkeypatch.setattr(node_module, "try_lock", try_lock)
         begun.abandon()
         claims.append(third.claim(digest, PART))
         return try_lock(descriptor)
 
-    monkeypatch.setattr(node_module, "_try_lock", late)
+    monkeypatch.setattr(node_module, "try_lock", late)
     assert second.claim(digest, PART) is None
     assert isinstance(claims[0], Claim)
     file = claims[0].commit(memoryview(bytes(PART)))
