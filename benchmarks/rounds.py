@@ -164,4 +164,4 @@ def _agree(readings: Mapping[str, Readings]) -> None:
 
 def say(what: str) -> None:
     """Tell a person what goes on, on standard error."""
-    _console.print(f"[dim]{what}[/dim]")
+    _console.print(f"[dim]{what}[/dim]", soft_wrap=True)

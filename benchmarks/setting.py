@@ -25,7 +25,7 @@ class Setting:
     @property
     def seconds(self) -> float:
         """Of a round."""
-        return 0.05 if self.tiny else 0.5 if self.quick else 5.0
+        return 0.05 if self.tiny else 0.5 if self.quick else 3.0
 
     @property
     def peers_python(self) -> Path:
