@@ -65,7 +65,7 @@ class Process:
         self.name = entrant.name
         logs = setting.data / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        self.log = logs / f"{work}-{entrant.module}-{entrant.contender}.log"
+        self.log = logs / f"{work}-{entrant.contender}-{entrant.name.replace(' ', '-')}.log"
         job = {"contender": entrant.contender, "work": work, "data": str(setting.data), "tiny": setting.tiny}
         command = [setting.python(entrant.module), "-m", f"benchmarks.contenders.{entrant.module}"]
         with self.log.open("wb") as log:

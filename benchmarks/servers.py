@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.setting import Setting
 from storage.cache.embedded import Embedded
-from tests.servers import s3_server
+from tests.servers import s3_server, wait_for
 
 BUCKET = "benchmarks"
 
@@ -40,6 +40,19 @@ def _make_bucket() -> None:
     fs = s3fs.S3FileSystem(skip_instance_cache=True)
     if not fs.exists(BUCKET):
         fs.mkdir(BUCKET)
+    paths = fs.find(BUCKET)
+
+    def whole() -> bool:
+        """A server that has just started answers before it has found all of its volumes."""
+        try:
+            while paths:
+                fs.cat_file(paths[-1], start=-1)
+                paths.pop()
+            return True
+        except OSError:
+            return False
+
+    wait_for(whole, "the S3 server's objects of earlier runs")
 
 
 @contextmanager

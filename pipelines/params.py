@@ -40,8 +40,6 @@ class Lake(Section):
     """Root URL of the lake (s3://bucket/prefix, gs://…, a folder). None: beside the manifests, in data/."""
     zones: dict[Literal["raw", "curated", "shards"], str] = {}
     """A URL of its own for a zone (hybrid and multi-cloud): {shards: s3://…}."""
-    timeout: float = Field(60.0, gt=0, le=3600)
-    """Seconds without progress, retries included, after which reading from a remote lake or writing to it fails."""
 
 
 class Ingest(Section):
@@ -128,12 +126,6 @@ class Stream(Section):
     """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
-    prefetch: int = Field(2, ge=0, le=64)
-    """Batches prepared ahead."""
-    ahead_mb: float = Field(256.0, ge=0)
-    """MiB of shards fetched ahead of need, where they aren't on this machine."""
-    memory_mb: float = Field(4096.0, gt=0)
-    """MiB of shards held in memory, where no tier keeps them as files on this machine."""
 
 
 class Model(Section):
@@ -239,12 +231,20 @@ class Promote(Section):
 
 
 class Compute(Section):
-    """How the data stages run. Nothing here changes a result, so no stage depends on it."""
+    """How the stages run. Nothing here changes a result, so no stage depends on it."""
 
     engine: Literal["auto", "threads", "processes"] = "auto"
-    """auto: threads for little data, processes for much."""
+    """What the data stages run on. auto: threads for little data, processes for much."""
     workers: int | None = Field(None, ge=1, le=1024)
-    """None: one for each core."""
+    """Of the data stages. None: one for each core."""
+    lake_timeout: float = Field(60.0, gt=0, le=3600)
+    """Seconds without progress, retries included, after which reading from a remote lake or writing to it fails."""
+    prefetch: int = Field(2, ge=0, le=64)
+    """Batches prepared ahead."""
+    ahead_mb: float = Field(256.0, ge=0)
+    """MiB of shards fetched ahead of need, where they aren't on this machine."""
+    memory_mb: float = Field(4096.0, gt=0)
+    """MiB of shards held in memory, where no tier keeps them as files on this machine."""
 
 
 class NodeCache(Section):

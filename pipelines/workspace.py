@@ -62,7 +62,7 @@ class Workspace:
         """Zone raw, curated or shards."""
         lake = self.params.lake
         urls = {str(zone): url for zone, url in lake.zones.items()}
-        return open_zone(self.root, name, lake.url, urls, self.params.recipe, lake.timeout)
+        return open_zone(self.root, name, lake.url, urls, self.params.recipe, self.params.compute.lake_timeout)
 
     @property
     def state(self) -> Path:

@@ -1,8 +1,8 @@
 """Operations on a zone's objects that outlive a bad network: tried again, bounded in time, with one clear error.
 
 Requests are repeated with exponential back-off and jitter; a read that breaks off goes on where it broke; credentials
-that the server calls expired are looked for anew. An operation without progress for `lake.timeout` seconds fails, and
-its LakeError names the object.
+that the server calls expired are looked for anew. An operation without progress for `compute.lake_timeout` seconds
+fails, and its LakeError names the object.
 """
 
 import os
@@ -22,7 +22,7 @@ from storage.errors import LakeError
 T = TypeVar("T")
 
 TIMEOUT = 60.0  # seconds
-PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `lake.timeout`
+PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `compute.lake_timeout`
 _LEAST_RANGE, _MOST_RANGE = 4 << 20, 8 << 20  # bytes asked for at once
 _RANGES = 8  # of one object at once
 _CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
@@ -232,7 +232,7 @@ class _Patience:
         self.pause = min(2 * self.pause, self.timeout / 8, _LAST_PAUSE)
         if elapsed + pause > self.latest_start:
             raise self._error(
-                f"no progress in {elapsed:.1f} s, {self.failures} attempts (lake.timeout={self.timeout:g}): "
+                f"no progress in {elapsed:.1f} s, {self.failures} attempts (compute.lake_timeout={self.timeout:g}): "
                 f"{failure.reason}"
             ) from error
         time.sleep(pause)

@@ -185,14 +185,14 @@ def _pings(client: Any) -> bool:
 
 
 @contextmanager
-def redis_cluster(folder: Path, **config: str) -> Iterator[str]:
+def redis_cluster(folder: Path) -> Iterator[str]:
     """The URL of a cluster of three masters."""
     with ExitStack() as stack:
         nodes = [
             stack.enter_context(
                 redis_server(
                     folder / str(number), cluster_enabled="yes", cluster_port=str(free_port()),
-                    cluster_config_file="nodes.conf", **config,
+                    cluster_config_file="nodes.conf",
                 )
             )
             for number in range(3)

@@ -140,13 +140,13 @@ def open_stream(
     train: bool = False,
 ) -> Stream:
     """This rank's part of a split: shuffled and endless for training, else once in the stored order."""
-    settings = params.stream
+    settings, compute = params.stream, params.compute
     return Stream(
         tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
         rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
-        keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=settings.prefetch,
-        tiers=tiers, ahead=round(settings.ahead_mb * _MIB), memory=round(settings.memory_mb * _MIB),
+        keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=compute.prefetch,
+        tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
         allocate=host_memory(device),
     )  # fmt: skip
 

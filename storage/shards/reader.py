@@ -105,7 +105,7 @@ class Shard:
             if stored.type != expected or stored.null_count:
                 raise ValueError(f"it holds {stored.type} and {stored.null_count} nulls, not {expected}")
             values = stored if expected == element else stored.values
-            array: npt.NDArray[Any] = values.to_numpy(zero_copy_only=True).reshape(shape)
+            array: npt.NDArray[Any] = np.from_dlpack(values).reshape(shape)  # to_numpy would import pandas
             return array
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise FormatError(self._malformed(name, error)) from error

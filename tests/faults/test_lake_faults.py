@@ -26,7 +26,7 @@ from storage.remote import RangeReader
 
 pytestmark = pytest.mark.xdist_group("s3")
 
-TIMEOUT = 1.5  # seconds, of `lake.timeout` where a fault lasts
+TIMEOUT = 1.5  # seconds, of `compute.lake_timeout` where a fault lasts
 SLACK = 2.0  # seconds: the machine is busy
 DATA = np.random.default_rng(0).bytes(20 << 20)
 RANGES = 5  # of 4 MiB, in which such an object is read
@@ -108,7 +108,7 @@ def test_errors_that_pass_are_tried_again(
 
 def test_errors_that_last_are_named(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
     proxy.answer(lambda _: s3_error(503, "SlowDown"))
-    fails(zone, stored, "503", "lake.timeout=1.5")
+    fails(zone, stored, "503", "compute.lake_timeout=1.5")
     with pytest.raises(LakeError, match=r"objects/.*503"):
         Zone(zone.folder, zone.url, timeout=TIMEOUT).publish(b"other", ".bin")
 

@@ -41,7 +41,7 @@ def test_a_file_system_shows_an_object_once_it_is_whole(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(b"file")
     reader.put("objects/b.bin", tmp_path / "b.bin")
     assert reader.sizes("objects") == {"a.bin": 5, "b.bin": 4}
-    with pytest.raises(LakeError, match=r"objects/c\.bin.*lake\.timeout=0\.1"):
+    with pytest.raises(LakeError, match=r"objects/c\.bin.*compute\.lake_timeout=0\.1"):
         RangeReader(reader.url, timeout=0.1).put("objects/c.bin", Path("/proc/self/mem"))  # breaks off as it is copied
     assert reader.sizes("objects") == {"a.bin": 5, "b.bin": 4}
 

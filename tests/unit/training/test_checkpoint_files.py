@@ -83,12 +83,13 @@ def test_the_key_follows_results_and_nothing_else() -> None:
         values = {name: {} for name in ("lake", "curate", "shard", "model", "evaluate", "package")} | {
             "recipe": "r", "seed": seed, "ingest": {"sources": ["x"]}, "promote": {"gate": {"metric": "accuracy"}},
             "train": {"steps": 5} | sections.get("train", {}), "stream": sections.get("stream", {}),
+            "compute": sections.get("compute", {}),
         }  # fmt: skip
         return checkpoint_key(manifest, Params.model_validate(values))
 
     neutral = [
         {"train": {"checkpoint_every": 7}}, {"train": {"ranks": 2}}, {"train": {"threads": 1}},
-        {"train": {"log_every": 3}}, {"stream": {"prefetch": 0}},
+        {"train": {"log_every": 3}}, {"compute": {"prefetch": 0}},
     ]  # fmt: skip
     assert {key(**change) for change in neutral} == {key()}
     decisive = [
