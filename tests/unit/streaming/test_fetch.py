@@ -118,6 +118,24 @@ def test_what_is_needed_now_does_not_wait_for_what_is_ahead(zone: Zone, manifest
     fetcher.stop()
 
 
+def test_what_is_being_opened_is_not_fetched_again(zone: Zone, manifest: Manifest) -> None:
+    tiers, opened = Watched(zone), set[int]()
+    tiers.gate.clear()
+    fetcher = Fetcher([(tiers, manifest.table)], ahead=size(manifest))
+    fetcher.start(along(7, 2, 3), opened.__contains__)
+    wait_for(lambda: len(tiers.opened) == 1, "shard 7 under way")
+    consumer = threading.Thread(target=fetcher.open, args=(2,))
+    consumer.start()
+    wait_for(lambda: len(tiers.opened) == 2, "the consumer opens shard 2")
+    tiers.gate.set()
+    consumer.join()
+    fetcher.open(7)
+    opened.add(7)
+    wait_for(lambda: len(tiers.opened) == 3, "one more ahead")
+    fetcher.stop()
+    assert tiers.opened == [paths(manifest)[index] for index in (7, 2, 3)]
+
+
 def test_only_this_epoch_and_the_next_are_fetched(zone: Zone, manifest: Manifest) -> None:
     tiers = Watched(zone)
     fetcher = Fetcher([(tiers, manifest.table)])

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from servers import wait_for
 
 from pipelines.streaming import Batch, Stream
 from pipelines.streaming.prefetch import Prefetcher
@@ -373,6 +375,20 @@ def test_the_prefetcher_stays_within_its_depth() -> None:
         assert len(made) <= taken + 1 + 3 + 1
     prefetcher.close()
     assert len(made) < 100
+
+
+def test_the_prefetcher_keeps_nothing_that_was_taken() -> None:
+    hold = threading.Event()
+
+    def items() -> Iterator[set[int]]:
+        yield {1}
+        assert hold.wait(60)
+
+    prefetcher = Prefetcher(items(), depth=1)
+    taken = weakref.ref(next(prefetcher))
+    wait_for(lambda: taken() is None, "the item is let go", seconds=10)
+    hold.set()
+    prefetcher.close()
 
 
 def test_waiting_is_measured(zone: Zone, samples: Manifest) -> None:
