@@ -53,7 +53,7 @@ def stream(work: Work) -> Epoch:
 
 def cold(work: Work) -> Epoch:
     """From S3, the local folder empty. As the documentation's page on performance says, more is downloaded ahead than
-    by default: everything (the default of 8 batches was slower here)."""
+    by default: everything (1.6 to 2.0 s an epoch here, against 2.3 to 2.4 with the default of 8 batches)."""
 
     def fill(folder: Path) -> None:
         write(work, str(folder / "data"))
