@@ -1,6 +1,7 @@
 """Hugging Face datasets, as its documentation says: an Arrow dataset on disk, mapped, in format "numpy" or "arrow"; a
 DataLoader that shuffles it, which asks it for whole batches of rows (`__getitems__`)."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def write(work: Work, folder: Path) -> None:
         rows, features=datasets.Features(features), cache_dir=str(folder / "cache"), writer_batch_size=_AT_ONCE
     )
     made.save_to_disk(str(folder / "data"), max_shard_size=SHARD_BYTES)
+    shutil.rmtree(folder / "cache")
 
 
 class Whole(Dataset[Any]):
