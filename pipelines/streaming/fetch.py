@@ -19,6 +19,7 @@ from storage.lake import StoredObject
 
 DEFAULT_AHEAD = 256 << 20  # bytes
 THREADS = 4
+_TOGETHER = 32 << 20  # bytes of shards fetched side by side: one large one, whose ranges come side by side, comes first
 _GRACE = 5.0  # seconds that closing waits for a fetch under way
 
 _COLUMNS = tuple(column.name for column in fields(StoredObject))
@@ -37,6 +38,7 @@ class _Course:
     opening: set[int] = field(default_factory=set)  # by the consumer, so that no thread fetches them, too
     here: dict[int, Future[Opened]] = field(default_factory=dict)
     bytes: int = 0
+    under_way: int = 0  # bytes that are being fetched
     ended: bool = False
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -159,6 +161,9 @@ class Fetcher:
                 future.set_result(self._fetch(index))
             except BaseException as error:
                 future.set_exception(error)
+            with self._changed:
+                course.under_way -= self._bytes(index)
+                self._changed.notify_all()
 
     def _next(self, course: _Course) -> tuple[int, Future[Opened]] | None:
         """The next shard to fetch, once there is room for it; None at the end."""
@@ -173,9 +178,12 @@ class Fetcher:
                         break
                 epoch, index = course.next
                 size = self._bytes(index)
-                if epoch <= course.epoch + 1 and (not course.bytes or course.bytes + size <= self.ahead):
+                room = not course.bytes or course.bytes + size <= self.ahead
+                alone = not course.under_way or course.under_way + size <= _TOGETHER
+                if epoch <= course.epoch + 1 and room and alone:
                     course.next = None
                     course.bytes += size
+                    course.under_way += size
                     future = course.here[index] = Future()
                     return index, future
                 self._changed.wait()

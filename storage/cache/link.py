@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from storage.cache.address import Client, check, connect, mask
 from storage.cache.breaker import Breaker
 
+_IDLE = 5.0  # seconds without a block after which the thread ends
 _log = logging.getLogger(__name__)
 
 
@@ -119,7 +120,9 @@ class Watch:
                 self._next = min((end for end, _ in self._limits.values()), default=float("inf"))
                 now = time.monotonic()
                 if self._next > now:
-                    self._changed.wait(None if self._next == float("inf") else self._next - now)
+                    told = self._changed.wait(min(self._next - now, _IDLE))
+                    if not told and not self._limits:
+                        break  # another begins when it is needed
                     continue
                 for key in [key for key, (end, _) in self._limits.items() if end <= now]:
                     self._limits.pop(key)[1]()

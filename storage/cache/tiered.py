@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,7 @@ from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file
 
+_BEHIND = 2  # shards that are written to the node cache while they are in use already
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +55,8 @@ class Tiered:
         self._intact: set[int] = set()  # hashes of (digest, inode) of the files that this process has checked
         self._lake = Tally()
         self._memory = Memory()
+        self._writer: ThreadPoolExecutor | None = None
+        self._room = threading.Semaphore(_BEHIND)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tiered, (self.zone, self.node, self.hot)
@@ -66,6 +69,10 @@ class Tiered:
         A file of the node cache may lose its name when its place is needed: open it at once, or call `open`.
         Raises DigestError (with both digests) when the lake itself holds other bytes, and LakeError.
         """
+        return self._once(obj, behind=False)
+
+    def _once(self, obj: StoredObject, behind: bool) -> Path | Buffer:
+        """Fetch a shard that no other thread is fetching, or take what that one gets."""
         if self._process != os.getpid():  # forked: locks, counters and what was under way are the parent's
             self._reset()
             if self.node is not None:
@@ -78,7 +85,7 @@ class Tiered:
         if not mine:
             return future.result()
         try:
-            result = self._fetch(obj)
+            result = self._fetch(obj, behind)
             future.set_result(result)
             return result
         except BaseException as error:
@@ -89,9 +96,12 @@ class Tiered:
                 del self._under_way[obj.digest]
 
     def open(self, obj: StoredObject) -> tuple[pa.Buffer, bool]:
-        """The shard `obj` as a buffer, and whether that is memory of this process rather than a mapped file."""
+        """The shard `obj` as a buffer, and whether that is memory of this process rather than a mapped file.
+
+        A shard that is new to the node cache is written there afterwards, in a thread.
+        """
         for _ in range(3):
-            source = self.fetch(obj)
+            source = self._once(obj, behind=True)
             if not isinstance(source, Path):
                 return pa.py_buffer(source), True
             try:
@@ -100,7 +110,7 @@ class Tiered:
                 continue
         return pa.py_buffer(self._in_memory(obj)), True
 
-    def _fetch(self, obj: StoredObject) -> Path | Buffer:
+    def _fetch(self, obj: StoredObject, behind: bool) -> Path | Buffer:
         size = obj.plain_bytes
         if self.node is None and self.hot is None and not is_compressed(obj.path):
             file = self.zone.local_path(obj.path)
@@ -118,7 +128,7 @@ class Tiered:
             node.tally.add(hits=1, bytes=size)
             return claim
         node.tally.add(misses=1)
-        return self._into(claim, obj) if isinstance(claim, Claim) else self._in_memory(obj)
+        return self._into(claim, obj, behind) if isinstance(claim, Claim) else self._in_memory(obj)
 
     def _local(self, file: Path, obj: StoredObject) -> Path:
         """An object of a lake on this machine, checked once."""
@@ -141,18 +151,25 @@ class Tiered:
             return False
         return True
 
-    def _into(self, claim: Claim, obj: StoredObject) -> Path | Buffer:
-        """Fill a file of the node cache; the shard's bytes where that can't be."""
+    def _into(self, claim: Claim, obj: StoredObject, behind: bool) -> Path | Buffer:
+        """Fill a file of the node cache; the shard's bytes where that can't be, or is done `behind` the caller."""
         view = self._memory.take(obj.plain_bytes)
         try:
             self._fill(obj, view)
         except BaseException:
             claim.abandon()
             raise
+        if not behind or not self._room.acquire(blocking=False):
+            return self._commit(claim, view) or view
+        with self._lock:
+            self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="shardline-node-cache")
+            self._writer.submit(self._commit, claim, view).add_done_callback(lambda _: self._room.release())
+        return view
+
+    def _commit(self, claim: Claim, view: memoryview) -> Path | None:
         file = claim.commit(view)
-        if file is None:
-            return view
-        self._intact.add(hash((obj.digest, claim.inode)))
+        if file is not None:
+            self._intact.add(hash((claim.digest, claim.inode)))
         return file
 
     def _in_memory(self, obj: StoredObject) -> Buffer:
@@ -214,6 +231,10 @@ class Tiered:
         """Finish what is under way in the background and report the counters. It can be used again."""
         if self._process != os.getpid():
             return
+        with self._lock:
+            writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.shutdown()
         if self.node is not None:
             self.node.report()
         if self.hot is not None:

@@ -93,6 +93,7 @@ def before(tmp_path_factory: pytest.TempPathFactory, run: Run) -> dict[str, Path
     return folders
 
 
+@pytest.mark.xdist_group("full-disk")
 @pytest.mark.parametrize("stage", ALL_STAGES)
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     run: Run, tmp_path: Path, before: dict[str, Path], stage: str

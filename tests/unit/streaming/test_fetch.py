@@ -97,6 +97,11 @@ def test_shards_come_in_the_order_of_need_up_to_the_bound(zone: Zone, manifest: 
     fetcher.stop()
 
 
+def threads(*names: str) -> list[threading.Thread]:
+    """The threads whose names begin so."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
 def test_a_shard_larger_than_the_bound_comes_alone_and_none_without_a_bound(zone: Zone, manifest: Manifest) -> None:
     tiers = Watched(zone)
     fetcher = Fetcher([(tiers, manifest.table)], ahead=1)
@@ -105,7 +110,7 @@ def test_a_shard_larger_than_the_bound_comes_alone_and_none_without_a_bound(zone
     fetcher.stop()
     assert tiers.opened == [paths(manifest)[3]]
     Fetcher([(tiers, manifest.table)], ahead=0).start(along(3, 4), lambda _: False)
-    assert threading.active_count() == 1
+    assert not threads("shardline-fetch")
     assert tiers.opened == [paths(manifest)[3]]
 
 
@@ -262,4 +267,4 @@ def test_forgetting_a_stream_amid_fetches_ends_all_threads(zone: Zone, manifest:
     next(stream)
     assert {thread.name for thread in threading.enumerate()} >= {"shardline-prefetch", "shardline-plan"}
     del stream
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardline-")]
+    assert not threads("shardline-prefetch", "shardline-plan", "shardline-fetch")
