@@ -31,12 +31,16 @@ def allocate(nbytes: int) -> Bytes:
 
 class _Loan:
     """What the arrays of one loan refer to: it dies with the last of them. NumPy makes an array of it by its interface;
-    a plain array in its place would be looked through, and views would refer to the buffer itself."""
+    a plain array in its place would be looked through, and views would refer to the buffer itself. It holds the buffer,
+    which outlives the Buffers that lent it where somebody keeps an array."""
 
-    __slots__ = ("__array_interface__", "__weakref__")
+    __slots__ = ("__array_interface__", "__weakref__", "buffer")
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.__array_interface__ = {"version": 3, "data": (address, False), "shape": shape, "typestr": dtype.str}
+    def __init__(self, buffer: Bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.buffer = buffer
+        address = buffer.__array_interface__["data"][0]
+        place = address + -address % ALIGNMENT
+        self.__array_interface__ = {"version": 3, "data": (place, False), "shape": shape, "typestr": dtype.str}
 
 
 class Buffers:
@@ -58,8 +62,7 @@ class Buffers:
             buffer = self._idle[size].pop()  # the one that was used last
         except (KeyError, IndexError):
             buffer = self.allocate(size)
-        address = buffer.__array_interface__["data"][0]
-        loan = _Loan(address + -address % ALIGNMENT, shape, dtype)
+        loan = _Loan(buffer, shape, dtype)
         key = id(loan)
         self._lent[key] = weakref.ref(loan, lambda _: self._give_back(key)), buffer
         return np.asarray(loan)

@@ -12,7 +12,7 @@ from pipelines.streaming.prefetch import Prefetcher, close_items
 Last = Literal["keep", "drop", "pad"]
 
 _PLANNED = 16_384  # samples planned at once
-_HANDED_OVER = 1 << 20  # bytes up to which small batches are gathered and handed over together
+_HANDED_OVER = 8 << 20  # bytes up to which batches are gathered and handed over together: threads take turns at a cost
 _RESERVED = 6  # groups that are alive at once: made, handed over, in use
 
 Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples

@@ -3,6 +3,7 @@
 import gc
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -52,6 +53,24 @@ def test_whatever_holds_an_array_holds_its_memory(hold: object) -> None:
     del holder
     gc.collect()
     assert not buffers.lent_bytes
+
+
+def test_an_array_that_is_kept_outlives_the_buffers_that_lent_it() -> None:
+    made: list[weakref.ref[np.ndarray]] = []  # type: ignore[type-arg]
+
+    def noted(nbytes: int) -> np.ndarray:  # type: ignore[type-arg]
+        memory = allocate(nbytes)
+        made.append(weakref.ref(memory))
+        return memory
+
+    buffers = Buffers(noted)
+    array = buffers.empty((3, 5), np.int64)[1:]
+    del buffers
+    gc.collect()
+    assert made[0]() is not None
+    del array
+    gc.collect()
+    assert made[0]() is None
 
 
 def test_arrays_are_aligned_writeable_and_of_the_shape_asked_for() -> None:
