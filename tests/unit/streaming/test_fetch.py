@@ -207,7 +207,7 @@ def test_a_stream_fetches_each_shard_once_and_in_time(
 ) -> None:
     tiers = Watched(zone)
     tiers.node = NodeCache(tmp_path / "node", 1 << 30) if kept == "node cache" else None
-    with make(tiers, manifest, epochs=2, lanes=lanes) as stream:
+    with tiers, make(tiers, manifest, epochs=2, lanes=lanes) as stream:
         seen = [batch["label"].tolist() for batch in stream]
     assert sorted(tiers.opened) == sorted(paths(manifest))  # the second epoch finds all open
     with make(Tiered(zone), manifest, epochs=2, lanes=lanes, prefetch=0) as stream:
