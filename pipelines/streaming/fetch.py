@@ -19,7 +19,8 @@ from storage.lake import StoredObject
 
 DEFAULT_AHEAD = 256 << 20  # bytes
 THREADS = 4
-_TOGETHER = 32 << 20  # bytes of shards fetched side by side: one large one, whose ranges come side by side, comes first
+_FIRST = 32 << 20  # bytes of shards fetched side by side at first: a large one comes alone, and so sooner
+_TOGETHER = 128 << 20  # and later
 _GRACE = 5.0  # seconds that closing waits for a fetch under way
 
 _COLUMNS = tuple(column.name for column in fields(StoredObject))
@@ -39,6 +40,7 @@ class _Course:
     here: dict[int, Future[Opened]] = field(default_factory=dict)
     bytes: int = 0
     under_way: int = 0  # bytes that are being fetched
+    begun: bool = False  # whether the first one is here
     ended: bool = False
     threads: list[threading.Thread] = field(default_factory=list)
 
@@ -76,7 +78,7 @@ class Fetcher:
     @property
     def remote(self) -> bool:
         """Whether shards have a way to come, so that it pays to fetch them ahead."""
-        return any(tiers.zone.root is None or tiers.node is not None for tiers, _ in self.parts)
+        return any(tiers.zone.root is None or tiers.node or tiers.hot for tiers, _ in self.parts)
 
     def open(self, index: int) -> Opened:
         """Shard `index`, plain and intact: the one fetched ahead, or fetched now. Raises DataError (and LakeError,
@@ -162,6 +164,7 @@ class Fetcher:
             except BaseException as error:
                 future.set_exception(error)
             with self._changed:
+                course.begun = True
                 course.under_way -= self._bytes(index)
                 self._changed.notify_all()
 
@@ -179,7 +182,8 @@ class Fetcher:
                 epoch, index = course.next
                 size = self._bytes(index)
                 room = not course.bytes or course.bytes + size <= self.ahead
-                alone = not course.under_way or course.under_way + size <= _TOGETHER
+                at_once = _TOGETHER if course.begun else _FIRST
+                alone = not course.under_way or course.under_way + size <= at_once
                 if epoch <= course.epoch + 1 and room and alone:
                     course.next = None
                     course.bytes += size
