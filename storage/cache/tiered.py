@@ -30,7 +30,7 @@ from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file
 
-_BEHIND = 2  # shards that are written to the node cache while they are in use already
+_BEHIND = 4  # shards that are written to the node cache while they are in use already
 _log = logging.getLogger(__name__)
 
 

@@ -1,6 +1,7 @@
 """The small parts of the caches: memory that is used again, digests made on arrival, URLs without passwords."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 from servers import Redis, redis_server
 
+from storage.cache import NodeCache, Tiered
 from storage.cache.address import check, mask
 from storage.cache.arrival import Memory, Verifier
+from storage.cache.node import Claim
 from storage.cache.receive import get_into
 from storage.digest import digest_bytes
+from storage.lake import Zone
 
 PART = 1 << 20
 
@@ -101,3 +105,26 @@ def test_values_come_into_their_places(redis: Redis, tmp_path: Path) -> None:
         assert [bytes(place) for place in places[: len(sizes)]] == values
         with pytest.raises(ResponseError, match="wrong kind"):
             get_into(redis.client, ["v6", "list", "v5"], [places[6], places[6], places[5]])
+
+
+def test_a_shard_is_in_use_before_its_file_is_written(tmp_path: Path) -> None:
+    zone = Zone(tmp_path / "lake")
+    objects = [zone.publish(bytes([number]) * 1000, ".arrow") for number in range(9)]
+    node = NodeCache(tmp_path / "node", 1 << 20)
+    writing = threading.Event()
+    commit = Claim.commit
+
+    def commit_when_told(claim: Claim, view: memoryview) -> Path | None:
+        assert threading.current_thread() is threading.main_thread() or writing.wait(60)
+        return commit(claim, view)
+
+    with pytest.MonkeyPatch.context() as patch, Tiered(zone, node) as tiers:
+        patch.setattr(Claim, "commit", commit_when_told)
+        opened = [tiers.open(obj) for obj in objects]
+        there = [node.path(obj.digest).exists() for obj in objects]
+        writing.set()
+    assert [bytes(buffer) for buffer, _ in opened] == [bytes([number]) * 1000 for number in range(9)]
+    assert there == [not in_memory for _, in_memory in opened] == [False] * 4 + [True] * 5
+    assert sorted(node.digests()) == sorted(obj.digest for obj in objects)  # all are, once it is closed
+    with Tiered(zone, node) as tiers:
+        assert [tiers.open(obj)[1] for obj in objects] == [False] * 9

@@ -13,7 +13,7 @@ import pytest
 from fsspec.core import url_to_fs
 from servers import wait_for
 
-from pipelines.streaming import Stream
+from pipelines.streaming import Stream, fetch
 from pipelines.streaming.fetch import Fetcher
 from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
@@ -94,6 +94,20 @@ def test_shards_come_in_the_order_of_need_up_to_the_bound(zone: Zone, manifest: 
         opened.add(index)
         wait_for(lambda done=done: len(tiers.opened) == min(done + 3, 6), "as much ahead again")  # type: ignore[misc]
     assert sorted(tiers.opened) == sorted(paths(manifest)[index] for index in order)  # each once
+    fetcher.stop()
+
+
+def test_the_first_large_shard_comes_alone(zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_FIRST", 2 * size(manifest) - 1)
+    tiers = Watched(zone)
+    tiers.gate.clear()
+    fetcher = Fetcher([(tiers, manifest.table)])
+    fetcher.start(along(3, 4, 5), lambda _: False)
+    waiting = fetcher._changed._waiters  # type: ignore[attr-defined]
+    wait_for(lambda: len(tiers.opened) == 1 and len(waiting) == fetch.THREADS - 1, "all other threads waiting")
+    assert tiers.opened == [paths(manifest)[3]]
+    tiers.gate.set()
+    wait_for(lambda: len(tiers.opened) == 3, "the others")
     fetcher.stop()
 
 
