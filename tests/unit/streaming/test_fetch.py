@@ -13,7 +13,7 @@ import pytest
 from fsspec.core import url_to_fs
 from servers import wait_for
 
-from pipelines.streaming import Stream, fetch
+from pipelines.streaming import Stream, fetch, source
 from pipelines.streaming.fetch import Fetcher
 from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
@@ -46,9 +46,13 @@ def zone(tmp_path: Path) -> Zone:
 
 @pytest.fixture
 def manifest(zone: Zone) -> Manifest:
-    """Shards whose rows are numbered through."""
+    return publish(zone)
+
+
+def publish(zone: Zone, begin: int = 0) -> Manifest:
+    """A version of shards whose rows are numbered through, from `begin` on."""
     records = []
-    for first in range(0, ROWS * SHARDS, ROWS):
+    for first in range(begin, begin + ROWS * SHARDS, ROWS):
         labels = np.arange(first, first + ROWS)
         columns = {"x": np.full((ROWS, 100), labels[:, None], np.float32), "label": labels}
         stored = zone.publish(encode_samples(columns, [f"id{label}" for label in labels]), ".arrow")
@@ -249,6 +253,32 @@ def test_a_bad_shard_is_named_by_the_first_batch_that_needs_it(
                 next(stream)
         fs.pipe_file(f"{root}/{path}", whole)
         assert [batch["label"].tolist() for batch in stream] == [labels.tolist() for labels in expected[first:]]
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_a_version_that_is_replaced_while_it_is_read(
+    zone: Zone, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mapped, and what a remote lake keeps, is delivered; else the missing shard is named."""
+    monkeypatch.setattr(source, "_HANDED_OVER", 1)  # a batch at a time, so that shards are opened as late as can be
+    monkeypatch.setattr(source, "_PLANNED", 1)
+    place = zone if where == "remote" else Zone(tmp_path / "local")
+    settings = {"epochs": 1, "window": 1, "first_window": 1, "lanes": 1, "prefetch": 0}
+    manifest = publish(place)
+    with make(Tiered(place), manifest, **settings) as stream:
+        expected = [batch["label"].tolist() for batch in stream]
+    with make(Tiered(place), manifest, **settings) as stream:
+        seen = [next(stream)["label"].tolist()]
+        publish(place, begin=1000)
+        if where == "local":
+            with pytest.raises(LakeError, match=r"objects/[0-9a-f]{64}\.arrow.*(dvc pull|dvc checkout)"):
+                seen.extend(batch["label"].tolist() for batch in stream)
+        else:
+            seen.extend(batch["label"].tolist() for batch in stream)
+    assert seen == expected[: len(seen)]
+    assert where == "local" or len(seen) == len(expected)
+    with make(Tiered(place), place.manifest(), **settings) as stream:
+        assert min(min(batch["label"]) for batch in stream) == 1000
 
 
 def test_memory_stays_within_what_the_settings_say(zone: Zone, manifest: Manifest) -> None:
