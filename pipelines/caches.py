@@ -10,10 +10,11 @@ from pathlib import Path
 from pipelines.params import Cache
 from pipelines.workspace import STATE, Workspace
 from storage.cache import HotCache, NodeCache, Tiered
-from storage.cache.address import check, mask
+from storage.cache.address import check
 from storage.cache.embedded import Embedded
 from storage.errors import ParamsError
 from storage.lake import Zone
+from storage.secret import mask
 
 EMBEDDED = "embedded"
 _MIB = 1 << 20

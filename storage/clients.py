@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 
 from storage.credentials import s3_settings
 from storage.errors import LakeError
+from storage.secret import mask
 
 _S3 = ("s3", "s3a")
 _OBSTORE = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "adl", "azure")
@@ -177,7 +178,7 @@ class FsspecClient:
             fs, root = url_to_fs(url, **options)
         except (ImportError, ValueError) as error:
             raise LakeError(
-                f"lake.url={url!r} cannot be opened: {error}. Check the scheme, or install its fsspec driver."
+                f"lake.url={mask(url)!r} cannot be opened: {error}. Check the scheme, or install its fsspec driver."
             ) from error
         self._fs: fsspec.AbstractFileSystem = fs
         self._root = root.rstrip("/")
@@ -251,5 +252,5 @@ def open_client(url: str, options: dict[str, Any], timeout: float) -> Client:
         raise
     except Exception as error:
         raise LakeError(
-            f"lake.url={url!r} cannot be opened: {_brief(error)}. Check the URL and the environment."
+            f"lake.url={mask(url)!r} cannot be opened: {_brief(error)}. Check the URL and the environment."
         ) from error

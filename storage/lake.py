@@ -24,6 +24,7 @@ from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.manifest import FILENAME, Manifest
 from storage.remote import TIMEOUT, RangeReader, missing_object
+from storage.secret import mask
 
 ZONES = ("raw", "curated", "shards")
 OBJECTS = "objects"
@@ -79,7 +80,7 @@ class Zone:
 
     def describe(self, path: str = "") -> str:
         """A name for object `path` that a person can find."""
-        return str(self.root / path) if self.root is not None else f"{self.url}/{path}"
+        return str(self.root / path) if self.root is not None else mask(f"{self.url}/{path}")
 
     # -- objects -------------------------------------------------------------------------------------------------
 

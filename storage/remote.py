@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 
 from storage.clients import Client, Failure, open_client
 from storage.errors import LakeError
+from storage.secret import mask
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class RangeReader:
 
     def describe(self, path: str) -> str:
         """A name for object `path` that a person can find."""
-        return f"{self.url}/{path}"
+        return mask(f"{self.url}/{path}")
 
     # -- attempts ------------------------------------------------------------------------------------------------
 

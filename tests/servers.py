@@ -23,13 +23,13 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(ready: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Poll until `ready()`; fails with `what` when the time is over."""
+def wait_for(ready: Callable[[], bool], what: str, seconds: float = 60, every: float = 0.05) -> None:
+    """Poll every so many seconds until `ready()`; fails with `what` when the time is over."""
     pause = Event()
-    for _ in range(int(seconds / 0.05)):
+    for _ in range(int(seconds / every)):
         if ready():
             return
-        pause.wait(0.05)
+        pause.wait(every)
     raise AssertionError(f"{what}: not within {seconds} s")
 
 

@@ -121,16 +121,18 @@ class Fetcher:
 
     # -- ahead -----------------------------------------------------------------------------------------------------
 
-    def start(self, order: Iterable[tuple[int, Ints]], is_open: Callable[[int], bool]) -> None:
-        """Fetch ahead along `order`, pairs of an epoch and shards in the order of need, but for those that are open."""
+    def start(self, order: Iterable[tuple[int, Ints]], is_open: Callable[[int], bool]) -> object:
+        """Fetch ahead along `order`, pairs of an epoch and shards in the order of need, but for those that are open.
+        Returns what `stop` may be given, so that it stops nothing that was started later."""
         self.stop()
         if not self.remote or not self.ahead:
-            return
+            return None
         course = self._course = _Course(((epoch, index) for epoch, part in order for index in part.tolist()), is_open)
         for number in range(min(THREADS, len(self))):
             thread = threading.Thread(target=self._run, args=(course,), name=f"shardline-fetch-{number}", daemon=True)
             course.threads.append(thread)
             thread.start()
+        return course
 
     def reached(self, epoch: int) -> None:
         """Say which epoch the batches are in: what is fetched is of that one and the next."""
@@ -143,9 +145,11 @@ class Fetcher:
         if self._process != os.getpid():  # forked: the threads are the parent's
             self._reset()
 
-    def stop(self) -> None:
+    def stop(self, started: object = None) -> None:
         """Fetch no further, and let go of what is ahead. Waits a little for what is under way."""
         self._guard()
+        if started is not None and started is not self._course:
+            return
         course, self._course = self._course, None
         if course is None:
             return

@@ -60,9 +60,12 @@ class Gatherer:
         self._reset()
 
     def _reset(self) -> None:
-        shards = len(self.fetcher)
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._forget()
+
+    def _forget(self) -> None:
+        shards = len(self.fetcher)
         self._shards: dict[int, Shard] = {}
         self._in_memory: dict[int, int] = {}  # bytes of open shards that aren't mapped files
         self._tick = 0
@@ -71,7 +74,10 @@ class Gatherer:
 
     def close(self) -> None:
         """Let go of every shard and of idle buffers. They are opened again when needed."""
-        self._reset()
+        if self._process != os.getpid():
+            self._reset()
+        with self._lock:
+            self._forget()
         self.buffers.clear()
         for field in self.fields:
             field.close()

@@ -1,12 +1,16 @@
 """Preparing items ahead in a thread, a bounded number of them."""
 
+import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_alive: weakref.WeakSet["Prefetcher[Any]"] = weakref.WeakSet()
 
 
 class Prefetcher(Iterator[T]):
@@ -24,6 +28,7 @@ class Prefetcher(Iterator[T]):
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        _alive.add(self)
 
     def _run(self) -> None:
         try:
@@ -51,16 +56,27 @@ class Prefetcher(Iterator[T]):
                 return self._ready.popleft()
         raise self._error or StopIteration
 
-    def close(self) -> None:
-        """End the thread, after the item that it is making. In a forked process there is none to end."""
+    def close(self, wait: bool = True) -> None:
+        """End the thread, after the item that it is making. In a forked process there is none to end.
+
+        Whatever runs amid other code, as garbage collection does, must not `wait`: it may be in a thread, or hold a
+        lock, that the item needs.
+        """
         if self._process != os.getpid():
             return
         with self._changed:
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():  # which collects garbage, too
+        if wait and self._thread is not threading.current_thread():
             self._thread.join()
+
+
+@atexit.register
+def _end_all() -> None:
+    """No thread may be amid native code when the interpreter ends."""
+    for prefetcher in list(_alive):
+        prefetcher.close()
 
 
 def close_items(items: Iterator[object]) -> None:

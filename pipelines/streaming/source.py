@@ -68,9 +68,9 @@ class Source:
         """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
         fetcher = self.gatherer.fetcher
         self.gatherer.reserve(self.share * self._together, _RESERVED)
-        plans = self._plans(epoch, step, epochs)
+        plans, course = self._plans(epoch, step, epochs), None
         if ahead:
-            fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
+            course = fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
             plans = Prefetcher(plans, 1, "shardline-plan")
         try:
             together = 1  # so that the first batch comes soon
@@ -81,7 +81,7 @@ class Source:
                 together = self._together
         finally:
             close_items(plans)
-            fetcher.stop()
+            fetcher.stop(course)
 
     def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[Plan]:
         """Blocks of batches with their shards open. Raises what keeps a batch from being had, after those before it."""

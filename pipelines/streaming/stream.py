@@ -179,16 +179,17 @@ class Stream:
         self._groups, self._process = groups, os.getpid()
         if self.prefetch:
             self._groups = prefetcher = Prefetcher(groups, self.prefetch)
-            self._finalizer = weakref.finalize(self, prefetcher.close)
+            self._finalizer = weakref.finalize(self, prefetcher.close, wait=False)
 
     def _restart(self) -> None:
         """Forget what was prepared and end the thread."""
-        if self._finalizer is not None:
-            self._finalizer()
-        elif self._groups is not None and self._process == os.getpid():
-            close_items(self._groups)
-        self._finalizer, self._groups = None, None
+        finalizer, groups = self._finalizer, self._groups
+        self._finalizer, self._groups = None, None  # first: a signal may cut off what follows
         self._ready.clear()
+        if finalizer is not None:
+            finalizer.detach()
+        if groups is not None and self._process == os.getpid():
+            close_items(groups)
 
     def close(self) -> None:
         """End the thread and let go of the shards. Iterating again goes on from the state."""

@@ -15,15 +15,11 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from storage.secret import mask
+
 SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 _READ_SIZE = 1 << 20  # bytes taken from a socket at once
 Client = Any  # redis.Redis or redis.cluster.RedisCluster: both have the commands that are used
-
-
-def mask(text: str) -> str:
-    """`text` with the passwords of the URLs in it hidden."""
-    text = re.sub(r"(://[^/@\s:]*):[^/@\s]*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
 def check(url: str) -> str:

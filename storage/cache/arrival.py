@@ -2,6 +2,7 @@
 
 import mmap
 import threading
+from contextlib import suppress
 
 from blake3 import blake3
 
@@ -33,7 +34,8 @@ class Memory:
                 self._pieces.remove(piece)
             piece = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
-                piece.madvise(mmap.MADV_HUGEPAGE)
+                with suppress(OSError):  # a kernel without them
+                    piece.madvise(mmap.MADV_HUGEPAGE)
             self._pieces.append(piece)
             return memoryview(piece)
 

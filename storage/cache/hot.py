@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from storage.cache.address import check, mask
+from storage.cache.address import check
 from storage.cache.arrival import Verifier
 from storage.cache.counters import Tally
 from storage.cache.index import Begun, Index
@@ -21,6 +21,7 @@ from storage.cache.link import Link, Unavailable
 from storage.cache.policy import DAY, ring_of
 from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
 from storage.cache.receive import get_into
+from storage.secret import mask
 
 _DROPPED = 256  # shards dropped in one exchange
 _ASK = 0.1  # seconds without a new part after which a waiter asks who fetches

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from storage.cache.address import Client, check, connect, mask
+from storage.cache.address import Client, check, connect
 from storage.cache.breaker import Breaker
+from storage.secret import mask
 
 _IDLE = 5.0  # seconds without a block after which the thread ends
 _log = logging.getLogger(__name__)

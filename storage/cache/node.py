@@ -53,6 +53,9 @@ class Claim:
             self.cache.complain(error)
             self.abandon()
             return None
+        except BaseException:
+            self.abandon()
+            raise
         unlock(self.descriptor)
         return path
 
@@ -196,8 +199,9 @@ class NodeCache:
         """Remove a temporary file and uncount its `size` bytes, then let its lock go."""
         try:
             with suppress(OSError), self._index() as index:
-                index.bytes -= size
-                index.ring.pop(digest, None)
+                if size:  # else the file that is there may be another's
+                    index.bytes -= size
+                    index.ring.pop(digest, None)
                 if is_at(descriptor, self.temporary(digest)):
                     self.temporary(digest).unlink(missing_ok=True)
         finally:

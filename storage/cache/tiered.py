@@ -122,7 +122,11 @@ class Tiered:
         claim = node.claim(obj.digest, size)
         if isinstance(claim, Path) and not self._is_intact(claim, obj.digest):
             _log.warning("node cache: %s is damaged; it is fetched again", claim)
-            node.drop([obj.digest])
+            try:
+                node.drop([obj.digest])
+            except OSError as error:
+                node.complain(error)
+                return self._in_memory(obj)
             claim = node.claim(obj.digest, size)
         if isinstance(claim, Path) and self._is_intact(claim, obj.digest):
             node.tally.add(hits=1, bytes=size)
@@ -153,18 +157,25 @@ class Tiered:
 
     def _into(self, claim: Claim, obj: StoredObject, behind: bool) -> Path | Buffer:
         """Fill a file of the node cache; the shard's bytes where that can't be, or is done `behind` the caller."""
-        view = self._memory.take(obj.plain_bytes)
         try:
+            view = self._memory.take(obj.plain_bytes)
             self._fill(obj, view)
         except BaseException:
             claim.abandon()
             raise
-        if not behind or not self._room.acquire(blocking=False):
-            return self._commit(claim, view) or view
-        with self._lock:
-            self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="shardline-node-cache")
-            self._writer.submit(self._commit, claim, view).add_done_callback(lambda _: self._room.release())
-        return view
+        if behind and self._room.acquire(blocking=False):
+            try:
+                with self._lock:
+                    self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="shardline-node-cache")
+                    written = self._writer.submit(self._commit, claim, view)
+                written.add_done_callback(lambda _: self._room.release())
+                return view.toreadonly()
+            except RuntimeError as error:  # no thread can be started any more: the interpreter ends, say
+                _log.warning("node cache: %s is not kept (%s)", obj.digest, error)
+                self._room.release()
+                claim.abandon()
+                return view.toreadonly()
+        return self._commit(claim, view) or view.toreadonly()
 
     def _commit(self, claim: Claim, view: memoryview) -> Path | None:
         file = claim.commit(view)
@@ -175,7 +186,7 @@ class Tiered:
     def _in_memory(self, obj: StoredObject) -> Buffer:
         view = self._memory.take(obj.plain_bytes)
         self._fill(obj, view)
-        return view
+        return view.toreadonly()
 
     def _fill(self, obj: StoredObject, view: memoryview) -> None:
         """Put the shard's plain bytes into `view`, from the hot cache or the lake, and check them."""

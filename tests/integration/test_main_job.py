@@ -156,7 +156,7 @@ def killed_in(stage: str, folder: Path, environment: dict[str, str]) -> str:
     wait_for(lambda: stage_process(process, stage) is not None, f"{stage} starts")
     victim = stage_process(process, stage)
     assert victim is not None
-    wait_for(lambda: at_work(folder, victim, stage), f"{stage} is at work")
+    wait_for(lambda: at_work(folder, victim, stage), f"{stage} is at work", every=0.002)  # checkpoints go at the end
     victim.kill()
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0, output

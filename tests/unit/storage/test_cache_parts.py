@@ -1,5 +1,6 @@
 """The small parts of the caches: memory that is used again, digests made on arrival, URLs without passwords."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from redis.exceptions import ResponseError
 from servers import Redis, redis_server
 
 from storage.cache import NodeCache, Tiered
-from storage.cache.address import check, mask
+from storage.cache.address import check
 from storage.cache.arrival import Memory, Verifier
 from storage.cache.node import Claim
 from storage.cache.receive import get_into
 from storage.digest import digest_bytes
 from storage.lake import Zone
+from storage.secret import mask
 
 PART = 1 << 20
 
@@ -75,6 +77,12 @@ def test_urls_are_told_without_passwords(url: str) -> None:
     assert "refused" in mask(f"Cannot connect to {url}: refused")
 
 
+@pytest.mark.parametrize("secret", ["pa/ss+word", "p@ss", "p:a@s/s"])
+def test_passwords_that_should_have_been_quoted_are_hidden_too(secret: str) -> None:
+    told = mask(f"redis://:{secret}@host:6379: no host, sftp://me:{secret}@there/objects/x: not found")
+    assert told == "redis://:***@host:6379: no host, sftp://me:***@there/objects/x: not found"
+
+
 @pytest.mark.parametrize(
     "url", ["http://:s3cret@host", "redis://", "unix://", "redis+sentinel://:s3cret@host", "redis+cluster://,", "host"]
 )
@@ -128,3 +136,26 @@ def test_a_shard_is_in_use_before_its_file_is_written(tmp_path: Path) -> None:
     assert sorted(node.digests()) == sorted(obj.digest for obj in objects)  # all are, once it is closed
     with Tiered(zone, node) as tiers:
         assert [tiers.open(obj)[1] for obj in objects] == [False] * 9
+
+
+def test_who_comes_too_late_to_fetch_takes_no_entry_of_the_ring(tmp_path: Path) -> None:
+    """A waiter may make its temporary file just after the other's was renamed; it counted nothing in."""
+    node = NodeCache(tmp_path, 1000, 1000)
+    claim = node.claim("a" * 64, 100)
+    assert isinstance(claim, Claim)
+    claim.commit(memoryview(bytes(100)))
+    before = json.loads((tmp_path / "index.json").read_text())
+    late = os.open(node.temporary("a" * 64), os.O_RDWR | os.O_CREAT)
+    node.give_back("a" * 64, 0, late)
+    after = json.loads((tmp_path / "index.json").read_text())
+    assert before["ring"] == after["ring"] == {"a" * 64: 100}
+    assert before["bytes"] == after["bytes"] == 100
+    assert not node.temporary("a" * 64).exists()
+
+
+def test_what_is_opened_cannot_be_changed(tmp_path: Path) -> None:
+    zone = Zone(tmp_path / "lake", f"memory://{tmp_path}")
+    obj = zone.publish(b"12345678", ".arrow")
+    for node in (None, NodeCache(tmp_path / "node", 1 << 20)):
+        with Tiered(zone, node) as tiers:
+            assert not tiers.open(obj)[0].is_mutable

@@ -311,4 +311,4 @@ def test_forgetting_a_stream_amid_fetches_ends_all_threads(zone: Zone, manifest:
     next(stream)
     assert {thread.name for thread in threading.enumerate()} >= {"shardline-prefetch", "shardline-plan"}
     del stream
-    assert not threads("shardline-prefetch", "shardline-plan", "shardline-fetch")
+    wait_for(lambda: not threads("shardline-prefetch", "shardline-plan", "shardline-fetch"), "the end of all threads")

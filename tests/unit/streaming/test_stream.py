@@ -16,7 +16,7 @@ import torch
 from servers import wait_for
 
 from pipelines.streaming import Batch, Stream
-from pipelines.streaming.prefetch import Prefetcher
+from pipelines.streaming.prefetch import Prefetcher, close_items
 from storage.errors import DataError, DigestError, FormatError, LakeError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -399,3 +399,41 @@ def test_waiting_is_measured(zone: Zone, samples: Manifest) -> None:
         assert waited > 0
         stream[0]
         assert stream.wait_seconds == waited
+
+
+def test_a_second_interruption_loses_nothing(zone: Zone, samples: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another Ctrl-C while the first one's threads are waited for: the next loop goes on from the state."""
+    settings = {"split": "train", "batch_size": 8, "seed": 3, "epochs": 1}
+    with Stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
+        expected = [batch["label"].tolist() for batch in stream]
+    with Stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
+        seen = [next(stream)["label"].tolist()]
+
+        def interrupted(items: object) -> None:
+            close_items(items)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pipelines.streaming.stream.close_items", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream._restart()
+        monkeypatch.undo()
+        seen.extend(batch["label"].tolist() for batch in stream)
+    assert seen == expected
+
+
+def test_a_forgotten_prefetcher_is_told_and_not_waited_for() -> None:
+    """Garbage is collected in any thread, and one that the item needs may not wait for the item."""
+    made, gate = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        made.set()
+        assert gate.wait(60)
+        yield 1
+
+    prefetcher = Prefetcher(items(), 1)
+    assert made.wait(60)
+    prefetcher.close(wait=False)
+    assert prefetcher._thread.is_alive()
+    gate.set()
+    prefetcher.close()
+    assert not prefetcher._thread.is_alive()
