@@ -357,7 +357,7 @@ def test_a_forgotten_stream_ends_its_thread(zone: Zone, samples: Manifest) -> No
     assert prefetching()
     del stream
     gc.collect()
-    assert not prefetching()
+    wait_for(lambda: not prefetching(), "the end of its thread")
     assert batch.ids()  # which needs the shards, not the stream
 
 
