@@ -91,7 +91,7 @@ def test_the_script_decides_as_the_policy(redis: Redis) -> None:
         def __init__(self) -> None:
             super().__init__()
             redis.client.flushall()
-            self.policy = Policy(PINNED + RING, RING, idle=10.0)
+            self.policy = Policy(PINNED + RING, RING, idle=10_000)  # both count milliseconds: no rounding
             self.index = Index("test", pinned_limit=PINNED, ring_limit=RING, idle=10_000, keep=10_000_000, lease=60_000)
             self.now = 1
             self.sizes: dict[str, int] = {}
@@ -104,7 +104,7 @@ def test_the_script_decides_as_the_policy(redis: Redis) -> None:
         def admit(self, key: str, size: int) -> None:
             size = self.sizes.setdefault(key, size)
             known = key in self.policy.pinned or key in self.policy.ring
-            decision = self.policy.admit(key, size, self.now / 1000)
+            decision = self.policy.admit(key, size, self.now)
             begun = self.index.begin(redis.client, key, size, "token", self.now)
             assert begun.turn == ("alone" if decision.place == "none" else "fetch")
             assert begun.known == known
@@ -114,7 +114,7 @@ def test_the_script_decides_as_the_policy(redis: Redis) -> None:
 
         @rule(key=st.sampled_from("abcdefgh"))
         def read(self, key: str) -> None:
-            self.policy.read(key, self.now / 1000)
+            self.policy.read(key, self.now)
             self.index.touch(redis.client, key, self.now, stale=0)
 
         @rule(key=st.sampled_from("abcdefgh"))
