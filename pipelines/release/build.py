@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: What of Shardline a package carries, below the repository's root.
 CODE = (
-    "pipelines/__init__.py", "pipelines/params.py", "pipelines/models",
+    "pipelines/__init__.py", "pipelines/params", "pipelines/models",
     "pipelines/release/__init__.py", "pipelines/release/served.py",
     "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py",
 )  # fmt: skip

@@ -1,0 +1,41 @@
+"""All parameters of a recipe: names, types, ranges, defaults and what they do.
+
+`params.yaml` holds them; DVC tracks them by section, and each stage of `dvc.yaml` lists the sections that it reads.
+A name that is not here is refused with the nearest one that is. No module here imports anything heavy.
+"""
+
+from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
+from pipelines.params.describe import describe
+from pipelines.params.load import FILENAME, load_params
+from pipelines.params.recipe import Params
+from pipelines.params.release import Evaluate, Gate, Package, Promote
+from pipelines.params.running import Cache, Compute, HotCache, NodeCache
+from pipelines.params.section import NAME, Section
+from pipelines.params.suggestion import suggestion
+from pipelines.params.training import Model, Train
+
+__all__ = [
+    "FILENAME",
+    "NAME",
+    "Cache",
+    "Compute",
+    "Curate",
+    "Evaluate",
+    "Gate",
+    "HotCache",
+    "Ingest",
+    "Lake",
+    "Model",
+    "NodeCache",
+    "Package",
+    "Params",
+    "Promote",
+    "Section",
+    "Shard",
+    "Split",
+    "Stream",
+    "Train",
+    "describe",
+    "load_params",
+    "suggestion",
+]

@@ -1,0 +1,102 @@
+"""From sources to batches: lake, ingest, curate, shard, stream."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.params.section import Section
+
+
+class Lake(Section):
+    """Where the zones lie."""
+
+    url: str | None = None
+    """Root URL of the lake (s3://bucket/prefix, gs://…, a folder). None: beside the manifests, in data/."""
+    zones: dict[Literal["raw", "curated", "shards"], str] = {}
+    """A URL of its own for a zone (hybrid and multi-cloud): {shards: s3://…}."""
+
+
+class Ingest(Section):
+    """sources → raw."""
+
+    sources: list[str] = Field(min_length=1)
+    """fsspec URLs, globs or folders: data/**/*.csv, s3://bucket/prefix/*.jsonl, https://…, {python_stdlib}/**/*.py."""
+    exclude: list[str] = []
+    """Globs on a source's name (its path below the glob's fixed part) to leave out: **/test/**."""
+
+
+class Split(Section):
+    """Shares of the samples; they must add up to 1."""
+
+    train: float = Field(0.8, ge=0, le=1)
+    """What the model learns from."""
+    val: float = Field(0.1, ge=0, le=1)
+    """What early stopping looks at."""
+    test: float = Field(0.1, ge=0, le=1)
+    """What the metrics are measured on."""
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> "Split":
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(
+                f"train + val + test = {self.train} + {self.val} + {self.test} = "
+                f"{self.train + self.val + self.test:g}, but must be 1"
+            )
+        return self
+
+
+class Curate(Section):
+    """raw → curated: typed, validated, deduplicated, split."""
+
+    reader: Literal["auto", "text", "image_folder", "csv", "jsonl", "parquet"] = "auto"
+    """What the raw files are. auto: by their suffix (text for source code and prose)."""
+    text_field: str = "text"
+    """The field of a JSONL line that holds a document."""
+    label: str | None = None
+    """The column of a table to predict: needed for csv and parquet."""
+    features: list[str] | None = None
+    """The numeric columns of a table that the model sees. None: all but the label."""
+    target: Literal["class", "value"] = "class"
+    """Whether the label is a class or a number to regress."""
+    split: Split = Split()
+    """Shares of train, val and test; a sample's split depends on its name and the seed alone."""
+    deduplicate: bool = True
+    """Keep one of several files with equal bytes, and one of several equal rows of a table file."""
+    files_per_object: int = Field(64, ge=1, le=100_000)
+    """How many raw files go into one curated object, on average."""
+    max_quarantined: int = Field(100, ge=0)
+    """Up to this many undecodable files or rows are set aside in quarantine.jsonl; more are fatal."""
+
+
+class Shard(Section):
+    """curated → shards."""
+
+    target_mb: float = Field(64.0, gt=0, le=4096)
+    """MiB of a shard."""
+    compression: Literal["auto", "none", "zstd"] = "auto"
+    """At rest, where the zone is remote. auto: zstd for each shard of which it saves 10 % or more."""
+    shuffle_objects: int = Field(64, ge=1, le=10_000)
+    """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
+    images: Literal["pixels", "encoded"] = "pixels"
+    """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
+    image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
+    """[height, width] in pixels to which images are resized. None: all images must have one size."""
+    image_mode: Literal["L", "RGB"] = "RGB"
+    """Grey scale (one channel) or colour (three)."""
+
+
+class Stream(Section):
+    """shards → batches."""
+
+    batch_size: int = Field(64, ge=1)
+    """Samples of the global batch, over all ranks."""
+    seq_len: int = Field(256, ge=2)
+    """Tokens that the model sees at once (token datasets)."""
+    lanes: int | None = Field(None, ge=1)
+    """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
+    window: int = Field(65_536, ge=1)
+    """Samples of a lane within which they are shuffled."""
+    first_window: int | None = Field(None, ge=1)
+    """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
+    keep_lanes: bool = False
+    """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""

@@ -1,0 +1,30 @@
+"""A recipe: all sections."""
+
+from pydantic import Field
+
+from pipelines.params.data import Curate, Ingest, Lake, Shard, Stream
+from pipelines.params.release import Evaluate, Package, Promote
+from pipelines.params.running import Cache, Compute
+from pipelines.params.section import NAME, Section
+from pipelines.params.training import Model, Train
+
+
+class Params(Section):
+    """A recipe. Each section that dvc.yaml lists must stand in the file, as DVC looks for it: `lake: {}` at least."""
+
+    recipe: str = Field(pattern=NAME)
+    """Its name: the MLflow experiment, the registered model, the folder in a shared lake."""
+    seed: int = Field(ge=0, lt=2**63)
+    """Of splits, orders, weights and dropout."""
+    lake: Lake
+    ingest: Ingest
+    curate: Curate
+    shard: Shard
+    stream: Stream
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    package: Package
+    promote: Promote
+    compute: Compute = Compute()
+    cache: Cache = Cache()

@@ -1,0 +1,67 @@
+"""From batches to a model: model, train."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.params.section import Section
+
+
+class Model(Section):
+    """The model."""
+
+    name: str = "mlp"
+    """transformer, mlp, cnn, or an import path package.module:Class of a torch.nn.Module."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of its constructor."""
+
+
+class Train(Section):
+    """shards → model."""
+
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Peak learning rate of AdamW."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    min_lr: float = Field(0.1, ge=0, le=1)
+    """Share of the peak at which the cosine ends."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    """AdamW's decay rates of the first and second moment, each in [0, 1)."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; None: not clipped."""
+    accumulate: int = Field(1, ge=1)
+    """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread over the other classes."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps. Give this or epochs."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the train split. Give this or steps."""
+    eval_every: int = Field(100, ge=1)
+    """Steps between evaluations on the val split."""
+    eval_batches: int | None = Field(None, ge=1)
+    """Batches of such an evaluation; None: the whole val split."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a better val loss after which training stops; None: never."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints."""
+    log_every: int = Field(10, ge=1)
+    """Steps between points of the logged curves."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the matrix products. auto: bf16 where the accelerator has it, else fp32."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")
+    """auto: the first of cuda, mps, xpu, cpu that is there."""
+    ranks: int = Field(1, ge=1, le=4096)
+    """Processes on this machine, started by torchrun when more than one."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of a rank on CPU; None: the cores shared out over the ranks."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Train":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas={self.betas}: each must be in [0, 1)")
+        return self
