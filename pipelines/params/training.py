@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.section import Section
 
 
@@ -47,6 +48,8 @@ class Train(Section):
     """Evaluations without a better val loss after which training stops; None: never."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How checkpoints are written and kept."""
     log_every: int = Field(10, ge=1)
     """Steps between points of the logged curves."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -32,7 +32,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
             stopping = validate(s, stop)
             report.validation(state)
         if stopping:
-            s.save()
+            s.save(wait=True)
             raise _interrupted(s, stop)
         if s.done():
             return
