@@ -55,6 +55,10 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
+    def side_group(self) -> Any:
+        """A process group of all ranks over the hosts' network, for a thread of its own; None for a single rank."""
+        return dist.new_group(backend="gloo") if self.world > 1 else None
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:

@@ -166,7 +166,9 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         model = config.build(params.seed).to(device).train()
         optimizer = build_optimizer(model, train)
         place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
-        saver = stack.enter_context(closing(Saver(place, train.checkpoints, ranks, model, optimizer)))
+        saver = stack.enter_context(
+            closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
+        )
         session = Session(
             params, ranks, device, precision, task, config, model, model, optimizer,
             precision.scaler(), zone, tiers, manifest, stream, validates=validates,

@@ -19,7 +19,7 @@ def whole_tensors(chunks: Mapping[str, Chunk], group: Any) -> dict[str, Tensor]:
     boxes: list[Any] = [mine]
     rank = 0
     if group is not None:
-        rank, boxes = dist.get_rank(), [None] * dist.get_world_size(group)
+        rank, boxes = dist.get_rank(group), [None] * dist.get_world_size(group)
         dist.all_gather_object(boxes, mine, group)
     whole: dict[str, Tensor] = {}
     for name in sorted({name for of_rank in boxes for name in of_rank}):
@@ -34,13 +34,13 @@ def whole_tensors(chunks: Mapping[str, Chunk], group: Any) -> dict[str, Tensor]:
                 target = whole.setdefault(name, torch.empty(shape, dtype=dtype))[box]
                 target.copy_(chunks[name].data if owner == 0 else _received(sizes, dtype, owner, group))
             elif rank == owner:
-                dist.send(_bytes(chunks[name].data.cpu().contiguous()), 0, group)
+                dist.send(_bytes(chunks[name].data.cpu().contiguous()), group=group, group_dst=0)
     return whole
 
 
 def _received(sizes: tuple[int, ...], dtype: torch.dtype, owner: int, group: Any) -> Tensor:
     found = torch.empty(sizes, dtype=dtype)
-    dist.recv(_bytes(found), owner, group)
+    dist.recv(_bytes(found), group=group, group_src=owner)
     return found
 
 

@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.params.checkpoints import Checkpoints as Rules
@@ -47,18 +46,19 @@ class Extra:
 
 
 class Saver:
-    """Saves and restores `model` and `optimizer`. Made, used and closed by all ranks together.
+    """Saves and restores `model` and `optimizer`. Used by all ranks together.
 
+    `group` is a gloo group of the ranks (None for a single one), which nobody else uses: the thread speaks through it.
     `paused` counts the seconds for which training had to wait.
     """
 
     def __init__(
-        self, zone: Zone, rules: Rules, ranks: Ranks, model: nn.Module, optimizer: torch.optim.Optimizer
+        self, zone: Zone, rules: Rules, ranks: Ranks, group: Any, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.zone, self.rules, self.ranks, self.model, self.optimizer = zone, rules, ranks, model, optimizer
         self.shelf = Shelf(zone, rules)
         self.paused = 0.0
-        self._group: Any = dist.new_group(backend="gloo") if ranks.world > 1 else None
+        self._group = group
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._flight: Future[None] | None = None
         self._staged = Event()
@@ -193,6 +193,7 @@ class Saver:
         Nothing changes before every rank has read and verified its part. A damaged checkpoint is passed over, with a
         word. Raises FormatError for one of an unknown format, or that doesn't fit the model.
         """
+        self.wait()
         if self.ranks.leads:
             self.zone.sweep_temporaries()
         found = self.shelf.newest_first() if self.ranks.leads else iter(())
@@ -268,6 +269,7 @@ class Saver:
 
     def whole(self, chunks: Mapping[str, Chunk]) -> dict[str, Tensor]:
         """The whole tensors of all ranks' chunks on rank 0, {} on the others; all ranks call it together."""
+        self.wait()  # the group is the thread's until then
         return whole_tensors(chunks, self._group)
 
     def clear(self) -> None:
