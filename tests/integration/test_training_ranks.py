@@ -69,8 +69,8 @@ def processes_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 def newest(ws: Workspace) -> int:
     """The step of the newest checkpoint; 0 without one."""
-    folders = (ws.state / "checkpoints").glob("*/step-*")
-    return max((int(path.name.removeprefix("step-")) for path in folders), default=0)
+    manifests = (ws.state / "checkpoints").glob("*/step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
 
 
 def test_ranks_killed_stopped_and_resumed_take_the_steps_of_one(
