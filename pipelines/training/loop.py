@@ -41,7 +41,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
-        seed_step(s.params.seed, state.step, s.ranks.rank)
+        seed_step(s.params.seed, state.step, s.layout.stream_of_chance)
         rate = learning_rate(state.step, s.steps, train)
         set_learning_rate(s.optimizer, rate)
         local_loss, targets = forward_backward(s, batch)
@@ -67,7 +67,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     train = s.params.train
     inputs, targets = s.task.pair(batch.arrays, s.device)
     count = batch.size * s.task.targets_per_sample(batch.arrays)
-    weight = s.ranks.world / count  # DDP averages gradients over the ranks
+    weight = s.layout.data_world / count  # DDP averages gradients over the ranks
     mine = len(inputs)
     if mine == 0:  # fewer samples than ranks: a zero sample of weight 0, since every rank must take part
         inputs, targets, weight = inputs.new_zeros(1, *inputs.shape[1:]), targets.new_zeros(1, *targets.shape[1:]), 0.0

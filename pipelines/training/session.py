@@ -7,6 +7,7 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.caches import open_cache
@@ -17,6 +18,7 @@ from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from pipelines.training.parallelism import Layout, make_mesh
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
@@ -30,10 +32,13 @@ _MIB = 1 << 20
 
 @dataclass
 class Session:
-    """What the loop works on. `model` is the module; `parallel` the same one, averaging gradients over the ranks."""
+    """What the loop works on. `model` holds this rank's parameters; `parallel` runs it together with the other ranks;
+    see `pipelines.training.parallelism` for what holds of `layout`, `mesh` and `model`."""
 
     params: Params
     ranks: Ranks
+    layout: Layout
+    mesh: DeviceMesh | None
     device: torch.device
     precision: Precision
     task: Task
@@ -74,7 +79,7 @@ class Session:
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
         """The val split in its stored order, once."""
-        with open_stream(self.params, self.tiers, self.manifest, self.ranks, "val", self.device) as stream:
+        with open_stream(self.params, self.tiers, self.manifest, self.layout, "val", self.device) as stream:
             yield stream
 
     def note_validation(self, summary: dict[str, float]) -> None:
@@ -133,7 +138,7 @@ def open_stream(
     params: Params,
     tiers: Tiered,
     manifest: Manifest,
-    ranks: Ranks,
+    layout: Layout,
     split: str,
     device: torch.device,
     *,
@@ -143,7 +148,8 @@ def open_stream(
     settings, compute = params.stream, params.compute
     return Stream(
         tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
-        rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
+        rank=layout.data_rank, world=layout.data_world,
+        seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
         keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
@@ -163,14 +169,16 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     validates = _validates(params, manifest, seq_len)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
+    layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
         stack.enter_context(joined(ranks, device))
+        mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
-        stream = stack.enter_context(open_stream(params, tiers, manifest, ranks, "train", device, train=True))
+        stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
         model = config.build(params.seed).to(device).train()
         session = Session(
-            params, ranks, device, precision, task, config, model, model, build_optimizer(model, train),
+            params, ranks, layout, mesh, device, precision, task, config, model, model, build_optimizer(model, train),
             precision.scaler(), zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len),
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),

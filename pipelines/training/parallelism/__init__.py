@@ -1,0 +1,21 @@
+"""Parallelism on one device mesh: pipeline × data × shard × tensor, the outermost first.
+
+What the rest of training may rely on, in every layout:
+
+- `Session.layout` says where this rank stands (`Layout`): `data_rank` of `data_world` are its place in the global
+  batch, which ranks of one tensor or pipeline group share; `speaks` says whether its losses count in a sum over ranks.
+- `Session.mesh` is torch's `DeviceMesh` with the dimensions `pipeline`, `data`, `shard`, `tensor` (those of size 1
+  too), or None for a single rank. `mesh["shard"].get_group()` is a process group.
+- `Session.model` is the module that holds this rank's parameters; `Session.parallel` is what runs it. The names in
+  `model.named_parameters()` and `model.state_dict()` are those of the plain model: no prefix of a wrapper, ever.
+  - data (DDP), pipeline: plain tensors. shard, tensor: DTensors on sub-meshes of the mesh, every one of a module's.
+  - pipeline: a stage holds a part of the plain model's modules, under their own names; a parameter that two stages
+    share (tied embeddings: first and last stage) has the same name and value on both.
+- `get_model_state_dict(session.model)` and its kin are collective: all ranks call them. `full_weights(session.model,
+  session.layout, session.mesh)` gives rank 0 the whole plain model's weights (the other ranks: {}), collectively.
+"""
+
+from pipelines.training.parallelism.layout import DIMENSIONS, Layout
+from pipelines.training.parallelism.mesh import make_mesh
+
+__all__ = ["DIMENSIONS", "Layout", "make_mesh"]
