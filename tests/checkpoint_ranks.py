@@ -16,24 +16,30 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from pipelines.models.transformer import Transformer
 from pipelines.params import Checkpoints as Rules
+from pipelines.params import Parallel, Train
 from pipelines.training.checkpoints import Extra, Saver
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.state import model_tensors, optimizer_state
+from pipelines.training.device import Precision
+from pipelines.training.parallelism import DIMENSIONS, Layout, arrange
 from pipelines.training.ranks import Ranks
 from storage.lake import Zone
 
 WORLD = 4
-#: Layout → its ranks in the shape of its mesh. Some share ranks, so that layouts work side by side.
-LAYOUTS: dict[str, list[Any]] = {
-    "one": [0], "ddp 2": [0, 1], "fsdp 2": [2, 3], "tensor 2": [1, 2], "pipeline 2": [3, 0],
-    "fsdp 2 × tensor 2": [[0, 1], [2, 3]],
-}  # fmt: skip
-SIZES = {"vocab_size": 33, "seq_len": 8, "dim": 12, "layers": 2, "heads": 2, "hidden": 20}
+#: Layout → pipeline × data × shard × tensor, and its ranks. Some share ranks, so that layouts work side by side.
+LAYOUTS: dict[str, tuple[tuple[int, int, int, int], list[int]]] = {
+    "one": ((1, 1, 1, 1), [0]),
+    "ddp 2": ((1, 2, 1, 1), [0, 1]),
+    "fsdp 2": ((1, 1, 2, 1), [2, 3]),
+    "tensor 2": ((1, 1, 1, 2), [1, 2]),
+    "pipeline 2": ((2, 1, 1, 1), [3, 0]),
+    "fsdp 2 × tensor 2": ((1, 1, 2, 2), [0, 1, 2, 3]),
+}
+SIZES = {"vocab_size": 33, "seq_len": 8, "dim": 12, "layers": 3, "heads": 2, "hidden": 20}
+TOKENS = torch.arange(32).reshape(4, 8) % SIZES["vocab_size"]
 
 
 @dataclass(frozen=True)
@@ -55,59 +61,31 @@ class SomeRanks(Ranks):
         return values
 
 
+@dataclass(frozen=True)
+class Place:
+    """This process in a layout."""
+
+    ranks: SomeRanks
+    layout: Layout
+    mesh: DeviceMesh | None
+
+
 def plain(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return Transformer(**SIZES, tied=False)  # type: ignore[arg-type]
-
-
-def tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    column, row = ColwiseParallel(), RowwiseParallel()
-    for block in model.blocks:  # type: ignore[union-attr]
-        parts = {"query": column, "key": column, "value": column, "out": row}
-        plan = {f"attention.{name}": style for name, style in parts.items()}
-        parallelize_module(block, mesh, plan | {"mlp.gate": column, "mlp.up": column, "mlp.down": row})
-    return model
-
-
-def sharded(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    for block in model.blocks:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
-
-
-def stage(model: nn.Module, place: int) -> nn.Module:
-    """The first or second half, under the names of the whole; the embedding on both, as if its weights were shared."""
-    model.blocks = nn.ModuleDict({str(place): model.blocks[place]})  # type: ignore[index, assignment]
-    if place == 0:
-        del model.norm, model.head
-    return model
-
-
-def build(name: str, mesh: DeviceMesh | None, seed: int) -> nn.Module:
-    model = plain(seed)
-    if name == "tensor 2":
-        return tensor_parallel(model, _of(mesh))
-    if name == "fsdp 2":
-        return sharded(model, _of(mesh))
-    if name == "pipeline 2":
-        return stage(model, _of(mesh).get_local_rank())
-    if name == "fsdp 2 × tensor 2":
-        return sharded(tensor_parallel(model, _of(mesh)["tensor"]), _of(mesh)["shard"])
-    return model
-
-
-def _of(mesh: DeviceMesh | None) -> DeviceMesh:
-    assert mesh is not None
-    return mesh
+    return Transformer(**SIZES)  # type: ignore[arg-type]
 
 
 class Case:
     """A model in a layout, on the ranks that it has."""
 
-    def __init__(self, name: str, ranks: SomeRanks, mesh: DeviceMesh | None, folder: Path, seed: int) -> None:
-        self.model = build(name, mesh, seed)
+    def __init__(self, place: Place, folder: Path, seed: int) -> None:
+        pipeline, data, shard, tensor = place.layout.sizes
+        parallel = Parallel(pipeline=pipeline, data=data, shard=shard, tensor=tensor)
+        train, device = Train(steps=1, ranks=place.ranks.world, parallel=parallel), torch.device("cpu")
+        arranged = arrange(plain(seed), place.layout, place.mesh, train, device, Precision("cpu", torch.float32))
+        self.model, self.runner = arranged.model, arranged.runner
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        self.saver = Saver(Zone(folder), Rules(), ranks, ranks.group, self.model, self.optimizer)
+        self.saver = Saver(Zone(folder), Rules(), place.ranks, place.ranks.group, self.model, self.optimizer)
 
     def step(self) -> None:
         """A step whose gradient is a function of each weight, so that it is the same in every layout."""
@@ -121,41 +99,47 @@ class Case:
 
 
 def logits(whole: dict[str, Tensor]) -> Tensor:
+    """Of the plain model."""
     model = plain(0)
     model.load_state_dict({name[6:]: tensor for name, tensor in whole.items() if name.startswith("model/")})
     with torch.no_grad():
-        found: Tensor = model(torch.arange(16).reshape(2, 8) % SIZES["vocab_size"])
+        found: Tensor = model(TOKENS)
     return found
 
 
-def save_all(folder: Path, places: dict[str, tuple[SomeRanks, DeviceMesh | None]]) -> None:
-    for name, (ranks, mesh) in places.items():
-        case = Case(name, ranks, mesh, folder / name, seed=list(LAYOUTS).index(name))
+def save_all(folder: Path, places: dict[str, Place]) -> None:
+    for name, place in places.items():
+        case = Case(place, folder / name, seed=list(LAYOUTS).index(name))
         for step in (1, 2):
             case.step()
             case.saver.save(step, Extra({}, {"layout": name}))
         whole = case.whole()
         case.saver.close()
-        if ranks.leads:
+        if place.ranks.leads:
             save_file({key: tensor.contiguous() for key, tensor in whole.items()}, folder / f"{name}.safetensors")
 
 
-def load_all(folder: Path, places: dict[str, tuple[SomeRanks, DeviceMesh | None]]) -> None:
-    for there, (ranks, mesh) in places.items():
+def load_all(folder: Path, places: dict[str, Place]) -> None:
+    for there, place in places.items():
         found: dict[str, Any] = {}
         for here in LAYOUTS:
-            case = Case(there, ranks, mesh, folder / here, 77)
+            case = Case(place, folder / here, 77)
             rest = case.saver.restore()
             whole = case.whole()
+            answers = case.runner.answers(TOKENS)
             case.saver.close()
-            if ranks.leads:
-                expected = load_file(folder / f"{here}.safetensors")
+            expected = load_file(folder / f"{here}.safetensors")
+            off = (
+                float((answers - logits(expected)).abs().max()) if place.layout.speaks and answers is not None else 0.0
+            )
+            worst = max(place.ranks.gather(off))
+            if place.ranks.leads:
                 found[here] = {
                     "values": rest.values if rest else None,
                     "differ": [key for key in expected.keys() | whole.keys() if not _same(expected, whole, key)],
-                    "logits": float((logits(whole) - logits(expected)).abs().max()),
+                    "logits_off": worst,
                 }
-        if ranks.leads:
+        if place.ranks.leads:
             (folder / f"found-{there}.json").write_text(json.dumps(found))
 
 
@@ -166,14 +150,14 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor], key: str) -> bool:
 def work(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-    places: dict[str, tuple[SomeRanks, DeviceMesh | None]] = {}
-    for name, shape in LAYOUTS.items():
-        members = torch.tensor(shape).flatten().tolist()
-        names = ("shard", "tensor") if isinstance(shape[0], list) else ("all",)
-        mesh = DeviceMesh("cpu", shape, mesh_dim_names=names) if len(members) > 1 else None
+    places: dict[str, Place] = {}
+    for name, (sizes, members) in LAYOUTS.items():
+        grid = torch.tensor(members).reshape(sizes)
+        mesh = DeviceMesh("cpu", grid, mesh_dim_names=DIMENSIONS) if len(members) > 1 else None
         group = dist.new_group(members, backend="gloo", sort_ranks=False) if mesh else None
         if rank in members:
-            places[name] = SomeRanks(members.index(rank), len(members), group=group), mesh
+            place = members.index(rank)
+            places[name] = Place(SomeRanks(place, len(members), group=group), Layout(sizes, place), mesh)
     save_all(folder, places)
     dist.barrier()
     load_all(folder, places)

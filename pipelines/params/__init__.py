@@ -8,6 +8,7 @@ from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
+from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
@@ -30,6 +31,7 @@ __all__ = [
     "Model",
     "NodeCache",
     "Package",
+    "Parallel",
     "Params",
     "Promote",
     "Section",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.params.checkpoints import Checkpoints
+from pipelines.params.parallel import Parallel
 from pipelines.params.section import Section
 
 
@@ -60,6 +61,8 @@ class Train(Section):
     """Processes on this machine, started by torchrun when more than one."""
     threads: int | None = Field(None, ge=1)
     """Threads of a rank on CPU; None: the cores shared out over the ranks."""
+    parallel: Parallel = Parallel()
+    """How model and batches are laid out over the ranks."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -67,4 +70,10 @@ class Train(Section):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas={self.betas}: each must be in [0, 1)")
+        self.parallel.data_for(self.ranks)
+        if self.parallel.pipeline > 1 and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate = {self.accumulate} with parallel.pipeline = {self.parallel.pipeline}: a pipeline's "
+                "pieces are its microbatches. Set train.accumulate to 1, and train.parallel.microbatches"
+            )
         return self

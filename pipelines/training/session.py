@@ -1,13 +1,13 @@
 """One rank's training, put together: model, optimiser, data, state and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of
@@ -17,6 +17,7 @@ from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.optimizers import build_optimizer
+from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
@@ -30,16 +31,20 @@ _MIB = 1 << 20
 
 @dataclass
 class Session:
-    """What the loop works on. `model` is the module; `parallel` the same one, averaging gradients over the ranks."""
+    """What the loop works on. `model` holds this rank's parameters; `runner` runs it together with the other
+    ranks. See `pipelines.training.parallelism` for what holds of `layout`, `mesh` and `model`."""
 
     params: Params
     ranks: Ranks
+    layout: Layout
+    mesh: DeviceMesh | None
     device: torch.device
     precision: Precision
     task: Task
     config: ModelConfig
     model: nn.Module
-    parallel: nn.Module
+    runner: Runner
+    shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     zone: Zone
@@ -48,6 +53,7 @@ class Session:
     stream: Stream
     steps: int
     samples: int
+    parameters: int
     validates: bool
     checkpoints: Saver
     state: TrainState = field(default_factory=TrainState)
@@ -70,14 +76,15 @@ class Session:
         best = rules.keep_best > 0 and step == self.state.best_step
         return step > self._saved and (step % (rules.every or self.params.train.checkpoint_every) == 0 or best)
 
-    def without_sync(self) -> AbstractContextManager[None]:
-        """Inside, a backward pass leaves the ranks' gradients apart, to be summed up by a later one."""
-        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+    def clip(self) -> Tensor:
+        """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
+        limit = self.params.train.clip_norm
+        return clip_(self.model.parameters(), limit, self.layout, self.ranks, self.device, self.shared)
 
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
         """The val split in its stored order, once."""
-        with open_stream(self.params, self.tiers, self.manifest, self.ranks, "val", self.device) as stream:
+        with open_stream(self.params, self.tiers, self.manifest, self.layout, "val", self.device) as stream:
             yield stream
 
     def note_validation(self, summary: dict[str, float]) -> None:
@@ -128,7 +135,7 @@ def open_stream(
     params: Params,
     tiers: Tiered,
     manifest: Manifest,
-    ranks: Ranks,
+    layout: Layout,
     split: str,
     device: torch.device,
     *,
@@ -138,7 +145,8 @@ def open_stream(
     settings, compute = params.stream, params.compute
     return Stream(
         tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
-        rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
+        rank=layout.data_rank, world=layout.data_world,
+        seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
         keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
@@ -158,28 +166,31 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     validates = _validates(params, manifest, seq_len)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
+    layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
         stack.enter_context(joined(ranks, device))
+        mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
-        stream = stack.enter_context(open_stream(params, tiers, manifest, ranks, "train", device, train=True))
-        model = config.build(params.seed).to(device).train()
+        stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
+        plain = config.build(params.seed).train()
+        parameters = sum(p.numel() for p in plain.parameters())
+        arranged = arrange(plain, layout, mesh, train, device, precision)
+        model = arranged.model
+        scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
         place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
         saver = stack.enter_context(
             closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )
         session = Session(
-            params, ranks, device, precision, task, config, model, model, optimizer,
-            precision.scaler(), zone, tiers, manifest, stream, validates=validates,
-            samples=samples_in(manifest, "train", seq_len),
+            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, arranged.shared,
+            optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
+            samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,
         )  # fmt: skip
         session.restore()
-        if ranks.world > 1:
-            ids = [device] if device.type in ("cuda", "xpu") else None
-            session.parallel = DistributedDataParallel(model, device_ids=ids)
         yield session
 
 

@@ -5,7 +5,7 @@ from storage.digest import digest_json
 
 #: Parameters that change how a result is computed, not (but for rounding) which one: a resumed run may change them.
 NEUTRAL = {
-    "train": {"checkpoint_every", "checkpoints", "log_every", "device", "ranks", "threads", "accumulate"},
+    "train": {"checkpoint_every", "checkpoints", "log_every", "device", "ranks", "threads", "accumulate", "parallel"},
 }
 
 
