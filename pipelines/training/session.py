@@ -1,14 +1,13 @@
 """One rank's training, put together: model, optimiser, data, state and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of
@@ -18,7 +17,7 @@ from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from pipelines.training.parallelism import Layout, make_mesh
+from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, full_weights, make_mesh
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
@@ -32,8 +31,8 @@ _MIB = 1 << 20
 
 @dataclass
 class Session:
-    """What the loop works on. `model` holds this rank's parameters; `parallel` runs it together with the other ranks;
-    see `pipelines.training.parallelism` for what holds of `layout`, `mesh` and `model`."""
+    """What the loop works on. `model` holds this rank's parameters; `runner` runs it together with the other
+    ranks. See `pipelines.training.parallelism` for what holds of `layout`, `mesh` and `model`."""
 
     params: Params
     ranks: Ranks
@@ -44,7 +43,8 @@ class Session:
     task: Task
     config: ModelConfig
     model: nn.Module
-    parallel: nn.Module
+    runner: Runner
+    shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     zone: Zone
@@ -53,6 +53,7 @@ class Session:
     stream: Stream
     steps: int
     samples: int
+    parameters: int
     validates: bool
     checkpoints: Checkpoints
     state: TrainState = field(default_factory=TrainState)
@@ -72,9 +73,10 @@ class Session:
     def checkpoint_due(self) -> bool:
         return self.state.step % self.params.train.checkpoint_every == 0 and self.state.step > self._saved
 
-    def without_sync(self) -> AbstractContextManager[None]:
-        """Inside, a backward pass leaves the ranks' gradients apart, to be summed up by a later one."""
-        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+    def clip(self) -> Tensor:
+        """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
+        limit = self.params.train.clip_norm
+        return clip_(self.model.parameters(), limit, self.layout, self.ranks, self.device, self.shared)
 
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
@@ -85,12 +87,13 @@ class Session:
     def note_validation(self, summary: dict[str, float]) -> None:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
-        if best and self.params.train.patience is not None and self.ranks.leads:
-            self.best = weights(self.model)
+        if best and self.params.train.patience is not None:
+            self.best = full_weights(self.model, self.layout, self.mesh)
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The best weights where early stopping is on, else the last ones."""
-        return self.best or weights(self.model)
+        """The best weights where early stopping is on, else the last ones, on rank 0. All ranks call it together."""
+        weights = full_weights(self.model, self.layout, self.mesh)
+        return self.best or weights
 
     def save(self) -> None:
         """Write a checkpoint of this moment (rank 0), and wait until it is there (all)."""
@@ -176,18 +179,19 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
-        model = config.build(params.seed).to(device).train()
+        plain = config.build(params.seed).train()
+        parameters = sum(p.numel() for p in plain.parameters())
+        arranged = arrange(plain, layout, mesh, train, device, precision)
+        model = arranged.model
+        scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         session = Session(
-            params, ranks, layout, mesh, device, precision, task, config, model, model, build_optimizer(model, train),
-            precision.scaler(), zone, tiers, manifest, stream, validates=validates,
-            samples=samples_in(manifest, "train", seq_len),
+            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, arranged.shared,
+            build_optimizer(model, train), scaler, zone, tiers, manifest, stream, validates=validates,
+            samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
         )  # fmt: skip
         session.restore()
-        if ranks.world > 1:
-            ids = [device] if device.type in ("cuda", "xpu") else None
-            session.parallel = DistributedDataParallel(model, device_ids=ids)
         yield session
 
 
