@@ -49,6 +49,8 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
             "norm": [point["gradient_norm"] for point in session.state.train_curve],
             "val": [point["val_loss"] for point in session.state.val_curve],
             "names": sorted(weights),
+            "sent": session.exchange.wire.bytes,
+            "busy": session.exchange.wire.seconds,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
         }
 
@@ -56,7 +58,9 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
 def run_layouts(ws: Workspace, cases: dict[str, dict[str, dict[str, Any]]], ranks: int, folder: Path) -> dict[str, Any]:
     """What `run_case` gives for each case on `ranks` ranks; {"error": text} for a case that raised."""
     folder.mkdir()
-    (folder / "cases.json").write_text(json.dumps({"root": str(ws.root), "params": ws.params.model_dump(), "cases": cases}))
+    (folder / "cases.json").write_text(
+        json.dumps({"root": str(ws.root), "params": ws.params.model_dump(), "cases": cases})
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,7 +70,9 @@ def run_layouts(ws: Workspace, cases: dict[str, dict[str, dict[str, Any]]], rank
     }  # fmt: skip
     command = [sys.executable, "-W", "error::UserWarning", __file__, str(folder)]
     processes = [
-        subprocess.Popen(command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stderr=subprocess.PIPE
+        )
         for rank in range(ranks)
     ]
     try:

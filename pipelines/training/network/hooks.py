@@ -30,8 +30,8 @@ class _Average:
     def __init__(self, group: dist.ProcessGroup, wire: Wire, dtype: torch.dtype | None) -> None:
         self.group, self.wire, self.dtype = group, wire, dtype
 
-    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        gradients = bucket.buffer()
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+        gradients: Tensor = bucket.buffer()
         gradients.div_(self.group.size())  # before: so that fp16 holds the sum
         sent = gradients if self.dtype is None else gradients.to(self.dtype)
         self.wire.begin(sent.nbytes)
@@ -43,7 +43,8 @@ class _Average:
             self.wire.end()
             return gradients if self.dtype is None else gradients.copy_(sent)
 
-        return work.get_future().then(received)
+        future: Future[Tensor] = work.get_future().then(received)
+        return future
 
 
 class _PowerSGD:
@@ -60,7 +61,7 @@ class _PowerSGD:
             start_powerSGD_iter=network.powersgd_after, use_error_feedback=True, warm_start=True,
         )  # fmt: skip
 
-    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
         state = self.state
         before = state.total_numel_after_compression
         compressed = state.iter >= state.start_powerSGD_iter

@@ -92,7 +92,7 @@ class Meetings:
         finally:
             self.wire.end()
         flat.div_(self.group.size())
-        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):  # type: ignore[no-untyped-call]
             tensor.copy_(mean.view_as(tensor))
 
 
@@ -100,10 +100,12 @@ def _alike(tensors: list[Tensor], most: int = 1 << 24) -> Iterator[list[Tensor]]
     """Groups of one dtype of up to `most` numbers, so that few transfers carry them and little memory is needed."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         group: list[Tensor] = []
+        held = 0
         for tensor in (tensor for tensor in tensors if tensor.dtype is dtype):
-            if group and sum(t.numel() for t in group) + tensor.numel() > most:
+            if group and held + tensor.numel() > most:
                 yield group
-                group = []
+                group, held = [], 0
             group.append(tensor)
+            held += tensor.numel()
         if group:
             yield group

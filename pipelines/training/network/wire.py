@@ -29,9 +29,13 @@ class Wire:
             self._under_way += 1
 
     def add(self, nbytes: int) -> None:
-        """What was begun sends so much more."""
+        """What was begun sums `nbytes` more."""
+        self.add_sent(2 * (self.ranks - 1) / self.ranks * nbytes)
+
+    def add_sent(self, nbytes: float) -> None:
+        """So many bytes were sent, in a time that nobody took."""
         with self._lock:
-            self.bytes += 2 * (self.ranks - 1) / self.ranks * nbytes
+            self.bytes += nbytes
 
     def end(self) -> None:
         """It is done."""
