@@ -11,13 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch.distributed.tensor.debug import CommDebugMode
 
 from pipelines.params import Params
 from pipelines.training.loop import fit

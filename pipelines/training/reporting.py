@@ -35,14 +35,14 @@ class Reporter:
         self.done += 1
         self.advance(1)
 
-    def point(self, point: Point, times: Times, exchange: "Exchange") -> None:
+    def point(self, point: Point, times: Times, exchange: "Exchange | None" = None) -> None:
         """A point of the train curve, with the rates since the last one; `times` are of the stream's meter."""
         if self.run is None:
             return
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
-        rates |= exchange.metrics(self.done, self.seconds)
+        rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
         self.times = times
         self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0
         self.run.log_metrics({k: v for k, v in point.items() if k != "step"} | rates, step=int(point["step"]))

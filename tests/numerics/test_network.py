@@ -62,7 +62,7 @@ def test_each_way_learns_and_sends_what_it_says(found: dict[str, dict[str, Any]]
 
 
 def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: dict[str, dict[str, Any]]) -> None:
-    """ZeRO-3 sends (n-1)/n of the weights three times a step (Rajbhandari et al. 2020, section 7); DDP sends 2(n-1)/n."""
+    """ZeRO-3 sends (n-1)/n of the weights thrice a step (Rajbhandari et al. 2020, section 7), DDP 2(n-1)/n."""
     share = found["sharded"]["sent"] / found["whole"]["sent"]
     assert share == pytest.approx(1.5, rel=0.01)
 
