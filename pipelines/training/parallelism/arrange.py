@@ -1,5 +1,6 @@
 """Cutting a model over the mesh. Every rank starts from the whole plain model; names of parameters never change."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +91,8 @@ def share_products(model: nn.Module, layout: Layout, mesh: DeviceMesh | None) ->
         plan = model.tensor_plan(ranks)
     except ValueError as error:
         raise ParamsError(f"train.parallel.tensor = {ranks}: {error}.") from error
+    # What leaves a plan's last module is a view of a DTensor, and FSDP warns of writing into one; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     parallelize_module(model, mesh["tensor"], plan)
     hold_whole(model, mesh["tensor"])
 

@@ -49,7 +49,7 @@ def copies(tensor: Tensor, layout: Layout) -> int:
         return stage
     cut = 1
     for dimension, placement in enumerate(tensor.placements):
-        if placement.is_shard():
+        if not placement.is_replicate():  # also strided ones, where shards are cut out of slices
             cut *= tensor.device_mesh.size(dimension)
     return stage // cut
 

@@ -10,6 +10,10 @@ class SharedScaler(torch.amp.GradScaler):
     With shards, slices or stages a rank sees its own gradients only, and would go on alone.
     """
 
+    def __init__(self, device: str, *, enabled: bool) -> None:
+        super().__init__(device, enabled=enabled)
+        self.scale(torch.zeros((), device=device))  # it makes its state at the first loss, which few stages see
+
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
         super().unscale_(optimizer)
         if self.is_enabled() and dist.is_initialized():

@@ -84,10 +84,10 @@ class Pipelined:
         key = (filled.shape, learns)
         if key not in self._made:
             piece = filled[: len(filled) // self.pieces]
-            wire = self.wire(piece).to(self.device)
+            wire = self.wire(piece).requires_grad_(learns)  # on the meta device: shapes only
             stage = PipelineStage(
                 self.module, self.layout.place("pipeline"), self.layout.size("pipeline"), self.device, group=self.group,
-                input_args=piece if self._first else wire.requires_grad_(learns), output_args=wire,
+                input_args=piece if self._first else wire, output_args=wire,
             )  # fmt: skip
             kind = self.schedule if learns else ScheduleGPipe
             # scale_grads: the objective already divides by the global count.
