@@ -16,6 +16,7 @@ from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.network import Exchange, Wire
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
 from pipelines.training.ranks import Ranks, joined
@@ -44,6 +45,7 @@ class Session:
     config: ModelConfig
     model: nn.Module
     runner: Runner
+    exchange: Exchange
     shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -74,7 +76,8 @@ class Session:
         """After so many steps, and where a checkpoint of the best evaluation is wanted."""
         rules, step = self.params.train.checkpoints, self.state.step
         best = rules.keep_best > 0 and step == self.state.best_step
-        return step > self._saved and (step % (rules.every or self.params.train.checkpoint_every) == 0 or best)
+        due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
+        return due and step > self._saved and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
@@ -113,8 +116,9 @@ class Session:
             "stream": self.stream.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        best = {f"best/{name}": chunk for name, chunk in self.best.items()}
-        self.checkpoints.save(state.step, Extra(best, values, score), wait=wait)
+        chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
+        chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
+        self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
         self._saved = state.step
 
     def restore(self) -> bool:
@@ -123,6 +127,8 @@ class Session:
         if saved is None:
             return False
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
+        momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
+        self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
         self.state = TrainState.from_json(saved.values["train"])
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
@@ -175,17 +181,19 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
         plain = config.build(params.seed).train()
         parameters = sum(p.numel() for p in plain.parameters())
-        arranged = arrange(plain, layout, mesh, train, device, precision)
+        wire = Wire(layout.world)
+        arranged = arrange(plain, layout, mesh, train, device, precision, wire)
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
+        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
         place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
         saver = stack.enter_context(
             closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )
         session = Session(
-            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, arranged.shared,
-            optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
+            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
+            arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,
