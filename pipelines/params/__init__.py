@@ -7,6 +7,7 @@ A name that is not here is refused with the nearest one that is. No module here 
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
+from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
@@ -27,6 +28,7 @@ __all__ = [
     "Ingest",
     "Lake",
     "Model",
+    "Network",
     "NodeCache",
     "Package",
     "Parallel",

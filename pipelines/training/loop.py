@@ -29,7 +29,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         if not stopping and s.validation_due():
             stopping = validate(s, stop)
             report.validation(state)
-        if stopping:
+        if stopping and s.exchange.together(state.step, s.steps):
             s.save()
             raise _interrupted(s, stop)
         if s.done():
@@ -42,7 +42,8 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         seed_step(s.params.seed, state.step, s.layout.stream_of_chance)
         rate = learning_rate(state.step, s.steps, train)
         set_learning_rate(s.optimizer, rate)
-        local_loss, targets = forward_backward(s, batch)
+        with s.exchange.counting():
+            local_loss, targets = forward_backward(s, batch)
         loss_sum, stops = s.ranks.sum(local_loss, bool(stop), device=s.device)
         s.scaler.unscale_(s.optimizer)
         norm = float(s.clip())
@@ -51,12 +52,13 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         s.scaler.step(s.optimizer)
         s.scaler.update()
         s.optimizer.zero_grad()
+        s.exchange.meet(state.step + 1, s.steps)
 
         state.add_step(loss_sum, targets, batch.size)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % train.log_every == 0 or state.step == s.steps:
-            report.point(state.close_point(rate, norm), s.stream.meter.snapshot())
-        stopping = stops > 0  # on any rank: so all of them leave after the same step
+            report.point(state.close_point(rate, norm), s.stream.meter.snapshot(), s.exchange)
+        stopping |= stops > 0  # on any rank: so all of them leave after the same step
 
 
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
@@ -70,6 +72,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
         loss = s.task.loss(answers, wanted, s.params.train.label_smoothing)
         return loss, s.scaler.scale(loss * weight)
 
+    s.runner.alone = s.exchange.alone(s.state.step)
     most = -(-batch.size // s.layout.data_world)
     return s.runner.backward(inputs, targets, objective, most), count
 

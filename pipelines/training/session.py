@@ -16,6 +16,7 @@ from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.network import Exchange, Wire
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, full_weights, make_mesh
 from pipelines.training.ranks import Ranks, joined
@@ -44,6 +45,7 @@ class Session:
     config: ModelConfig
     model: nn.Module
     runner: Runner
+    exchange: Exchange
     shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -102,6 +104,7 @@ class Session:
                 "model": weights(self.model),
                 "optimizer": optimizer_tensors(self.model, self.optimizer),
                 "best": self.best,
+                "momentum": self.exchange.momentum,
             }
             values = {
                 "train": self.state.to_json(),
@@ -128,6 +131,7 @@ class Session:
                 f"{folder}: this checkpoint doesn't fit the model: its code changed since. "
                 f"Go back to that code, or delete {folder.parent} to train from the start. {error}"
             ) from error
+        self.exchange.load(saved.tensors.get("momentum", {}))
         self.best = saved.tensors.get("best", {}) if self.ranks.leads else {}
         self.state = TrainState.from_json(saved.state["train"])
         self.stream.load_state_dict(saved.state["stream"])
@@ -181,12 +185,15 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
         plain = config.build(params.seed).train()
         parameters = sum(p.numel() for p in plain.parameters())
-        arranged = arrange(plain, layout, mesh, train, device, precision)
+        wire = Wire(layout.world)
+        arranged = arrange(plain, layout, mesh, train, device, precision, wire)
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
+        optimizer = build_optimizer(model, train)
+        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
         session = Session(
-            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, arranged.shared,
-            build_optimizer(model, train), scaler, zone, tiers, manifest, stream, validates=validates,
+            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
+            arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
