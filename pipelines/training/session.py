@@ -16,6 +16,7 @@ from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.ema import Average
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
@@ -52,7 +53,8 @@ class Session:
     checkpoints: Checkpoints
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] = field(default_factory=dict)
-    _saved: int = 0
+    average: Average | None = None
+    _saved: int = -1
 
     def done(self) -> bool:
         """Whether all steps are done, or early stopping's patience is out."""
@@ -65,7 +67,10 @@ class Session:
         return self.validates and due and step > self.state.validated
 
     def checkpoint_due(self) -> bool:
-        return self.state.step % self.params.train.checkpoint_every == 0 and self.state.step > self._saved
+        step = self.state.step
+        if step == 0:  # something to go back to
+            return self.params.train.nonfinite.name == "backoff" and self._saved < 0
+        return step % self.params.train.checkpoint_every == 0 and step > self._saved
 
     def without_sync(self) -> AbstractContextManager[None]:
         """Inside, a backward pass leaves the ranks' gradients apart, to be summed up by a later one."""
@@ -81,11 +86,19 @@ class Session:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None and self.ranks.leads:
-            self.best = weights(self.model)
+            with self.averaged():
+                self.best = weights(self.model)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their moving average where `train.ema` evaluates it."""
+        average = self.average
+        return average.in_place() if average is not None and average.settings.evaluate else nullcontext()
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The best weights where early stopping is on, else the last ones."""
-        return self.best or weights(self.model)
+        """The best weights where early stopping is on, else the last ones, or `train.ema`'s average of them."""
+        average = self.average
+        with average.in_place() if average is not None and average.settings.final else nullcontext():
+            return self.best or weights(self.model)
 
     def save(self) -> None:
         """Write a checkpoint of this moment (rank 0), and wait until it is there (all)."""
@@ -94,6 +107,7 @@ class Session:
                 "model": weights(self.model),
                 "optimizer": optimizer_tensors(self.model, self.optimizer),
                 "best": self.best,
+                "average": {n: t.cpu() for n, t in self.average.tensors.items()} if self.average is not None else {},
             }
             values = {
                 "train": self.state.to_json(),
@@ -115,6 +129,8 @@ class Session:
         try:
             self.model.load_state_dict(saved.tensors["model"])
             load_optimizer_tensors(self.model, self.optimizer, saved.tensors.get("optimizer", {}))
+            if self.average is not None:
+                self.average.load(saved.tensors["average"])
         except (RuntimeError, KeyError) as error:
             raise FormatError(
                 f"{folder}: this checkpoint doesn't fit the model: its code changed since. "
@@ -127,6 +143,12 @@ class Session:
             self.scaler.load_state_dict(saved.state["scaler"])
         self._saved = self.state.step
         return True
+
+    def back_to_checkpoint(self) -> None:
+        """Go back to the newest checkpoint in mid-training (`train.nonfinite: backoff` has one from the start on)."""
+        self.optimizer.zero_grad()
+        found = self.restore()
+        assert found, "backoff saves a checkpoint before the first step"
 
 
 def open_stream(
@@ -176,6 +198,8 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
         )  # fmt: skip
+        if train.ema is not None:
+            session.average = Average(model, train.ema)
         session.restore()
         if ranks.world > 1:
             ids = [device] if device.type in ("cuda", "xpu") else None

@@ -11,11 +11,11 @@ from pipelines.params import Train
 from pipelines.training.optimizers import (
     build_optimizer,
     clip,
-    learning_rate,
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
 )
+from pipelines.training.schedules import learning_rate
 
 
 def test_warm_up_peak_and_cosine() -> None:
