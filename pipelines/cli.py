@@ -26,6 +26,9 @@ app = typer.Typer(
 cache = typer.Typer(no_args_is_help=True, help="The caches between the lake and the training: fill, show, empty.")
 app.add_typer(cache, name="cache", rich_help_panel="Use")
 
+compare = typer.Typer(no_args_is_help=True, help="Train a recipe in several ways, beside its outs, and compare.")
+app.add_typer(compare, name="compare", rich_help_panel="Use")
+
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -174,6 +177,20 @@ def predict(
     from pipelines.release import predict as run
 
     run(recipe, files, alias=alias)
+
+
+@compare.command("optimizers")
+def compare_optimizers(
+    recipe: Recipe = None,
+    only: Annotated[str | None, typer.Option(help="Some of them: adamw,sgd.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default as the recipe has.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and the plot.")] = None,
+) -> None:
+    """Train with each optimiser, at a learning rate of its own; a table, a plot, and a run with a child each."""
+    from pipelines.training.comparison import compare_optimizers as run
+
+    here = out.absolute() if out else None  # the recipe's folder becomes the current one
+    run(_workspace(recipe), only.split(",") if only else None, steps, here)
 
 
 @cache.command("warm")

@@ -54,6 +54,6 @@ def _advice(s: Session) -> str:
     past = {"skip": " train.nonfinite.limit steps in a row were skipped.", "backoff": " Backing off did not help."}
     return (
         f"Training cannot go on from there.{past.get(train.nonfinite.name, '')} Most often the steps are too long: "
-        f"lower train.lr (now {train.lr:g}) or train.clip_norm (now {train.clip_norm}), or raise train.warmup; else look at "
-        "those samples. train.nonfinite set to skip or backoff goes on by itself."
+        f"lower train.lr (now {train.lr:g}) or train.clip_norm (now {train.clip_norm}), or raise train.warmup; else "
+        "look at those samples. train.nonfinite set to skip or backoff goes on by itself."
     )

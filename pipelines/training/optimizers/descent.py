@@ -23,7 +23,7 @@ class LineSearchOptimizer(torch.optim.Optimizer):
     So all ranks take the same decisions. The state is plain tensors: a subclass' vectors have their parameter's shape,
     scalars are the same under each parameter. It is there from the start.
 
-    After a step: `gradient_norm` at its start, `evaluations` of the closure that it took.
+    After a step: `gradient_norm` at its start, `evaluations` of closures so far.
     """
 
     gradient_norm = 0.0
@@ -66,7 +66,6 @@ class LineSearchOptimizer(torch.optim.Optimizer):
         finite, nothing is changed. Raises ValueError without a closure."""
         if closure is None:
             raise ValueError(f"{type(self).__name__}.step needs a closure that evaluates the batch again")
-        self.evaluations = 0
         loss, value = self._evaluate(closure)
         gradient = self._gradient()
         self.gradient_norm = sqrt(inner(self._parameters, gradient, gradient))
