@@ -86,7 +86,7 @@ class Adagrad(Descent):
     name: Literal["adagrad"] = "adagrad"
     lr_decay: float = Field(0.0, ge=0)
     """The rate of step t is divided by 1 + t · lr_decay, on top of train.schedule."""
-    initial_accumulator: float = Field(0.0, ge=0)
+    initial_accumulator_value: float = Field(0.0, ge=0)
     """Of the sum of squares."""
     eps: Positive = 1e-10
     """Added to the denominator."""

@@ -80,3 +80,52 @@ def test_the_optimisers_state_comes_back_bit_for_bit() -> None:
     train(model, optimizer, range(3, 6))
     train(copy, resumed, range(3, 6))
     assert torch.equal(model.weight, copy.weight)
+
+
+def rates(schedule: object, steps: int = 100, **changes: object) -> list[float]:
+    train = Train(**{"lr": 1.0, "warmup": 0.1, "min_lr": 0.2, "steps": steps, "schedule": schedule} | changes)
+    return [learning_rate(step, steps, train) for step in range(steps)]
+
+
+def test_each_schedule_at_points_computed_by_hand() -> None:
+    warm = [pytest.approx(k / 10) for k in range(1, 11)]
+    for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "step"):
+        assert rates(name)[:10] == warm, name
+    assert rates("constant")[10:] == [1.0] * 90
+    linear = rates("linear")
+    assert linear[10] == 1.0
+    assert linear[99] == pytest.approx(0.2)
+    assert linear[54] - linear[55] == pytest.approx(0.8 / 89)
+    stable = rates({"name": "wsd", "decay": 0.3})
+    assert stable[10:70] == [1.0] * 60
+    assert stable[70] == pytest.approx(1 - 0.8 / 30)
+    assert stable[99] == pytest.approx(0.2)
+    assert rates({"name": "wsd", "decay": 0.3, "shape": "sqrt"})[70] == pytest.approx(1 - 0.8 * (1 / 30) ** 0.5)
+    root = rates("inverse_sqrt")
+    assert root[39] == pytest.approx((10 / 40) ** 0.5)
+    assert rates("inverse_sqrt", min_lr=0.6)[99] == 0.6
+    falls = rates({"name": "step", "at": [0.5, 0.8], "factor": 0.1}, warmup=0.0)
+    assert falls[49] == 1.0
+    assert (falls[50], falls[79]) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert falls[80] == pytest.approx(0.01)
+    cycle = rates({"name": "one_cycle", "rise": 0.25, "start": 0.1, "end": 0.01}, steps=101)
+    assert cycle[0] == pytest.approx(0.1)
+    assert cycle[25] == 1.0
+    assert max(cycle) == 1.0
+    assert cycle[100] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step", "one_cycle"])
+def test_no_schedule_is_above_its_peak_or_negative(name: str, steps: int) -> None:
+    for warmup in (0.0, 0.5, 0.99):
+        assert all(0 <= rate <= 1 for rate in rates(name, steps=steps, warmup=warmup))
+
+
+def test_clipping_by_value_comes_before_the_norm() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([3.0, -4.0, 0.5])
+    assert float(clip([weight], None, 1.0)) == pytest.approx((9 + 16 + 0.25) ** 0.5)
+    assert weight.grad.tolist() == [1.0, -1.0, 0.5]
+    clip([weight], 0.75, 1.0)
+    assert weight.grad.tolist() == [pytest.approx(v, rel=1e-5) for v in (0.5, -0.5, 0.25)]
