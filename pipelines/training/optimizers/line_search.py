@@ -80,7 +80,7 @@ class _Search:
             return True
         if point.value <= start.value + self.c1 * point.step * start.slope:
             return False
-        return point.value > start.value + self.noise or point.slope > (2 * self.c1 - 1) * start.slope
+        return abs(point.value - start.value) > self.noise or point.slope > (2 * self.c1 - 1) * start.slope
 
     def flat(self, point: Point) -> bool:
         return abs(point.slope) <= -self.c2 * self.start.slope
