@@ -193,6 +193,17 @@ def compare_optimizers(
     run(_workspace(recipe), only.split(",") if only else None, steps, here)
 
 
+@compare.command("schedules")
+def compare_schedules(
+    recipe: Recipe = None, out: Annotated[Path | None, typer.Option(help="Folder for the plot.")] = None
+) -> None:
+    """Draw the learning rate of every schedule over this recipe's steps; nothing is trained."""
+    from pipelines.training.comparison import compare_schedules as run
+
+    here = out.absolute() if out else None
+    run(_workspace(recipe), here)
+
+
 @cache.command("warm")
 def cache_warm(
     tier: Annotated[CacheTier, typer.Option(help="Which tier to fill.")] = "both",
