@@ -94,12 +94,16 @@ def main(root: Path) -> None:
     own.mkdir(exist_ok=True)  # the state of one training; rank 0 writes it
     settings: dict[str, Any] = {"nonfinite": "skip", "steps": 6, "log_every": 1}
     ws = make_points(own, model={"name": "half_broken:Model"}, train=settings)
+    first, second, third = os.environ["PORTS"].split()
+    os.environ["MASTER_PORT"] = first
     train_rank(ws, ranks)
+    os.environ["MASTER_PORT"] = second
     ws = make_points(own / "stop", model={"name": "half_broken:Model"}, train=settings | {"nonfinite": "stop"})
     try:
         train_rank(ws, ranks)
     except DataError as error:
         print(f"rank {ranks.rank}: {error}")
+    os.environ["MASTER_PORT"] = third
     dist.init_process_group("gloo")
     same_on_ranks(ranks)
     dist.destroy_process_group()

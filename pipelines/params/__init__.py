@@ -4,9 +4,11 @@
 A name that is not here is refused with the nearest one that is. No module here imports anything heavy.
 """
 
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
+from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
@@ -18,6 +20,7 @@ __all__ = [
     "FILENAME",
     "NAME",
     "Cache",
+    "Checkpoints",
     "Compute",
     "Curate",
     "Evaluate",
@@ -28,6 +31,7 @@ __all__ = [
     "Model",
     "NodeCache",
     "Package",
+    "Parallel",
     "Params",
     "Promote",
     "Section",

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.optimizer import AdamW, Optimizer
+from pipelines.params.parallel import Parallel
 from pipelines.params.schedule import Cosine, Schedule
 from pipelines.params.section import Section
 from pipelines.params.step import Ema, NonFinite, Stop
@@ -60,6 +62,8 @@ class Train(Section):
     """Evaluations without a better val loss after which training stops; None: never."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How checkpoints are written and kept."""
     log_every: int = Field(10, ge=1)
     """Steps between points of the logged curves."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -70,6 +74,8 @@ class Train(Section):
     """Processes on this machine, started by torchrun when more than one."""
     threads: int | None = Field(None, ge=1)
     """Threads of a rank on CPU; None: the cores shared out over the ranks."""
+    parallel: Parallel = Parallel()
+    """How model and batches are laid out over the ranks."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -77,12 +83,27 @@ class Train(Section):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if self.betas is not None:
             self._check_betas(self.betas)
-        if self.optimizer.closure and self.precision == "fp16":
+        self._check_optimizer()
+        self.parallel.data_for(self.ranks)
+        if self.parallel.pipeline > 1 and self.accumulate > 1:
             raise ValueError(
-                f"train.precision=fp16 scales the loss step by step, which the line search of {self.optimizer.name} "
-                "would take for the loss itself: set it to bf16 or fp32"
+                f"accumulate = {self.accumulate} with parallel.pipeline = {self.parallel.pipeline}: a pipeline's "
+                "pieces are its microbatches. Set train.accumulate to 1, and train.parallel.microbatches"
             )
         return self
+
+    def _check_optimizer(self) -> None:
+        name = self.optimizer.name
+        if self.optimizer.closure and self.precision == "fp16":
+            raise ValueError(
+                f"train.precision=fp16 scales the loss step by step, which the line search of {name} would take for "
+                "the loss itself: set it to bf16 or fp32"
+            )
+        if self.parallel.pipeline > 1 and (self.optimizer.closure or name == "muon"):
+            raise ValueError(
+                f"train.optimizer={name} must see the whole depth of the model, but parallel.pipeline = "
+                f"{self.parallel.pipeline} cuts it: set that to 1 (data, shard and tensor work), or take adamw"
+            )
 
     def _check_betas(self, betas: list[float]) -> None:
         if not all(0 <= beta < 1 for beta in betas):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.params.step import Ema
+from pipelines.training.optimizers.vectors import local
 
 
 @dataclass
@@ -56,6 +57,6 @@ class Average:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` was, by name. Raises KeyError for another model's."""
+        """Take over what this rank's shards of `tensors` were, by name. Raises KeyError for another model's."""
         for name, mine in self.tensors.items():
-            mine.copy_(tensors[name])
+            local(mine).copy_(tensors[name])

@@ -1,12 +1,10 @@
 """The training loop."""
 
-from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from signal import SIGTERM, Signals
 from time import perf_counter
 
-import torch
 from torch import Tensor
 
 from pipelines.streaming import Batch
@@ -31,7 +29,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
             stopping = validate(s, stop)
             report.validation(s.state)
         if stopping:
-            s.save()
+            s.save(wait=True)
             raise _interrupted(s, stop)
         if s.done():
             return
@@ -56,36 +54,27 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
-    train = s.params.train
     inputs, targets = s.task.pair(batch.arrays, s.device)
     count = batch.size * s.task.targets_per_sample(batch.arrays)
-    weight = s.ranks.world / count  # DDP averages gradients over the ranks
-    mine = len(inputs)
-    if mine == 0:  # fewer samples than ranks: a zero sample of weight 0, since every rank must take part
-        inputs, targets, weight = inputs.new_zeros(1, *inputs.shape[1:]), targets.new_zeros(1, *targets.shape[1:]), 0.0
-    pieces = min(train.accumulate, len(inputs))
-    total = torch.zeros((), device=s.device)
-    pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
-    for index, (x, y) in enumerate(pairs, start=1):
-        with nullcontext() if index == pieces else s.without_sync():
-            with s.precision.autocast():
-                answers = s.parallel(x)
-            loss = s.task.loss(answers, y, train.label_smoothing)
-            torch.autograd.backward(s.scaler.scale(loss * weight))
-        total += loss.detach() * (mine > 0)
-    return total, count
+    weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
+
+    def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        loss = s.task.loss(answers, wanted, s.params.train.label_smoothing)
+        return loss, s.scaler.scale(loss * weight)
+
+    most = -(-batch.size // s.layout.data_world)
+    return s.runner.backward(inputs, targets, objective, most), count
 
 
 def validate(s: Session, stop: StopRequest) -> bool:
     """Measure the loss on the val split and note it in the state; True when a signal cut it short (nothing noted)."""
     loss, hits, count, stopped = 0.0, 0.0, 0, False
     s.model.eval()
-    with s.averaged(), torch.inference_mode(), s.val_stream() as batches:
+    with s.averaged(), s.val_stream() as batches:
         for batch in islice(batches, s.params.train.eval_batches):
             inputs, targets = s.task.pair(batch.arrays, s.device)
-            if len(inputs):
-                with s.precision.autocast():
-                    answers = s.model(inputs)
+            answers = s.runner.answers(inputs)
+            if answers is not None and s.layout.speaks:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
             count += batch.size * s.task.targets_per_sample(batch.arrays)

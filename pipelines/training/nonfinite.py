@@ -40,7 +40,7 @@ def _tell(s: Session, message: str) -> None:
 
 def _describe(s: Session, batch: Batch, outcome: Outcome) -> str:
     """Which step, and which samples of all ranks."""
-    names = [name for part in s.ranks.gather(batch.ids()) for name in part]
+    names = list(dict.fromkeys(name for part in s.ranks.gather(batch.ids()) for name in part))
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     number = s.state.step + 1
     return (

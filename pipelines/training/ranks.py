@@ -49,12 +49,15 @@ class Ranks:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank, in their order."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        """Every rank's value, on every rank."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
         return values
+
+    def side_group(self) -> Any:
+        """A process group of all ranks over the hosts' network, for a thread of its own; None for a single rank."""
+        return dist.new_group(backend="gloo") if self.world > 1 else None
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -64,8 +67,8 @@ class Ranks:
 
 @contextmanager
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Inside, the ranks are connected."""
-    if ranks.world == 1:
+    """Inside, the ranks are connected; by a process group that is there already, where one is."""
+    if ranks.world == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group(BACKENDS[device.type], device_id=device if device.type != "cpu" else None)

@@ -7,7 +7,7 @@ from math import isfinite
 from torch import Tensor
 
 from pipelines.training.device import seed_step
-from pipelines.training.optimizers import LineSearchOptimizer, clip, set_learning_rate
+from pipelines.training.optimizers import LineSearchOptimizer, set_learning_rate
 from pipelines.training.schedules import learning_rate
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
@@ -46,12 +46,11 @@ def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
 
 
 def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) -> Outcome:
-    train = s.params.train
-    seed_step(s.params.seed, s.state.step, s.ranks.rank)
+    seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
     loss, targets = forward_backward()
     loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
     s.scaler.unscale_(s.optimizer)
-    norm = float(clip(s.model.parameters(), train.clip_norm, train.clip_value))
+    norm = float(s.clip())
     finite = isfinite(loss_sum) and (isfinite(norm) or s.scaler.is_enabled())
     if finite:
         s.scaler.step(s.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
@@ -67,7 +66,7 @@ def _search(
     def evaluate() -> float:
         """The mean loss of the global batch, with the same dropout each time."""
         optimizer.zero_grad()
-        seed_step(s.params.seed, s.state.step, s.ranks.rank)
+        seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
         loss, targets = forward_backward()
         loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
         if not first:

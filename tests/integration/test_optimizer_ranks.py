@@ -14,11 +14,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_two_ranks_decide_alike_and_go_where_one_goes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    ports = []  # of the groups, one after the other
+    for _ in range(3):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(str(free.getsockname()[1]))
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    common = {"PYTHONPATH": paths, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    common = {"PYTHONPATH": paths, "MASTER_ADDR": "127.0.0.1", "PORTS": " ".join(ports), "WORLD_SIZE": "2"}
     command = [sys.executable, optimizer_ranks.__file__, str(tmp_path)]
     processes = []
     for rank in range(2):
@@ -26,7 +28,11 @@ def test_two_ranks_decide_alike_and_go_where_one_goes(tmp_path: Path) -> None:
         processes.append(
             subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
 
     metrics = json.loads((tmp_path / "0" / "metrics" / "train.json").read_text())

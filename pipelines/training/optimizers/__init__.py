@@ -1,15 +1,11 @@
-"""The optimisers by name, what they do to gradients, and their state as named tensors."""
+"""The optimisers by name.
+
+Every one keeps plain tensors by parameter: of the parameter's shape, or scalars (`step`, NAdam's `mu_product`, the line
+searches' `count` and `progress`), which are the same under each parameter. So checkpoints address all of them by
+parameter and slot, and reshard them.
+"""
 
 from pipelines.training.optimizers.build import build_optimizer, set_learning_rate
 from pipelines.training.optimizers.descent import LineSearchOptimizer
-from pipelines.training.optimizers.gradients import clip
-from pipelines.training.optimizers.state import load_optimizer_tensors, optimizer_tensors
 
-__all__ = [
-    "LineSearchOptimizer",
-    "build_optimizer",
-    "clip",
-    "load_optimizer_tensors",
-    "optimizer_tensors",
-    "set_learning_rate",
-]
+__all__ = ["LineSearchOptimizer", "build_optimizer", "set_learning_rate"]

@@ -50,5 +50,5 @@ def _over_shards(parameter: Tensor, mine: Tensor) -> float:
         return float(mine)
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    kinds = [Partial() if placement.is_shard() else Replicate() for placement in placements]
+    kinds = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
     return float(DTensor.from_local(mine, parameter.device_mesh, kinds).full_tensor())  # type: ignore[attr-defined]

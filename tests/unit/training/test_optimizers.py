@@ -1,6 +1,7 @@
 """Each optimiser by name: it learns, it resumes exactly, its parameters reach it; the two that are our own find the
 minima that SciPy finds."""
 
+import json
 from copy import deepcopy
 from itertools import product
 from typing import Any
@@ -13,13 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.params import Train
-from pipelines.training.optimizers import (
-    LineSearchOptimizer,
-    build_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from pipelines.training.checkpoints.chunks import Chunk
+from pipelines.training.checkpoints.state import load_optimizer, optimizer_state
+from pipelines.training.optimizers import LineSearchOptimizer, build_optimizer, set_learning_rate
 from pipelines.training.optimizers.line_search import strong_wolfe
 from storage.errors import ParamsError
 
@@ -79,9 +76,9 @@ def test_resumed_is_as_never_stopped(settings: dict[str, Any]) -> None:
     resumed = build_optimizer(copy, params)
     train(copy, resumed, range(2))  # what it knows by itself is not what counts
     copy.load_state_dict(model.state_dict())
-    saved = {name: tensor.clone() for name, tensor in optimizer_tensors(model, optimizer).items()}
-    assert saved
-    load_optimizer_tensors(copy, resumed, saved)
+    tensors, values = optimizer_state(model, optimizer)
+    chunks = {name: Chunk.of(tensor.clone()) for name, tensor in tensors.items()}
+    load_optimizer(copy, resumed, chunks, json.loads(json.dumps(values)))
     last = train(model, optimizer, range(4, 12))
     train(copy, resumed, range(4, 12))
     for name, value in model.state_dict().items():
@@ -95,11 +92,10 @@ def test_state_is_tensors_of_their_parameters_shape_or_scalars(settings: dict[st
     optimizer = build_optimizer(model, Train(steps=1, optimizer=settings))
     train(model, optimizer, range(2))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    values = sum(len(slots) for slots in optimizer.state.values())
-    tensors = optimizer_tensors(model, optimizer)
-    assert len(tensors) >= values - len(shapes), "what is no tensor is not saved"
+    tensors, _ = optimizer_state(model, optimizer)
+    assert len(tensors) == sum(len(slots) for slots in optimizer.state.values()), "all of it is tensors"
     for key, tensor in tensors.items():
-        assert tensor.ndim == 0 or tensor.shape == shapes[key.rpartition("/")[0]], key
+        assert tensor.ndim == 0 or tensor.shape == shapes[key.split("/")[1]], key
 
 
 def test_the_standard_state_dict_comes_back_too() -> None:
