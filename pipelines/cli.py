@@ -29,6 +29,9 @@ app.add_typer(cache, name="cache", rich_help_panel="Use")
 compare = typer.Typer(no_args_is_help=True, help="Train a recipe in several ways, beside its outs, and compare.")
 app.add_typer(compare, name="compare", rich_help_panel="Use")
 
+find = typer.Typer(no_args_is_help=True, help="Find settings by trying.")
+app.add_typer(find, name="find", rich_help_panel="Use")
+
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -202,6 +205,20 @@ def compare_schedules(
 
     here = out.absolute() if out else None
     run(_workspace(recipe), here)
+
+
+@find.command("batch")
+def find_batch(
+    recipe: Recipe = None,
+    most: Annotated[int, typer.Option(min=1, help="Largest size to try.")] = 4096,
+    memory_mb: Annotated[
+        float | None, typer.Option(help="On a CPU: MiB to stay within; by default 0.8 of free.")
+    ] = None,
+) -> None:
+    """The largest batch that the device holds, with samples a second and memory of each size."""
+    from pipelines.training.largest import find_batch as run
+
+    run(_workspace(recipe), most, memory_mb)
 
 
 @cache.command("warm")

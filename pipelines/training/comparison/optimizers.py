@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
 from pipelines.training.signals import StopRequest, stop_on_signals
 from pipelines.training.state import Point
-from pipelines.workspace import Workspace
+from pipelines.workspace import Aside, Workspace
 from storage.atomic import write_atomically
 from storage.errors import DataError, Interrupted, ParamsError
-from storage.lake import Zone
 
 FOLDER = "compare"  # in the recipe's state folder
 POINTS = 50  # of each curve
@@ -48,17 +47,6 @@ class Entry:
     @property
     def train_loss(self) -> float:
         return self.curve[-1]["train_loss"] if self.curve else float("nan")
-
-
-@dataclass(frozen=True)
-class Aside(Workspace):
-    """A workspace whose outs and state lie elsewhere than those of `of`, whose data it reads."""
-
-    of: Workspace | None = field(default=None)
-
-    def zone(self, name: str) -> Zone:
-        assert self.of is not None
-        return self.of.zone(name)
 
 
 def compare_optimizers(
