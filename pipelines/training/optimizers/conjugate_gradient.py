@@ -1,7 +1,6 @@
 """Nonlinear conjugate gradient."""
 
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +22,6 @@ class ConjugateGradientOptimizer(LineSearchOptimizer):
     """
 
     settings: ConjugateGradient
-
-    def __init__(self, groups: list[dict[str, Any]], settings: ConjugateGradient, lr: float) -> None:
-        super().__init__(groups, settings, lr)
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         scalars = {name: torch.zeros((), dtype=torch.float64) for name in ("progress", "going")}

@@ -1,7 +1,6 @@
 """Limited-memory BFGS."""
 
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +22,6 @@ class LBFGSOptimizer(LineSearchOptimizer):
     """
 
     settings: LBFGS
-
-    def __init__(self, groups: list[dict[str, Any]], settings: LBFGS, lr: float) -> None:
-        super().__init__(groups, settings, lr)
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         slots = [f"{kind}_{index}" for index in range(self.settings.history) for kind in ("step", "change")]
