@@ -97,7 +97,7 @@ def _train(ws: Workspace, name: str, contender: Contender, steps: int | None) ->
     decay = train.weight_decay if contender.weight_decay is None else contender.weight_decay
     changes: dict[str, Any] = {
         "optimizer": name, "lr": contender.lr, "weight_decay": decay, "betas": None, "ema": None, "nonfinite": "stop",
-        "patience": None, "ranks": 1, "accumulate": 1, "parallel": {}, "checkpoints": {},
+        "patience": None, "ranks": 1, "parallel": {}, "checkpoints": {},
         "precision": "auto" if train.precision == "fp16" else train.precision,
     }  # fmt: skip
     if steps is not None:

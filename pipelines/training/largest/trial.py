@@ -41,7 +41,7 @@ def alone(params: Params, size: int) -> Params:
 
 
 def run(ws: Workspace, size: int, limit: int | None) -> Trial:
-    """Steps on the first batch of `size`; on the CPU with at most `limit` bytes of memory."""
+    """Steps on the first batch of `size`; on the CPU with at most `limit` bytes of memory for it."""
     from pipelines.training.loop import forward_backward
     from pipelines.training.ranks import Ranks
     from pipelines.training.session import open_session
@@ -52,7 +52,7 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
         aside = Aside(Path(folder), ws.project, alone(ws.params, size), ws)
         with open_session(aside, Ranks()) as session:
             if limit is not None and session.device.type == "cpu":
-                resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+                resource.setrlimit(resource.RLIMIT_DATA, (_reserved() + limit, resource.RLIM_INFINITY))
             batch = next(session.stream)
             step = partial(take_step, session, partial(forward_backward, session, batch), StopRequest())
             for _ in range(_WARM):
@@ -63,6 +63,13 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
                 steps += 1
             rate = steps * batch.size / (perf_counter() - began)
             return Trial(size, True, rate, _peak(session.device.type))
+
+
+def _reserved() -> int:
+    """Bytes that this process has asked for already, used or not, as the limit counts them."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData")), 0)
 
 
 def _peak(kind: str) -> int:
