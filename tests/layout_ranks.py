@@ -53,6 +53,8 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
             "norm": [point["gradient_norm"] for point in session.state.train_curve],
             "val": [point["val_loss"] for point in session.state.val_curve],
             "names": sorted(weights),
+            "sent": session.exchange.wire.bytes,
+            "busy": session.exchange.wire.seconds,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
             "alike": alike(session),
             "collectives": dict(collectives),

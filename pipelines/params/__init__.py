@@ -8,6 +8,7 @@ from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
+from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
@@ -29,6 +30,7 @@ __all__ = [
     "Ingest",
     "Lake",
     "Model",
+    "Network",
     "NodeCache",
     "Package",
     "Parallel",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.params.checkpoints import Checkpoints
+from pipelines.params.network import Network
 from pipelines.params.optimizer import AdamW, Optimizer
 from pipelines.params.parallel import Parallel
 from pipelines.params.schedule import Cosine, Schedule
@@ -76,6 +77,8 @@ class Train(Section):
     """Threads of a rank on CPU; None: the cores shared out over the ranks."""
     parallel: Parallel = Parallel()
     """How model and batches are laid out over the ranks."""
+    network: Network = Network()
+    """What the ranks send each other, and how often."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -85,6 +88,7 @@ class Train(Section):
             self._check_betas(self.betas)
         self._check_optimizer()
         self.parallel.data_for(self.ranks)
+        self._check_network()
         if self.parallel.pipeline > 1 and self.accumulate > 1:
             raise ValueError(
                 f"accumulate = {self.accumulate} with parallel.pipeline = {self.parallel.pipeline}: a pipeline's "
@@ -105,6 +109,18 @@ class Train(Section):
                 f"{self.parallel.pipeline} cuts it: set that to 1 (data, shard and tensor work), or take adamw"
             )
 
+        local = self.network.local_steps
+        if self.optimizer.closure and (local > 1 or self.network.compression == "powersgd"):
+            raise ValueError(
+                f"train.optimizer={name} searches along the gradient of the global batch, which network.local_steps and "
+                "powersgd don't give: leave these at their defaults"
+            )
+        if self.ema is not None and self.ema.every % local:
+            raise ValueError(
+                f"ema.every = {self.ema.every} is no multiple of network.local_steps = {local}: copies have the same "
+                f"weights only when they meet. Set train.ema.every to {-(-self.ema.every // local) * local}"
+            )
+
     def _check_betas(self, betas: list[float]) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"train.betas={betas}: each must be in [0, 1)")
@@ -113,3 +129,29 @@ class Train(Section):
         default = type(self.optimizer).model_fields["betas"].default
         if getattr(self.optimizer, "betas") not in (default, betas):  # noqa: B009 - not all optimisers have it
             raise ValueError("train.betas and train.optimizer.betas differ: give one of them")
+
+    def _check_network(self) -> None:
+        network, parallel = self.network, self.parallel
+        cut = {name: size for name in ("shard", "tensor", "pipeline") if (size := getattr(parallel, name)) > 1}
+        if cut and network.local_steps > 1:
+            raise ValueError(
+                f"network.local_steps = {network.local_steps}, but parallel = {cut}: copies that train by themselves "
+                "must hold the whole model. Set these to 1, or train.network.local_steps to 1"
+            )
+        if network.compression != "none" and (parallel.shard > 1 or parallel.tensor > 1):
+            raise ValueError(
+                f"network.compression = {network.compression}, but parallel = {cut}: only copies of a whole model "
+                "(DDP) compress their gradients. Set train.network.compression to none; train.precision: bf16 halves "
+                "what FSDP gathers"
+            )
+        for name, value in (
+            ("network.local_after", network.local_after),
+            ("eval_every", self.eval_every),
+            ("checkpoint_every", self.checkpoint_every),
+        ):
+            if value % network.local_steps:
+                best = -(-value // network.local_steps) * network.local_steps
+                raise ValueError(
+                    f"{name} = {value} is no multiple of network.local_steps = {network.local_steps}: copies are the "
+                    f"same only when they meet. Set train.{name} to {best}"
+                )

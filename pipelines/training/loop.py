@@ -28,7 +28,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         if not stopping and s.validation_due():
             stopping = validate(s, stop)
             report.validation(s.state)
-        if stopping:
+        if stopping and s.exchange.together(s.state.step, s.steps):
             s.save(wait=True)
             raise _interrupted(s, stop)
         if s.done():
@@ -39,7 +39,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
         outcome = take_step(s, partial(forward_backward, s, batch), stop)
-        stopping = outcome.stops > 0  # on any rank: so all of them leave after the same step
+        stopping |= outcome.stops > 0  # on any rank: so all of them leave after the same step
         if not outcome.finite:
             report.advance(nonfinite.handle(s, batch, outcome))
             continue
@@ -48,7 +48,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         state.add_step(outcome.loss_sum, targets, batch.size)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % s.params.train.log_every == 0 or state.step == s.steps:
-            report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot())
+            report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot(), s.exchange)
 
 
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
@@ -62,6 +62,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
         loss = s.task.loss(answers, wanted, s.params.train.label_smoothing)
         return loss, s.scaler.scale(loss * weight)
 
+    s.runner.alone = s.exchange.alone(s.state.step)
     most = -(-batch.size // s.layout.data_world)
     return s.runner.backward(inputs, targets, objective, most), count
 

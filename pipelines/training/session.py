@@ -17,6 +17,7 @@ from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.ema import Average
+from pipelines.training.network import Exchange, Wire
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
 from pipelines.training.ranks import Ranks, joined
@@ -45,6 +46,7 @@ class Session:
     config: ModelConfig
     model: nn.Module
     runner: Runner
+    exchange: Exchange
     shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -133,6 +135,7 @@ class Session:
             "scaler": self.scaler.state_dict(),
         }
         chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
+        chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
@@ -146,6 +149,8 @@ class Session:
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
         if self.average is not None:
             self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
+        momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
+        self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
         self.state = TrainState.from_json(saved.values["train"])
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
@@ -204,17 +209,19 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
         plain = config.build(params.seed).train()
         parameters = sum(p.numel() for p in plain.parameters())
-        arranged = arrange(plain, layout, mesh, train, device, precision)
+        wire = Wire(layout.world)
+        arranged = arrange(plain, layout, mesh, train, device, precision, wire)
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
+        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
         place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
         saver = stack.enter_context(
             closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )
         session = Session(
-            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, arranged.shared,
-            optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
+            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
+            arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,

@@ -32,7 +32,7 @@ class Outcome:
 
 def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
     """Step with the rate of `s.state.step`, unless the loss or the gradient is not finite. All ranks decide alike: they
-    see the same sum of losses and the same norm."""
+    see the same sum of losses and the same norm (of copies that step by themselves: any that isn't finite counts)."""
     rate = learning_rate(s.state.step, s.steps, s.params.train) * s.state.rate_scale
     set_learning_rate(s.optimizer, rate)
     if isinstance(s.optimizer, LineSearchOptimizer):
@@ -40,6 +40,7 @@ def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
     else:
         outcome = _once(s, forward_backward, stop, rate)
     s.optimizer.zero_grad()
+    s.exchange.meet(s.state.step + 1, s.steps)  # also after a step that was left out
     if s.average is not None and outcome.finite:
         s.average.update(s.state.step + 1)
     return outcome
@@ -47,11 +48,14 @@ def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
 
 def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) -> Outcome:
     seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
-    loss, targets = forward_backward()
+    with s.exchange.counting():
+        loss, targets = forward_backward()
     loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
     s.scaler.unscale_(s.optimizer)
     norm = float(s.clip())
     finite = isfinite(loss_sum) and (isfinite(norm) or s.scaler.is_enabled())
+    if s.exchange.alone(s.state.step):  # each copy has a gradient of its own
+        finite = s.ranks.sum(float(not finite), device=s.device)[0] == 0
     if finite:
         s.scaler.step(s.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
     s.scaler.update()
@@ -67,7 +71,8 @@ def _search(
         """The mean loss of the global batch, with the same dropout each time."""
         optimizer.zero_grad()
         seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
-        loss, targets = forward_backward()
+        with s.exchange.counting():
+            loss, targets = forward_backward()
         loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
         if not first:
             first.append((loss_sum, targets, stops))

@@ -15,37 +15,44 @@ from torch.utils.checkpoint import checkpoint
 from pipelines.models.plans import Staged, TensorParallel, units_of
 from pipelines.params import Parallel, Train
 from pipelines.training.device import Precision
+from pipelines.training.network import Wire, count_and_compress
 from pipelines.training.parallelism.layout import Layout
 from pipelines.training.parallelism.runner import Direct, Runner
 from storage.errors import ParamsError
 
+_ONE_BUCKET = 1 << 20  # MiB that no model's gradients reach
+
 
 @dataclass(frozen=True)
 class Arranged:
-    """`model` with this rank's parameters, what runs it, and those that a pipeline's first and last stage share."""
+    """`model` with this rank's parameters; `module` to call instead (itself, or DDP around it); what runs it; and the
+    parameters that a pipeline's first and last stage share."""
 
     model: nn.Module
+    module: nn.Module
     runner: Runner
     shared: list[Tensor]
 
 
 def arrange(
-    model: nn.Module, layout: Layout, mesh: DeviceMesh | None, train: Train, device: torch.device, precision: Precision
-) -> Arranged:
-    """Cut the whole plain `model` over the mesh, in place. Raises ParamsError when it can't be cut so."""
+    model: nn.Module, layout: Layout, mesh: DeviceMesh | None, train: Train, device: torch.device, precision: Precision,
+    wire: Wire,
+) -> Arranged:  # fmt: skip
+    """Cut the whole plain `model` over the mesh, in place; `wire` counts what its copies send. Raises ParamsError when
+    it can't be cut so."""
     parallel = train.parallel
     names = keep_stage(model, layout)
     model.to(device)
     share_products(model, layout, mesh)
     refine_units(model, parallel)
-    module = join_copies(model, layout, mesh, parallel, device, precision)
+    module = join_copies(model, layout, mesh, train, device, precision, wire)
     shared: list[Tensor] = [model.get_parameter(name) for name in names]
     if layout.size("pipeline") == 1 or mesh is None:
         runner: Runner = Direct(
             module, model, precision.autocast,
             accumulate=train.accumulate, sum_late=parallel.zero == 1 or layout.size("shard") == 1, speaks=layout.speaks,
         )  # fmt: skip
-        return Arranged(model, runner, shared)
+        return Arranged(model, module, runner, shared)
     from pipelines.training.parallelism.staged import Pipelined
 
     assert isinstance(model, Staged)
@@ -53,7 +60,7 @@ def arrange(
         module, model.wire, layout, mesh, precision.autocast,
         schedule=parallel.schedule, pieces=parallel.pieces, shared=shared, device=device,
     )  # fmt: skip
-    return Arranged(model, runner, shared)
+    return Arranged(model, module, runner, shared)
 
 
 def keep_stage(model: nn.Module, layout: Layout) -> list[str]:
@@ -110,9 +117,10 @@ def join_copies(
     model: nn.Module,
     layout: Layout,
     mesh: DeviceMesh | None,
-    parallel: Parallel,
+    train: Train,
     device: torch.device,
     precision: Precision,
+    wire: Wire,
 ) -> nn.Module:
     """The module to call instead of `model`, so that gradients are averaged over the parts of the batch: DDP around it
     where every rank holds its copy whole, else the model itself, its parameters sharded by FSDP2."""
@@ -121,11 +129,14 @@ def join_copies(
     if layout.size("shard") == 1 and layout.size("tensor") == 1:
         ids = [device] if device.type in ("cuda", "xpu") else None
         moving = any(True for _ in persistent_buffers(model))  # tables that never change need no broadcast a step
-        return DistributedDataParallel(
+        network = train.network
+        copies = DistributedDataParallel(
             model, device_ids=ids, process_group=mesh["data"].get_group(), broadcast_buffers=moving,
-            gradient_as_bucket_view=True,
+            gradient_as_bucket_view=True, bucket_cap_mb=network.bucket_mb if network.overlap else _ONE_BUCKET,
         )  # fmt: skip
-    return _shard(model, layout, mesh, parallel, precision)
+        count_and_compress(copies, network, wire)
+        return copies
+    return _shard(model, layout, mesh, train.parallel, precision)
 
 
 def _shard(model: nn.Module, layout: Layout, mesh: DeviceMesh, parallel: Parallel, precision: Precision) -> nn.Module:

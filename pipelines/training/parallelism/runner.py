@@ -14,6 +14,9 @@ Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Runner(Protocol):
+    alone: bool
+    """Whether the gradients of whole copies stay each rank's own, instead of being averaged."""
+
     def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
         """Add this rank's gradients up over the ranks. Returns the sum of its losses (0 where another rank speaks for
         the same samples). `most`: samples of the rank that has most, so that all take the same number of pieces."""
@@ -32,6 +35,7 @@ class Direct:
         """`sum_late`: sum gradients up over the ranks after the last piece only (else, shard by shard, after each)."""
         self.module, self.model, self.autocast = module, model, autocast
         self.accumulate, self.sum_late, self.speaks = accumulate, sum_late, speaks
+        self.alone = False
 
     def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
         total = torch.zeros((), device=inputs.device)
@@ -61,7 +65,7 @@ class Direct:
     @contextmanager
     def _summing(self, last: bool) -> Iterator[None]:
         """Inside, a backward pass sums up over the ranks what a piece must."""
-        if isinstance(self.module, DistributedDataParallel) and not last:
+        if isinstance(self.module, DistributedDataParallel) and (self.alone or not last):
             with self.module.no_sync():
                 yield
             return

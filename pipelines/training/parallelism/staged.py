@@ -33,6 +33,7 @@ class Pipelined:
         self.module, self.wire, self.layout, self.autocast = module, wire, layout, autocast
         self.schedule, self.pieces, self.shared, self.device = SCHEDULES[schedule], pieces, shared, device
         self.group, self.ends = mesh["pipeline"].get_group(), _ends(layout, mesh)
+        self.alone = False
         self._made: dict[tuple[object, ...], PipelineScheduleSingle] = {}
         self._batch: tuple[Tensor, Objective] | None = None
         self._total = torch.zeros((), device=device)
