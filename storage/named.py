@@ -1,5 +1,6 @@
 """Files with names of their own, beside a zone's objects (which are named by their digests)."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from storage.atomic import storage_errors, write_atomically
@@ -45,6 +46,6 @@ class NamedFiles:
             return
         with storage_errors(root / path):
             (root / path).unlink(missing_ok=True)
-            parent = (root / path).parent
-            if parent != root and not any(parent.iterdir()):
+        if (parent := (root / path).parent) != root:
+            with suppress(OSError):  # it isn't empty
                 parent.rmdir()

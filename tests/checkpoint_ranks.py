@@ -35,7 +35,7 @@ LAYOUTS: dict[str, tuple[tuple[int, int, int, int], list[int]]] = {
     "ddp 2": ((1, 2, 1, 1), [0, 1]),
     "fsdp 2": ((1, 1, 2, 1), [2, 3]),
     "tensor 2": ((1, 1, 1, 2), [1, 2]),
-    "pipeline 2": ((2, 1, 1, 1), [3, 0]),
+    "pipeline 2": ((2, 1, 1, 1), [0, 3]),
     "fsdp 2 × tensor 2": ((1, 1, 2, 2), [0, 1, 2, 3]),
 }
 SIZES = {"vocab_size": 33, "seq_len": 8, "dim": 12, "layers": 3, "heads": 2, "hidden": 20}

@@ -103,6 +103,11 @@ class Saver:
         if flight is not None:
             flight.result()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._flight is not None and not self._flight.done()
+
     def close(self) -> None:
         """Wait for the save in flight, and end the thread."""
         try:
