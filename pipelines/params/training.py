@@ -112,8 +112,8 @@ class Train(Section):
         local = self.network.local_steps
         if self.optimizer.closure and (local > 1 or self.network.compression == "powersgd"):
             raise ValueError(
-                f"train.optimizer={name} searches along the gradient of the global batch, which network.local_steps and "
-                "powersgd don't give: leave these at their defaults"
+                f"train.optimizer={name} searches along the gradient of the global batch, which network.local_steps "
+                "and powersgd don't give: leave these at their defaults"
             )
         if self.ema is not None and self.ema.every % local:
             raise ValueError(
