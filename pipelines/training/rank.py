@@ -83,6 +83,8 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
+    if state.skipped or state.backoffs:  # of train.nonfinite
+        metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated
     metrics |= next((point for point in state.val_curve if point["step"] == kept), {}) | {"step": kept or state.step}
     return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}
