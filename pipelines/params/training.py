@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from pipelines.params.section import Section
 
+ENTRYPOINT = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|.+\.py)$"
+
 
 class Model(Section):
     """The model."""
@@ -19,6 +21,10 @@ class Model(Section):
 class Train(Section):
     """shards → model."""
 
+    entrypoint: str | None = Field(None, pattern=ENTRYPOINT)
+    """Your own trainer instead of the built-in loop: package.module:function, or a script.py (your-own-trainer.md)."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the entry point's function."""
     lr: float = Field(1e-3, gt=0, le=10)
     """Peak learning rate of AdamW."""
     warmup: float = Field(0.05, ge=0, lt=1)
@@ -60,6 +66,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
+        if self.args and self.entrypoint is None:
+            raise ValueError("train.args are the entry point's: set train.entrypoint too (the model's are model.args)")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if not all(0 <= beta < 1 for beta in self.betas):
