@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.models import ModelConfig, Task
 from pipelines.models.saved import weights
@@ -135,6 +136,7 @@ class Handoff:
         if self.val is None:
             return {}
         loss, hits, count = 0.0, 0.0, 0
+        model = model.module if isinstance(model, DistributedDataParallel) else model  # a rank may have no sample
         model.eval()
         for batch in self.val:
             count += batch["count"]
@@ -158,7 +160,7 @@ class Handoff:
         """What the stage ends with when the entry point left because of a signal, on whichever rank."""
         signum = self.stop.signum or SIGTERM
         return Interrupted(
-            f"Training stopped by {Signals(signum).name}: train.entrypoint={self.params.train.entrypoint!r} left before "
+            f"Training stopped by {Signals(signum).name}: the entry point {self.params.train.entrypoint} left before "
             f"its end, and what it keeps in {self.checkpoint_folder} is kept. The same command goes on from there.",
             signum,
         )
