@@ -20,11 +20,19 @@ from torch import nn
 from pipelines.models.cnn import CNN
 from pipelines.models.importing import import_named
 from pipelines.models.mlp import MLP
+from pipelines.models.resnet import ResNet
 from pipelines.models.transformer import Transformer
+from pipelines.models.vit import ViT
 from pipelines.params import suggestion
 from storage.errors import ParamsError
 
-MODELS: dict[str, type[nn.Module]] = {"transformer": Transformer, "mlp": MLP, "cnn": CNN}
+MODELS: dict[str, type[nn.Module]] = {
+    "transformer": Transformer,
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet": ResNet,
+    "vit": ViT,
+}
 
 
 def build_model(

@@ -8,7 +8,7 @@ from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
 from pipelines.params.recipe import Params
-from pipelines.params.release import Evaluate, Gate, Package, Promote
+from pipelines.params.release import Evaluate, Gate, Metric, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
 from pipelines.params.section import NAME, Section
 from pipelines.params.suggestion import suggestion
@@ -25,6 +25,7 @@ __all__ = [
     "HotCache",
     "Ingest",
     "Lake",
+    "Metric",
     "Model",
     "NodeCache",
     "Package",

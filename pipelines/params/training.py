@@ -13,7 +13,7 @@ class Model(Section):
     """The model."""
 
     name: str = "mlp"
-    """transformer, mlp, cnn, or an import path package.module:Class of a torch.nn.Module."""
+    """transformer, mlp, cnn, resnet, vit, or an import path package.module:Class of a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
 
@@ -39,6 +39,10 @@ class Train(Section):
     """Largest norm of the gradient; None: not clipped."""
     accumulate: int = Field(1, ge=1)
     """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
+    loss: str = "auto"
+    """auto, cross_entropy, focal; squared, absolute, huber; or package.module:function that sums over the targets."""
+    loss_args: dict[str, Any] = {}
+    """Keyword arguments of the loss."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over the other classes."""
     steps: int | None = Field(None, ge=1)

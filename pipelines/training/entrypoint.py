@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.caches import open_cache
-from pipelines.models import ModelConfig, save_model, task_of
+from pipelines.models import ModelConfig, save_model, task_of, with_loss
 from pipelines.models.importing import current_folder_importable, import_named
 from pipelines.params import suggestion
 from pipelines.progress import say
@@ -102,7 +102,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     """The job with all that belongs to it: connected ranks, streams, and rank 0's MLflow run."""
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
-    task = task_of(manifest.header["spec"])
+    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
     seq_len = params.stream.seq_len if task.name == "language" else None
     if not samples_in(manifest, "train", seq_len):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
