@@ -115,7 +115,7 @@ def _check_sum(name: str, criterion: Criterion, task: Task, spec: Mapping[str, A
         raise ParamsError(f"train.loss={name!r} returned {what}, but must return a scalar, the sum over the targets.")
     if not torch.isclose(whole, one + three, rtol=1e-3, atol=1e-6):
         raise ParamsError(
-            f"train.loss={name!r} must return the sum over the targets, but gave {float(whole):.4g} for four of them, and "
-            f"{float(one):.4g} + {float(three):.4g} for one and the other three. Return the sum instead of the mean: "
-            "training divides by the number of targets of the global batch."
+            f"train.loss={name!r} must return the sum over the targets, but gave {float(whole):.4g} for four of them, "
+            f"and {float(one):.4g} + {float(three):.4g} for one and the other three. Return the sum instead of the "
+            "mean: training divides by the number of targets of the global batch."
         )

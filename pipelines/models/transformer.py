@@ -40,7 +40,13 @@ class Transformer(nn.Module):
         cos, sin = rotary_table(seq_len, dim // heads, rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        initialise(self, layers)
+        self._initialise(layers)
+
+    def _initialise(self, layers: int) -> None:
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                scale = 0.02 / sqrt(2 * layers) if name.endswith((".out.weight", ".down.weight")) else 0.02
+                nn.init.normal_(weight, std=scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -52,14 +58,6 @@ class Transformer(nn.Module):
             x = block(x, cos, sin)
         x = self.norm(x)
         return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
-
-
-def initialise(module: nn.Module, layers: int) -> None:
-    """Draw the matrices of `module`, which holds the blocks, or a part of one, of a model of `layers` blocks."""
-    for name, weight in module.named_parameters():
-        if weight.ndim == 2:
-            scale = 0.02 / sqrt(2 * layers) if name.endswith((".out.weight", ".down.weight")) else 0.02
-            nn.init.normal_(weight, std=scale)
 
 
 class Block(nn.Module):

@@ -1,7 +1,6 @@
 """A vision transformer: a picture as a sequence of patches."""
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Literal
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.models.scaling import Rescale, Standardise
-from pipelines.models.transformer import Block, initialise
+from pipelines.models.transformer import Block
 
 
 class ViT(nn.Module):
@@ -53,8 +52,9 @@ class ViT(nn.Module):
         self.norm = nn.RMSNorm(dim)
         self.head = nn.Linear(dim, num_classes or 1)
         self.rescale = Rescale(target_mean, target_std) if num_classes is None else None
-        initialise(self.blocks, layers)
-        nn.init.normal_(self.embedding.weight, std=1 / sqrt(self.embedding.in_features))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(self.embedding(self._patches(x)) + self.positions)  # [B, patches, dim]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.training.state import Point
+from storage.atomic import write_atomically
 
 VAL = "val_"  # how the names of the val curve begin
 #: Columns that dvc.yaml plots, so that they are there whatever a trainer logs.
@@ -20,15 +21,20 @@ class Curves:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.points: list[Point] = []
+        self._torn = False
         for line in file.read_text().splitlines() if file.is_file() else []:
             try:
                 self._take(json.loads(line))
             except ValueError:  # the last line of a killed process
+                self._torn = True
                 break
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Note `values` after `step` steps."""
         point = {"step": step} | {name: float(value) for name, value in values.items()}
+        if self._torn:
+            write_atomically(self.file, "".join(json.dumps(point) + "\n" for point in self.points).encode())
+            self._torn = False
         self._take(point)
         with self.file.open("a") as file:
             file.write(json.dumps(point) + "\n")
