@@ -170,9 +170,10 @@ def publish(ws: Workspace, job: Handoff) -> None:
     count = sum(parameter.numel() for parameter in job.config.build().parameters())
     metrics = {"steps": job.steps, "parameters": count} | job.curves.last() | job.metrics
     metrics |= {"manifest": job.config.manifest}
+    text = _json(metrics)  # before anything is published
     save_model(ws.model, job.saved, job.config)
     write_atomically(ws.model / "run.json", _json(job.run.reference()))
-    write_atomically(ws.metrics("train"), _json(metrics))
+    write_atomically(ws.metrics("train"), text)
     for curve in ("train", "val"):
         write_atomically(ws.plots(f"{curve}.csv"), job.curves.csv(val=curve == "val"))
         job.run.log_artifact(ws.plots(f"{curve}.csv"), "plots")

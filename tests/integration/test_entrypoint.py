@@ -34,7 +34,7 @@ def train(job, lr=0.1):
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            job.log({"train_loss": float(loss)}, step)
+            job.log({"train_loss": loss.item()}, step)
             if step == job.steps:
                 break
     job.log(job.validate(model), step)
@@ -183,7 +183,8 @@ def test_curves_forget_what_an_interrupted_run_had_come_to(tmp_path: Path) -> No
     for step in (1, 2, 3):
         curves.add({"train_loss": step}, step)
     curves.add({"val_loss": 9}, 3)
-    (tmp_path / "curves.jsonl").open("a").write('{"step": 4, "tr')  # cut off
+    with (tmp_path / "curves.jsonl").open("a") as file:
+        file.write('{"step": 4, "tr')  # cut off
     again = Curves(tmp_path / "curves.jsonl")
     assert again.points == curves.points
     again.add({"train_loss": 7}, 2)
