@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
-from pipelines.models import ModelConfig, Task, task_of
+from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
@@ -194,7 +194,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    task = task_of(manifest.header["spec"])
+    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
     seq_len = params.stream.seq_len if task.name == "language" else None
     config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
     validates = _validates(params, manifest, seq_len)
