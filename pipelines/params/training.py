@@ -160,6 +160,7 @@ class Train(Section):
             ("network.local_after", network.local_after),
             ("eval_every", self.eval_every),
             ("checkpoint_every", self.checkpoint_every),
+            ("checkpoints.every", self.checkpoints.every or self.checkpoint_every),
         ):
             if value % network.local_steps:
                 best = -(-value // network.local_steps) * network.local_steps

@@ -80,7 +80,8 @@ class Session:
         if step == 0:  # something to go back to
             return self.params.train.nonfinite.name == "backoff" and self._saved < 0
         best = rules.keep_best > 0 and step == self.state.best_step
-        return step > self._saved and (step % (rules.every or self.params.train.checkpoint_every) == 0 or best)
+        due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
+        return due and step > self._saved and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
