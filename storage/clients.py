@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 from typing_extensions import Buffer
 
 from storage.credentials import s3_settings
-from storage.direct import Answer, Came, DirectReads, proxied, tls_context
+from storage.direct import Came, DirectReads, proxied, tls_context
 from storage.errors import LakeError
 from storage.secret import mask
 
@@ -116,15 +116,9 @@ class ObstoreClient:
         return DirectReads(lru_cache(_PLACES)(find), key, config["region"], tls_context(http), self.timeout / 4)
 
     def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
-        direct = self._direct
-        if direct is not None:
-            try:
-                direct.read_into(path, start, out, came)
-                return
-            except Answer as answer:
-                if answer.status >= 400:
-                    raise
-                self._direct = None  # a redirect, say: obstore follows it
+        if self._direct is not None:
+            self._direct.read_into(path, start, out, came)
+            return
         self._stream_into(path, start, out, came)
 
     def _stream_into(self, path: str, start: int, out: memoryview, came: Came) -> None:

@@ -2,7 +2,7 @@
 
 A client that makes bytes objects of what arrives, which are then copied, takes longer for it than a near server does to
 send it (docs/decisions/0014). So the body of an answer is read by `http.client` into the caller's memory. This is for
-the plain case: whatever else there is to HTTP (proxies, redirects, anonymous access) is left to obstore.
+the plain case: proxies and anonymous access are left to obstore.
 """
 
 import select
@@ -142,8 +142,7 @@ def tls_context(http: Mapping[str, Any]) -> ssl.SSLContext:
 
 
 def _receive(response: HTTPResponse, out: memoryview, came: Came) -> None:
-    end = min(len(out), int(response.headers["Content-Length"]))
-    at = 0
+    end, at = len(out) if response.length is None else min(len(out), response.length), 0
     while at < end:
         count = response.readinto(out[at : min(at + _PIECE, end)])
         if not count:
