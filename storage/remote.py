@@ -9,9 +9,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +24,8 @@ T = TypeVar("T")
 
 TIMEOUT = 60.0  # seconds
 PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `compute.lake_timeout`
-_LEAST_RANGE, _MOST_RANGE = 4 << 20, 16 << 20  # bytes asked for at once
+_LEAST_RANGE, _MOST_RANGE = 4 << 20, 8 << 20  # bytes asked for at once
 _RANGES = 8  # of one object at once
-_RANGES_BESIDE = 4  # where others are read too: each request costs client and server, and together they are as many
 _CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
     "s3": " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)",
     "gs": " (GOOGLE_APPLICATION_CREDENTIALS, …)",
@@ -46,7 +44,6 @@ class RangeReader:
     def __init__(self, url: str, options: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> None:
         self.url, self.options, self.timeout = url.rstrip("/"), dict(options or {}), timeout
         self._lock = threading.Lock()
-        self._under_way = 0  # objects that are being read
         self._opened: tuple[int, Client] | None = None
 
     def read_into(
@@ -62,24 +59,9 @@ class RangeReader:
         read is not verified: that is the caller's.
         """
         view = memoryview(out).cast("B")
+        step = min(max(-(-view.nbytes // _RANGES // PART) * PART, _LEAST_RANGE), _MOST_RANGE)
         job = _Job(self, path, offset, view, on_range)
-        with self._reading():
-            ranges = _RANGES if self._under_way == 1 else _RANGES_BESIDE
-            step = min(max(-(-view.nbytes // ranges // PART) * PART, _LEAST_RANGE), _MOST_RANGE)
-            self._read_spans(job, [(start, min(start + step, view.nbytes)) for start in range(0, view.nbytes, step)])
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock:
-            self._under_way += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._under_way -= 1
-
-    @staticmethod
-    def _read_spans(job: "_Job", spans: Sequence[tuple[int, int]]) -> None:
+        spans = [(start, min(start + step, view.nbytes)) for start in range(0, view.nbytes, step)]
         if len(spans) <= 1:
             for start, stop in spans:
                 job.fill(start, stop)

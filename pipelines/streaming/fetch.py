@@ -20,7 +20,7 @@ from storage.lake import StoredObject
 DEFAULT_AHEAD = 256 << 20  # bytes
 THREADS = 4
 _FIRST = 32 << 20  # bytes of shards fetched side by side at first: a large one comes alone, and so sooner
-_TOGETHER = 256 << 20  # and later
+_TOGETHER = 128 << 20  # and later
 _GRACE = 5.0  # seconds that closing waits for a fetch under way
 
 _COLUMNS = tuple(column.name for column in fields(StoredObject))

@@ -28,7 +28,7 @@ from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
-from storage.mapped import map_file
+from storage.mapped import map_file, read_in
 
 _BEHIND = 4  # shards that are written to the node cache while they are in use already
 _log = logging.getLogger(__name__)
@@ -105,7 +105,9 @@ class Tiered:
             if not isinstance(source, Path):
                 return pa.py_buffer(source), True
             try:
-                return map_file(source), False
+                mapped = map_file(source)
+                read_in(mapped)  # a file that was written past the page cache isn't in it
+                return mapped, False
             except FileNotFoundError:  # its place in the ring was needed between the two lines above
                 continue
         return pa.py_buffer(self._in_memory(obj)), True
