@@ -16,6 +16,7 @@ SENTENCES = {
     "egress": "What 8 nodes with one Redis ask of S3 in 3 epochs, by the cache's size; beside it LRU.",
     "resume": "10^9 samples in 10^6 shards: the time to the next index at 0, 50 and 99 %, and the memory.",
     "scale": "What 1 to 1,024 nodes read of 1 PB, an epoch after the other, simulated; how well it is shuffled.",
+    "step": "A step of the training loop beside the same one by hand in PyTorch, Lightning's and accelerate's.",
 }
 
 

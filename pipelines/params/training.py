@@ -58,6 +58,9 @@ class Train(Section):
     threads: int | None = Field(None, ge=1)
     """Threads of a rank on CPU; None: the cores shared out over the ranks."""
 
+    price_per_hour: float | None = Field(None, ge=0)
+    """Price of an hour of one rank's share of its machine: the machine's price / the ranks on it. None: not known."""
+
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
         if (self.steps is None) == (self.epochs is None):
