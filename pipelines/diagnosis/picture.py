@@ -19,7 +19,9 @@ def draw(file: Path, title: str, verdict: Verdict, found: "Found", traced: "Trac
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
-    panels = figure.subplot_mosaic([["step", "step"], ["traced", "operators"], ["memory", "operators"]])
+    panels = figure.subplot_mosaic(
+        [["step", "step"], ["traced", "operators"], ["memory", "operators"]], height_ratios=[1, 3, 3]
+    )
     _whole(panels["step"], verdict)
     _steps(panels["traced"], traced)
     _operators(panels["operators"], traced)

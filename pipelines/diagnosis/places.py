@@ -5,6 +5,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,12 @@ def reached(ws: Workspace) -> dict[str, dict[str, Any]]:
     if tracking.scheme in ("http", "https"):
         do = "training goes on untracked; is the server up? See MLFLOW_TRACKING_URI"
         places["MLflow"] = (f"{tracking.scheme}://{tracking.hostname}", do, lambda: _connect(tracking))
-    return {name: {"url": url, "do": do} | _asked(look) for name, (url, do, look) in places.items()}
+    with ThreadPoolExecutor(max(1, len(places))) as pool:
+        answers = list(pool.map(_asked, [look for _, _, look in places.values()]))
+    return {
+        name: {"url": url, "do": do} | answer
+        for (name, (url, do, _)), answer in zip(places.items(), answers, strict=True)
+    }
 
 
 def _asked(look: Callable[[], object]) -> dict[str, Any]:

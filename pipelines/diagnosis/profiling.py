@@ -24,13 +24,13 @@ FOLDER = "profile"  # of the workspace's state, and of the run's artifacts
 TOP = 12  # operators that are shown
 
 
-def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10) -> Verdict:
+def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, seconds: float = 5.0) -> Verdict:
     """Profile the training of `ws` and say what bounds it; everything goes into `.shardline/profile` and an MLflow run
     tagged kind=profile. No out, checkpoint or DVC state is touched. Raises ShardlineError."""
     manifest = ws.zone("shards").manifest()  # a clear error before anything is started
     _quiet_kineto()
     with tempfile.TemporaryDirectory(prefix="shardline-profile-") as folder:
-        window = Window(ws.root, ws.project, ws.params, Path(folder), warm_up, steps)
+        window = Window(ws.root, ws.project, ws.params, Path(folder), warm_up, steps, seconds)
         with progress("profile", None):
             _run(window)
         found = Found(**json.loads((Path(folder) / FOUND).read_text()))
@@ -151,4 +151,4 @@ def _about(found: Found) -> str:
 
 def _quiet_kineto() -> None:
     """The profiler's library tells of its start and end on stderr, unless this is set before torch is loaded."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "3")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")

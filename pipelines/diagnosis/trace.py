@@ -9,9 +9,10 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 BATCH = "shardline: next batch"  # the annotation around asking the stream
@@ -60,16 +61,16 @@ def analyse(events: Sequence[Mapping[str, Any]]) -> Traced:
     if len(begins) < 2:
         raise ValueError(f"the trace holds {max(0, len(begins) - 1)} whole steps; give it two batches at least")
     thread, bounds = begins[0][1], [ts * 1e-6 for ts, _ in begins]
-    spans = [_Span.of(event) for event in events if event.get("ph") == "X" and "dur" in event]
+    spans = [_Span.of(call, event) for call, event in enumerate(events) if event.get("ph") == "X" and "dur" in event]
     spans = [span for span in spans if span.end > bounds[0] and span.start < bounds[-1]]
     host = [span for span in spans if span.lane == thread and span.category in ("cpu_op", "user_annotation")]
     device = [span for span in spans if span.category in _ON_DEVICE]
-    pieces = _innermost(host)
-    work = [(span.start, span.end, span.name) for span in device] if device else pieces
-    names = _parts_of_names(work)
+    work = device or _innermost(host)
+    operators = _operators(work, len(begins) - 1)
+    names = {operator.name: operator.part for operator in operators}
     intervals: dict[str, list[Interval]] = defaultdict(list)
-    for start, end, name in work:
-        intervals[names[name]].append((start, end))
+    for piece in work:
+        intervals[names[piece.name]].append((piece.start, piece.end))
     busy = _union(intervals["compute"] + intervals["memory"])
     collectives = [(s.start, s.end) for s in spans if _COLLECTIVE.search(s.name)]
     covered = {
@@ -88,7 +89,7 @@ def analyse(events: Sequence[Mapping[str, Any]]) -> Traced:
     return Traced(
         [end - start for start, end in steps],
         parts,
-        _operators(work, names, len(steps)),
+        [operator for operator in operators if operator.part != "data"],
         sum(_within(optimizer, *step) for step in steps) / whole,
         _memory(events, bounds),
     )
@@ -101,27 +102,30 @@ class _Span:
     name: str
     lane: Any
     category: str
+    call: int
+    """Pieces of the same call share it."""
 
     @classmethod
-    def of(cls, event: Mapping[str, Any]) -> "_Span":
+    def of(cls, call: int, event: Mapping[str, Any]) -> "_Span":
         start = event["ts"] * 1e-6
-        return cls(start, start + event["dur"] * 1e-6, event["name"], event.get("tid"), event.get("cat", ""))
+        end = start + event["dur"] * 1e-6
+        return cls(start, end, event["name"], event.get("tid"), event.get("cat", ""), call)
 
 
 def _is(event: Mapping[str, Any], name: str) -> bool:
     return event.get("ph") == "X" and event.get("name") == name and event.get("cat") == "user_annotation"
 
 
-def _innermost(spans: Iterable[_Span]) -> list[tuple[float, float, str]]:
-    """Nested spans of one thread → pieces of time without overlap, each of the innermost span then."""
-    pieces: list[tuple[float, float, str]] = []
+def _innermost(spans: Iterable[_Span]) -> list[_Span]:
+    """Nested spans of one thread → pieces of time without overlap, each a piece of the innermost span then."""
+    pieces: list[_Span] = []
     stack: list[_Span] = []
     at = 0.0
 
     def until(moment: float) -> None:
         nonlocal at
         if stack and moment > at:
-            pieces.append((at, min(moment, stack[-1].end), stack[-1].name))
+            pieces.append(replace(stack[-1], start=at, end=min(moment, stack[-1].end)))
         at = max(at, moment)
 
     for span in sorted(spans, key=lambda s: (s.start, -s.end)):
@@ -136,15 +140,19 @@ def _innermost(spans: Iterable[_Span]) -> list[tuple[float, float, str]]:
     return pieces
 
 
-def _parts_of_names(pieces: Iterable[tuple[float, float, str]]) -> dict[str, str]:
-    """Which part each operator or kernel belongs to."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for start, end, name in pieces:
-        seconds[name].append(end - start)
-    return {name: _part(name, sum(each) / len(each)) for name, each in seconds.items()}
+def _operators(pieces: Iterable[_Span], steps: int) -> list[Operator]:
+    """By name, with the longest first. The part depends on the median of the calls: some are cut off by the system."""
+    own: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for piece in pieces:
+        own[piece.name][piece.call] += piece.end - piece.start
+    found = [
+        Operator(name, sum(calls.values()) / steps, len(calls) / steps, _part(name, median(calls.values())))
+        for name, calls in own.items()
+    ]
+    return sorted(found, key=lambda operator: -operator.seconds)
 
 
-def _part(name: str, mean: float) -> str:
+def _part(name: str, call: float) -> str:
     if name == BATCH:
         return "data"
     if _COLLECTIVE.search(name):
@@ -153,17 +161,7 @@ def _part(name: str, mean: float) -> str:
         return "compute"
     computes = name.startswith("aten::") or "::" not in name
     wrapper = name.startswith(("autograd::", "torch::autograd", "Optimizer.", "DistributedDataParallel", "shardline"))
-    return "memory" if computes and not wrapper and mean >= _CALL else "overhead"
-
-
-def _operators(pieces: Iterable[tuple[float, float, str]], parts: Mapping[str, str], steps: int) -> list[Operator]:
-    seconds: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
-    for start, end, name in pieces:
-        seconds[name] += end - start
-        calls[name] += 1
-    found = [Operator(n, seconds[n] / steps, calls[n] / steps, parts[n]) for n in seconds if parts[n] != "data"]
-    return sorted(found, key=lambda operator: -operator.seconds)
+    return "memory" if computes and not wrapper and call >= _CALL else "overhead"
 
 
 def _memory(events: Sequence[Mapping[str, Any]], bounds: Sequence[float]) -> list[Interval]:

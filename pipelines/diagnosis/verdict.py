@@ -9,9 +9,9 @@ PARTS = ("data", "network", "memory", "compute", "overhead")
 MEANS = {
     "data": "waiting for data",
     "network": "network-bound: the ranks wait for each other's gradients",
-    "memory": "memory-bound: it moves numbers more than it computes with them",
-    "compute": "compute-bound: matrix products and convolutions",
-    "overhead": "overhead-bound: operators so small that calling them takes longer than computing",
+    "memory": "memory-bound: it moves numbers more than it multiplies them",
+    "compute": "compute-bound: it multiplies matrices",
+    "overhead": "overhead-bound: its operators are so small that calling them takes longer than what they do",
 }
 _WORTH = 0.02  # a gain below this share of the step is not worth a word
 _WELL_USED = 0.6  # of the peak rate: more is hard to reach
@@ -95,7 +95,7 @@ class Verdict:
         f = self.figures
         shares = ", ".join(f"{part} {f.shares[part]:.1%}" for part in PARTS)
         lines = [
-            f"{self.bound}: the training is {MEANS[self.bound]}.",
+            f"verdict: {MEANS[self.bound]} ({f.shares[self.bound]:.0%} of each step)",
             f"  a step takes {f.step_seconds * 1000:.2f} ms: {shares} (the optimiser's part: {f.optimizer:.1%})",
         ]
         if f.utilisation is not None:
@@ -156,7 +156,8 @@ def _network(f: Figures) -> Iterator[Advice]:
 
 def _memory(f: Figures) -> Iterator[Advice]:
     share = f.shares["memory"]
-    yield from _threads(f)
+    if share > f.shares["compute"]:
+        yield from _threads(f)
     if f.device != "cpu" and f.precision == "float32":
         yield Advice("set train.precision to bf16: half the bytes", share / 2)
     if f.optimizer > 0.1:

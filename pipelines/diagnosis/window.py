@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,6 @@ from pipelines.workspace import Workspace
 
 TRACE, FOUND = "trace.json", "found.json"
 SETTING = "window.json"
-_SECONDS = 5.0  # of the window by the clock, where the number of steps is not given
 _FEWEST, _MOST = 10, 500  # steps of it
 _TRACED = 10  # steps under the profiler, at most
 
@@ -43,7 +43,7 @@ class Scratch(Workspace):
 
 @dataclass(frozen=True)
 class Window:
-    """Which steps: `warm_up` of them uncounted, then `steps` by the clock (None: about five seconds)."""
+    """Which steps: `warm_up` of them uncounted, then `steps` by the clock (None: about `seconds` of them)."""
 
     root: Path
     project: Path
@@ -51,9 +51,11 @@ class Window:
     folder: Path
     warm_up: int = 10
     steps: int | None = None
+    seconds: float = 5.0
 
     def save(self) -> None:
-        values = {"root": str(self.root), "project": str(self.project), "warm_up": self.warm_up, "steps": self.steps}
+        values = {"root": str(self.root), "project": str(self.project)}
+        values |= {name: getattr(self, name) for name in ("warm_up", "steps", "seconds")}
         (self.folder / SETTING).write_text(json.dumps(values | {"params": self.params.model_dump(mode="json")}))
 
     @classmethod
@@ -61,7 +63,7 @@ class Window:
         values = json.loads((folder / SETTING).read_text())
         params = Params.model_validate_json(json.dumps(values["params"]))
         root, project = Path(values["root"]), Path(values["project"])
-        return cls(root, project, params, folder, values["warm_up"], values["steps"])
+        return cls(root, project, params, folder, values["warm_up"], values["steps"], values["seconds"])
 
     @property
     def workspace(self) -> Workspace:
@@ -128,7 +130,6 @@ class _Watched:
 
 def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
     """Run the window as one of its ranks; rank 0 leaves trace.json and found.json. Raises ShardlineError."""
-    from pipelines.training.device import repeatable  # noqa: F401 - torch is loaded before the clock starts
     from pipelines.training.ranks import Ranks
     from pipelines.training.session import open_session
     from pipelines.training.signals import StopRequest, stop_on_signals
@@ -145,7 +146,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         run.steps(1)
         found.first_batch = perf_counter() - began
         warm = run.steps(max(1, window.warm_up - 1))
-        steps = window.steps or _enough(session.ranks.share(sorted(warm.seconds)[len(warm.seconds) // 2]))
+        steps = window.steps or session.ranks.share(_enough(window.seconds, median(warm.seconds)))
         before = session.stream.meter.snapshot()
         timed = run.steps(steps)
         found.seconds, found.waits = timed.seconds, timed.waits
@@ -155,7 +156,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         found.resident = _resident(session.device)
         found.flops = _flops(session)
         ranks.wait()  # the ranks measure the peak side by side, as they compute
-        found.peaks = _peaks(session.device)
+        found.peaks = _peaks(session.device, window.seconds / 8)
         if ranks.leads:
             (window.folder / FOUND).write_text(json.dumps(asdict(found)))
         ranks.wait()
@@ -177,8 +178,8 @@ class _Runner:
         return clock  # type: ignore[no-any-return]
 
 
-def _enough(step: float) -> int:
-    return min(_MOST, max(_FEWEST, round(_SECONDS / step)))
+def _enough(seconds: float, step: float) -> int:
+    return min(_MOST, max(_FEWEST, round(seconds / step)))
 
 
 def _threads() -> int:
@@ -216,11 +217,11 @@ def _flops(session: Any) -> float:
     return float(counter.get_total_flops())
 
 
-def _peaks(device: Any) -> dict[str, float]:
+def _peaks(device: Any, seconds: float) -> dict[str, float]:
     """Rates of matrix products in each precision, with the threads that the training has."""
     from pipelines.diagnosis.rates import DTYPES, matmul_rate
 
-    return {str(dtype).removeprefix("torch."): matmul_rate(device, dtype) for dtype in DTYPES}
+    return {str(dtype).removeprefix("torch."): matmul_rate(device, dtype, seconds) for dtype in DTYPES}
 
 
 def _resident(device: Any) -> int:
