@@ -1,8 +1,8 @@
 """Training loops over the same model, optimiser and ready batches: ours, one by hand, Lightning's, accelerate's.
 
 All of them live in this one process, each with a model of its own, so that they share threads, caches and clock. A
-block is some steps of one of them; `ask(who=…, steps=…)` answers with its seconds. Each loop does what a user's would:
-the rate of the schedule, forward, loss, backward, clipping, the step, and the loss looked at every ten steps.
+block is some steps of one of them. Each loop does what a user's would: the rate of the schedule, forward, loss,
+backward, clipping, the step, and the loss looked at every ten steps.
 
 The learning rate is so small that the weights stay where they are: no block has easier numbers than another.
 """
@@ -221,21 +221,30 @@ def with_lightning(ours: Ours) -> Block:
     return block
 
 
-PEERS = {"bare": bare, "accelerate": with_accelerate, "lightning": with_lightning}
+LOOPS: dict[str, Callable[[Ours], Block]] = {
+    "bare": bare,
+    "accelerate": with_accelerate,
+    "lightning": with_lightning,
+}
 
 
-def make(job: dict[str, Any], stack: ExitStack) -> Callable[..., dict[str, float]]:
-    """What answers `who` and `steps`; `waited` is of the stream's blocks."""
+def make(job: dict[str, Any], stack: ExitStack) -> Callable[..., dict[str, Any]]:
+    """What answers `turns`, the names of loops, with the figures of a block of `steps` steps for each of them: seconds,
+    seconds of this thread on a core, and seconds that the stream let it wait."""
     ours = Ours(stack, job["contender"], Path(job["data"]), job["tiny"])
     blocks: dict[str, Block] = {"ours": ours.block, "stream": lambda steps: ours.block(steps, streamed=True)}
-    blocks |= {who: PEERS[who](ours) for who in job["against"]}
+    blocks |= {who: LOOPS[who](ours) for who in job["against"]}
 
-    def run(who: str, steps: int) -> dict[str, float]:
-        waited = ours.stream.wait_seconds
+    def one(who: str, steps: int) -> dict[str, float]:
+        waited, worked = ours.stream.wait_seconds, time.thread_time()
         seconds = blocks[who](steps)
-        return {"seconds": seconds, "waited": ours.stream.wait_seconds - waited}
+        return {
+            "seconds": seconds,
+            "cpu": time.thread_time() - worked,
+            "waited": ours.stream.wait_seconds - waited,
+        }
 
-    return run
+    return lambda turns, steps: {"blocks": [one(who, steps) for who in turns]}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Precision:
         return cls(device.type, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+        return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device, dtype=self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss so that fp16 gradients don't underflow; does nothing in other precisions."""
@@ -103,9 +103,16 @@ def host_memory(device: torch.device) -> Allocate:
     return pinned if device.type == "cuda" else allocate
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state."""
-    torch.manual_seed(keyed_uint64("step", seed, step, rank))
+def seed_step(seed: int, step: int, rank: int, device: torch.device | None = None) -> None:
+    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state.
+
+    The generators of the CPU and of `device` are seeded. `torch.manual_seed` would do the same for every kind of device,
+    and notes the call stack for those that aren't there: 0.3 ms a step.
+    """
+    value = keyed_uint64("step", seed, step, rank)
+    torch.default_generator.manual_seed(value)
+    if device is not None and device.type != "cpu":
+        getattr(torch, device.type).manual_seed(value)
 
 
 def _cores() -> int:

@@ -1,0 +1,133 @@
+"""Real windows of real trainings, each made so that another part bounds it; and that they leave no trace."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from release_samples import place_store
+from training_samples import make_points, make_text, train_params
+
+from pipelines.diagnosis.profiling import figures, profile
+from pipelines.diagnosis.trace import read_trace
+from pipelines.diagnosis.verdict import Verdict, judge
+from pipelines.diagnosis.window import FOUND, TRACE, Found, Window, watch
+from pipelines.tracking.store import _create_database
+from pipelines.workspace import Workspace
+from storage.manifest import Manifest
+from storage.shards import SUFFIX, encode_samples
+
+#: A model that looks at the first number of each sample only.
+GLANCING = """
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, *, num_classes):
+        super().__init__()
+        self.layer = nn.Linear(1, num_classes)
+
+    def forward(self, x):
+        return self.layer(x[:, :1])
+"""
+
+
+def verdict_of(ws: Workspace, folder: Path, **settings: Any) -> tuple[Verdict, Found]:
+    window = Window(ws.root, ws.project, ws.params, folder, warm_up=3, seconds=0.4, **settings)
+    watch(window)
+    found = Found(**json.loads((folder / FOUND).read_text()))
+    return judge(figures(ws, found, read_trace(folder / TRACE))), found
+
+
+def make_wide(root: Path) -> Workspace:
+    """128 samples of 256 KiB: a batch of 64 takes longer to copy than this model needs for it."""
+    root.mkdir(exist_ok=True)
+    (root / "glancing.py").write_text(GLANCING)
+    ws = make_points(root, model={"name": "glancing:Model"}, stream={"batch_size": 64})
+    x = np.zeros((128, 64 << 10), np.float32)
+    data = encode_samples({"x": x, "label": np.arange(128) % 4}, [str(i) for i in range(128)])
+    stored = ws.zone("shards").publish(data, SUFFIX)
+    about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": 128, "split": "train"}
+    spec = {
+        "inputs": {"x": {"dtype": "float32", "shape": [64 << 10]}}, "target": {"name": "label", "dtype": "int64"},
+        "classes": list("abcd"),
+    }  # fmt: skip
+    records = [about | {"tokens": 0, "stats": None, "key": stored.digest}]
+    ws.zone("shards").commit(Manifest.build("shards", records, kind="samples", spec=spec, counts={}, parents={}))
+    return ws
+
+
+def test_a_slow_source_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    verdict, found = verdict_of(make_wide(tmp_path), tmp_path)
+    assert verdict.bound == "data"
+    assert verdict.figures.shares["data"] == pytest.approx(sum(found.waits) / sum(found.seconds))
+    assert "compute.prefetch" in verdict.advice[0].change
+    assert max(found.stream, key=lambda part: found.stream[part]) == "gather"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "bound"), [([4], 16, "overhead"), ([768, 768], 1, "memory"), ([768, 768], 512, "compute")]
+)
+def test_the_size_of_a_model_and_of_its_batches(hidden: list[int], batch: int, bound: str, tmp_path: Path) -> None:
+    ws = make_points(
+        tmp_path, rows=(600, 4, 4), model={"name": "mlp", "args": {"hidden": hidden}}, stream={"batch_size": batch}
+    )
+    verdict, found = verdict_of(ws, tmp_path)
+    assert verdict.bound == bound
+    widths = [4, *hidden, 4]
+    products = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    # forward, gradients of the weights, and (but for the first layer) of the inputs: 2 operations a weight and sample
+    assert found.flops == 2 * batch * (3 * products - widths[0] * widths[1])
+    assert verdict.figures.utilisation is not None
+    assert 0 < verdict.figures.utilisation < 1
+    assert min(found.peaks.values()) > 0
+
+
+def test_the_flops_of_attention_count(tmp_path: Path) -> None:
+    """A block's attention: 2 products of [T, D] and [T, T] forward, 5 backward, for each sample and head."""
+    ws = make_text(tmp_path)
+    _, found = verdict_of(ws, tmp_path, steps=2)
+    dim, hidden, vocabulary, tokens = 16, 64, 257, 8 * 16
+    weights = 4 * dim * dim + 3 * dim * hidden + dim * vocabulary
+    attention = 7 * 2 * 8 * 2 * 16 * 16 * (dim // 2)
+    assert found.flops == 2 * 3 * tokens * weights + attention
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+def test_two_ranks_and_what_is_kept(tmp_path: Path) -> None:
+    """Gradients of 2.4 MB go over the loopback in each step of little work; nothing of the training is touched."""
+    ws = make_points(
+        tmp_path / "project", model={"name": "mlp", "args": {"hidden": [768, 768]}}, stream={"batch_size": 2},
+        train=train_params(ranks=2),
+    )  # fmt: skip
+    _create_database(tmp_path / "mlflow.db")
+    place_store(ws, tmp_path / "mlflow.db")
+    before = {file: file.read_bytes() for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts}
+    verdict = profile(ws, warm_up=3, seconds=0.4)
+    assert verdict.bound == "network"
+    assert verdict.figures.ranks == 2
+
+    kept = ws.state / "profile"
+    after = {file: file.read_bytes() for file in before}
+    assert after == before
+    new = {file for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts} - set(before)
+    assert {file.parent for file in new} == {kept}
+    names = {"profile.json", "profile.png", "trace.json.gz", "verdict.txt"}
+    assert {file.name for file in new} == names
+    facts = json.loads((kept / "profile.json").read_text())
+    assert facts["bound"] == "network"
+    assert sum(facts["figures"]["shares"].values()) == pytest.approx(1)
+    with gzip.open(kept / "trace.json.gz") as file:
+        assert json.load(file)["traceEvents"]
+    assert (kept / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(ws.tracking_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert run.data.tags["kind"] == "profile"
+    assert run.data.tags["bound"] == "network"
+    assert run.data.metrics["profile.network_share"] == pytest.approx(verdict.figures.shares["network"])
+    assert {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "profile")} == names
