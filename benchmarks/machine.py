@@ -39,7 +39,11 @@ def versions(setting: Setting, libraries: tuple[str, ...] = ()) -> dict[str, str
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
     own = f"{metadata.version('shardline')} ({commit.stdout.strip() or 'no commit'})"
-    found = {"python": platform.python_version(), "shardline": own, **{name: metadata.version(name) for name in libraries or OURS}}
+    found = {
+        "python": platform.python_version(),
+        "shardline": own,
+        **{name: metadata.version(name) for name in libraries or OURS},
+    }
     if setting.peers and not libraries:
         asked = subprocess.run([setting.peers_python, "-c", _ASK, *PEERS], capture_output=True, text=True, check=True)
         found |= {name: version for name, version in json.loads(asked.stdout).items() if name not in OURS}

@@ -40,7 +40,9 @@ def ask(setting: Setting) -> Outcome:
     ratios = {recipe: _ratio(loops["ours"], loops["bare"]) for recipe, loops in found.items()}
     waits = {recipe: median(loops["stream"].waits) for recipe, loops in found.items()}
     bars = [Bar(f"{recipe}: a step, × one by hand", 1.02, ratios[recipe], most=True) for recipe in RECIPES]
-    bars += [Bar(f"{recipe}: share of a step that waits for data", 0.01, waits[recipe], most=True) for recipe in RECIPES]
+    bars += [
+        Bar(f"{recipe}: share of a step that waits for data", 0.01, waits[recipe], most=True) for recipe in RECIPES
+    ]
     rates = {who: 1000 / loop.step for who, loop in found[RECIPES[0]].items()}
     more: dict[str, Any] = {
         "ratio_to_bare": max(ratios.values()),

@@ -18,7 +18,10 @@ TRAIN = {"steps": NEVER, "eval_every": NEVER, "checkpoint_every": NEVER, "lr": 1
 #: For tests: a few sources, small models.
 TINY_SOURCES = {"python_lm": "{python_stdlib}/json/*.py", "digits": "{sklearn_digits}/**/*1.png"}
 
-TINY_MODELS: dict[str, dict[str, Any]] = {"python_lm": {"dim": 16, "layers": 1, "heads": 1}, "digits": {"channels": [4]}}
+TINY_MODELS: dict[str, dict[str, Any]] = {
+    "python_lm": {"dim": 16, "layers": 1, "heads": 1},
+    "digits": {"channels": [4]},
+}
 
 
 def workspace(recipe: str, data: Path, tiny: bool) -> Workspace:

@@ -41,16 +41,16 @@ def verdict_of(ws: Workspace, folder: Path, **settings: Any) -> tuple[Verdict, F
 
 
 def make_wide(root: Path) -> Workspace:
-    """128 samples of 256 KiB: a batch of 64 takes longer to copy than this model needs for it."""
+    """128 samples of 512 KiB, batches not prepared ahead: copying 64 of them takes longer than this model's step."""
     root.mkdir(exist_ok=True)
     (root / "glancing.py").write_text(GLANCING)
-    ws = make_points(root, model={"name": "glancing:Model"}, stream={"batch_size": 64})
-    x = np.zeros((128, 64 << 10), np.float32)
+    ws = make_points(root, model={"name": "glancing:Model"}, stream={"batch_size": 64}, compute={"prefetch": 0})
+    x = np.zeros((128, 128 << 10), np.float32)
     data = encode_samples({"x": x, "label": np.arange(128) % 4}, [str(i) for i in range(128)])
     stored = ws.zone("shards").publish(data, SUFFIX)
     about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": 128, "split": "train"}
     spec = {
-        "inputs": {"x": {"dtype": "float32", "shape": [64 << 10]}}, "target": {"name": "label", "dtype": "int64"},
+        "inputs": {"x": {"dtype": "float32", "shape": [128 << 10]}}, "target": {"name": "label", "dtype": "int64"},
         "classes": list("abcd"),
     }  # fmt: skip
     records = [about | {"tokens": 0, "stats": None, "key": stored.digest}]
