@@ -44,10 +44,15 @@ def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, secon
 
 
 def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
-    """The clock's window and the trace, joined. How long a step is and waits is the clock's; how long it computes is
-    the trace's, whose operators take about as long as without a profiler. Overhead is what remains."""
-    step = median(found.seconds)
-    shares = {"data": min(1.0, sum(found.waits) / sum(found.seconds))}
+    """The clock's window and the trace, joined. How long a step is and waits is the clock's, without the time in which
+    other programs had the cores; how long it computes is the trace's, whose operators take about as long as without a
+    profiler. Overhead is what remains."""
+    own = [
+        max(wait, seconds - stolen)
+        for seconds, wait, stolen in zip(found.seconds, found.waits, found.stolen, strict=True)
+    ]
+    step = median(own)
+    shares = {"data": min(1.0, sum(found.waits) / sum(own))}
     for part in ("network", "memory", "compute"):
         shares[part] = median(one[part] for one in traced.parts) / step
     rest, room = sum(shares[part] for part in ("network", "memory", "compute")), 1 - shares["data"]
@@ -57,7 +62,7 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
     zone, train = ws.zone("shards"), ws.params.train
     node = ws.params.cache.node.enabled
     return Figures(
-        step_seconds=step, shares={part: shares[part] for part in PARTS}, stream=found.stream,
+        step_seconds=step, stolen=sum(found.stolen) / sum(found.seconds), shares={part: shares[part] for part in PARTS}, stream=found.stream,
         optimizer=traced.optimizer, flops=found.flops, precision=found.precision, peaks=found.peaks,
         device=found.device, threads=found.threads, cores=usable_cores(), ranks=train.ranks,
         batch=ws.params.stream.batch_size, remote=zone.root is None,

@@ -14,6 +14,7 @@ MEANS = {
     "overhead": "overhead-bound: its operators are so small that calling them takes longer than what they do",
 }
 _WORTH = 0.02  # a gain below this share of the step is not worth a word
+_BUSY = 0.05  # of the time without a core: worth a word
 _WELL_USED = 0.6  # of the peak rate: more is hard to reach
 _FASTER = 1.2  # a precision must have so many times the rate to be worth the change
 
@@ -26,6 +27,8 @@ class Figures:
     shares: dict[str, float]
     stream: dict[str, float] = field(default_factory=dict)
     """Of the time, how much the preparing threads spent on fetch, plan, decode and gather."""
+    stolen: float = 0.0
+    """Share of the time by the clock in which other programs had the cores: no part of the step."""
     optimizer: float = 0.0
     """Share of the step spent in the optimiser, part of the others."""
     flops: float = 0.0
@@ -103,7 +106,12 @@ class Verdict:
                 f"  {_count(f.flops)}FLOP a step, {_count(f.flops / f.step_seconds)}FLOP/s: {f.utilisation:.1%} of the "
                 f"{_count(f.peaks[f.precision])}FLOP/s that {f.device} reached in {f.precision} in this run"
             )
-        return lines + [f"  - {one}" for one in self.advice]
+        if f.stolen > _BUSY:
+            lines.append(
+                f"  other programs had the cores for {f.stolen:.0%} of the time, which is left out above; a run on a "
+                "machine of its own tells more"
+            )
+        return [*lines, *(f"  - {one}" for one in self.advice)]
 
 
 def judge(figures: Figures) -> Verdict:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -78,6 +79,8 @@ class Found:
     """Of each step by the clock."""
     waits: list[float] = field(default_factory=list)
     """Of these, waiting for data."""
+    stolen: list[float] = field(default_factory=list)
+    """Of these, ready to compute but without a core, because others had them all. 0 where the system doesn't tell."""
     stream: dict[str, float] = field(default_factory=dict)
     """Share of the window that the stream's threads spent on fetch, plan, decode and gather."""
     first_batch: float = 0.0
@@ -98,13 +101,25 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.waits: list[float] = []
+        self.stolen: list[float] = []
+        self._queued = _queued()
 
     def step(self, seconds: float, waited: float, work: int) -> None:
         self.seconds.append(seconds)
         self.waits.append(waited)
+        before, self._queued = self._queued, _queued()
+        self.stolen.append(self._queued - before)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None  # whatever else the loop reports
+
+
+def _queued() -> float:
+    """Seconds that this thread has waited for a core since it began (Linux: schedstats); 0 where nobody counts them."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 class _Watched:
@@ -149,7 +164,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         steps = window.steps or session.ranks.share(_enough(window.seconds, median(warm.seconds)))
         before = session.stream.meter.snapshot()
         timed = run.steps(steps)
-        found.seconds, found.waits = timed.seconds, timed.waits
+        found.seconds, found.waits, found.stolen = timed.seconds, timed.waits, timed.stolen
         shares = (session.stream.meter.snapshot() - before).shares()
         found.stream = {part: shares[part] for part in ("fetch", "plan", "decode", "gather")}
         _trace(run, min(steps, _TRACED), window.folder / TRACE if ranks.leads else None)
@@ -211,7 +226,7 @@ def _flops(session: Any) -> float:
     from pipelines.diagnosis.flops import more_formulas
     from pipelines.training.loop import forward_backward
 
-    batch = next(iter(session.stream))
+    batch = max(islice(session.stream, 2), key=lambda batch: batch.size)  # an epoch's last one may be short
     with FlopCounterMode(display=False, custom_mapping=more_formulas()) as counter:
         forward_backward(session, batch)
     return float(counter.get_total_flops())

@@ -106,8 +106,8 @@ def host_memory(device: torch.device) -> Allocate:
 def seed_step(seed: int, step: int, rank: int, device: torch.device | None = None) -> None:
     """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state.
 
-    The generators of the CPU and of `device` are seeded. `torch.manual_seed` would do the same for every kind of device,
-    and notes the call stack for those that aren't there: 0.3 ms a step.
+    The generators of the CPU and of `device` are seeded. `torch.manual_seed` does so for every kind, and notes
+    the call stack for those that aren't there: 0.3 ms a step.
     """
     value = keyed_uint64("step", seed, step, rank)
     torch.default_generator.manual_seed(value)

@@ -95,6 +95,11 @@ def test_other_parts_are_named_by_what_they_would_bring_and_trifles_are_not() ->
     assert min(gains) >= 0.02
 
 
+def test_a_busy_machine_is_named() -> None:
+    assert "30% of the time" in "\n".join(judge(figures(compute=0.9, stolen=0.3)).lines())
+    assert "other programs" not in "\n".join(judge(figures(compute=0.9, stolen=0.01)).lines())
+
+
 def test_the_lines_hold_the_figures() -> None:
     verdict = judge(figures(compute=0.75, step_seconds=0.2, flops=5e9, peaks={"float32": 100e9}))
     text = "\n".join(verdict.lines())
