@@ -47,10 +47,8 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
     """The clock's window and the trace, joined. How long a step is and waits is the clock's, without the time in which
     other programs had the cores; how long it computes is the trace's, whose operators take about as long as without a
     profiler. Overhead is what remains."""
-    own = [
-        max(wait, seconds - stolen)
-        for seconds, wait, stolen in zip(found.seconds, found.waits, found.stolen, strict=True)
-    ]
+    times = zip(found.seconds, found.waits, found.stolen, strict=True)
+    own = [max(waited, seconds - stolen) for seconds, waited, stolen in times]
     step = median(own)
     shares = {"data": min(1.0, sum(found.waits) / sum(own))}
     for part in ("network", "memory", "compute"):

@@ -1,6 +1,5 @@
-"""Real windows of real trainings, each made so that another part bounds it; and that they leave no trace."""
+"""Real windows of real trainings, each made so that another part bounds it."""
 
-import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -8,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from release_samples import place_store
-from training_samples import make_points, make_text, train_params
+from training_samples import make_points, make_text
 
-from pipelines.diagnosis.profiling import figures, profile
+from pipelines.diagnosis.profiling import figures
 from pipelines.diagnosis.trace import read_trace
 from pipelines.diagnosis.verdict import Verdict, judge
 from pipelines.diagnosis.window import FOUND, TRACE, Found, Window, watch
-from pipelines.tracking.store import _create_database
 from pipelines.workspace import Workspace
 from storage.manifest import Manifest
 from storage.shards import SUFFIX, encode_samples
@@ -98,42 +95,3 @@ def test_the_flops_of_attention_count(tmp_path: Path) -> None:
     weights = 4 * dim * dim + 3 * dim * hidden + dim * vocabulary
     attention = 7 * 2 * 8 * 2 * 16 * 16 * (dim // 2)
     assert found.flops == 2 * 3 * tokens * weights + attention
-
-
-@pytest.mark.filterwarnings("ignore")  # MLflow's own
-def test_two_ranks_and_what_is_kept(tmp_path: Path) -> None:
-    """Gradients of 2.4 MB go over the loopback in each step of little work; nothing of the training is touched."""
-    ws = make_points(
-        tmp_path / "project", model={"name": "mlp", "args": {"hidden": [768, 768]}}, stream={"batch_size": 2},
-        train=train_params(ranks=2),
-    )  # fmt: skip
-    _create_database(tmp_path / "mlflow.db")
-    place_store(ws, tmp_path / "mlflow.db")
-    before = {file: file.read_bytes() for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts}
-    verdict = profile(ws, warm_up=3, seconds=0.2)
-    shares = verdict.figures.shares
-    assert shares["network"] > max(shares["memory"], shares["compute"], shares["data"])
-    assert verdict.figures.ranks == 2
-
-    kept = ws.state / "profile"
-    after = {file: file.read_bytes() for file in before}
-    assert after == before
-    new = {file for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts} - set(before)
-    assert {file.parent for file in new} == {kept}
-    names = {"profile.json", "profile.png", "trace.json.gz", "verdict.txt"}
-    assert {file.name for file in new} == names
-    facts = json.loads((kept / "profile.json").read_text())
-    assert facts["bound"] == verdict.bound
-    assert sum(facts["figures"]["shares"].values()) == pytest.approx(1)
-    with gzip.open(kept / "trace.json.gz") as file:
-        assert json.load(file)["traceEvents"]
-    assert (kept / "profile.png").read_bytes().startswith(b"\x89PNG")
-
-    from mlflow import MlflowClient
-
-    client = MlflowClient(ws.tracking_uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
-    assert run.data.tags["kind"] == "profile"
-    assert run.data.tags["bound"] == verdict.bound
-    assert run.data.metrics["profile.network_share"] == pytest.approx(verdict.figures.shares["network"])
-    assert {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "profile")} == names
