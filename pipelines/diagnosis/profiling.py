@@ -60,12 +60,22 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
     zone, train = ws.zone("shards"), ws.params.train
     node = ws.params.cache.node.enabled
     return Figures(
-        step_seconds=step, shares={part: shares[part] for part in PARTS}, stream=found.stream,
-        stolen=sum(found.stolen) / sum(found.seconds), optimizer=traced.optimizer, flops=found.flops, precision=found.precision, peaks=found.peaks,
-        device=found.device, threads=found.threads, cores=usable_cores(), ranks=train.ranks,
-        batch=ws.params.stream.batch_size, remote=zone.root is None,
+        step_seconds=step,
+        shares={part: shares[part] for part in PARTS},
+        stream=found.stream,
+        stolen=sum(found.stolen) / sum(found.seconds),
+        optimizer=traced.optimizer,
+        flops=found.flops,
+        precision=found.precision,
+        peaks=found.peaks,
+        device=found.device,
+        threads=found.threads,
+        cores=usable_cores(),
+        ranks=train.ranks,
+        batch=ws.params.stream.batch_size,
+        remote=zone.root is None,
         node_cache=node if node is not None else zone.root is None,
-    )  # fmt: skip
+    )
 
 
 def _run(window: Window) -> None:
