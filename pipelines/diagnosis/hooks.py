@@ -1,10 +1,12 @@
 """Where training meets diagnosis: a run starts, with its machine noted and its meter running."""
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from pipelines.diagnosis.doctor import short_form
 from pipelines.diagnosis.spending import Spending
+from pipelines.progress import say
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 
@@ -16,17 +18,24 @@ if TYPE_CHECKING:
 DOCTOR = "doctor.json"
 
 
-def attend(ws: Workspace, run: "Run", device: "torch.device") -> Spending:
-    """Note the machine in the run, and start to count what it takes. About 20 ms, and nothing is measured."""
-    facts = short_form(ws)
+def attend(ws: Workspace, run: "Run", device: "torch.device", ranks: int) -> Spending:
+    """Note the machine in the run, and start to count what `ranks` ranks take. Nothing is measured."""
     if run.id is not None:
-        file = ws.state / DOCTOR
-        write_atomically(file, (json.dumps(facts, indent=2) + "\n").encode())
-        run.log_artifact(file)
-        run.set_tags(machine_tags(facts))
-    train = ws.params.train
-    devices = [one["index"] for one in facts["accelerators"] if one["kind"] == "cuda"] if device.type == "cuda" else []
-    return Spending.start(ws.state / "spent", run.id, train.price_per_hour, train.ranks, devices[: train.ranks])
+        try:
+            _note_machine(ws, run)
+        except Exception as error:  # an odd machine or a full disk: no reason not to train
+            say(f"The machine is not noted in the run: {type(error).__name__}: {error}")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    devices = list(range(local)) if device.type == "cuda" else []
+    return Spending.start(ws.state / "spent", run.id, ws.params.train.price_per_hour, ranks, devices)
+
+
+def _note_machine(ws: Workspace, run: "Run") -> None:
+    facts = short_form(ws)
+    file = ws.state / DOCTOR
+    write_atomically(file, (json.dumps(facts, indent=2) + "\n").encode())
+    run.log_artifact(file)
+    run.set_tags(machine_tags(facts))
 
 
 def machine_tags(facts: dict[str, Any]) -> dict[str, str]:

@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from pipelines.diagnosis.hardware import usable_cores
 from pipelines.diagnosis.trace import Traced, read_trace
@@ -87,30 +90,29 @@ def _run(window: Window) -> None:
     window.save()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    logs = [(window.folder / f"rank-{rank}.log").open("w+") for rank in range(ranks)]
     common = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, "-m", "pipelines.diagnosis.window", str(window.folder)]
-    processes = [
-        subprocess.Popen(
-            command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=logs[rank], stderr=logs[rank]
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    failed = [rank for rank, process in enumerate(processes) if process.returncode]
-    if failed:
-        log = window.folder / f"rank-{failed[0]}.log"
-        last = "\n  ".join(log.read_text(errors="replace").splitlines()[-12:])
-        code = processes[failed[0]].returncode
-        raise ShardlineError(f"profile: rank {failed[0]} of {ranks} ended with exit code {code}:\n  {last}")
-    for file in logs:
-        file.close()
+    with ExitStack() as stack:
+        processes = []
+        for rank in range(ranks):
+            log = stack.enter_context((window.folder / f"rank-{rank}.log").open("w"))
+            environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            processes.append(process)
+            stack.callback(_end, process)
+        alive = processes
+        while alive and not any(process.returncode for process in processes):  # one that fails leaves others hanging
+            _, alive = psutil.wait_procs(alive, timeout=0.5)
+        codes = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
+    for rank, code in codes.items():
+        last = "\n  ".join((window.folder / f"rank-{rank}.log").read_text(errors="replace").splitlines()[-12:])
+        raise ShardlineError(f"profile: rank {rank} of {ranks} ended with exit code {code}:\n  {last}")
+
+
+def _end(process: psutil.Popen) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+    process.wait()
 
 
 def _keep(ws: Workspace, folder: Path, verdict: Verdict, found: Found, traced: Traced) -> Path:

@@ -1,7 +1,7 @@
 """What a run took: seconds, money, energy; over all of its starts, however they ended.
 
     seconds     from the ranks' start to now, added up over the run's starts
-    cost        seconds / 3600 × train.ranks × train.price_per_hour, in the price's currency
+    cost        seconds / 3600 × ranks × train.price_per_hour in its currency, each start at its ranks and price
     energy_kwh  by the counters of rank 0's machine (`energy`), times the machines; absent where there are none
 
 Never in metrics/train.json: two equal trainings leave equal bytes there. They are metrics of the MLflow run and stand
@@ -49,10 +49,10 @@ class Spending:
 
     def so_far(self) -> dict[str, float]:
         """Metrics up to now."""
-        seconds = self.before.get(SECONDS, 0.0) + time.monotonic() - self.began
-        found = {SECONDS: seconds}
+        now = time.monotonic() - self.began
+        found = {SECONDS: self.before.get(SECONDS, 0.0) + now}
         if self.price is not None:
-            found[COST] = seconds / 3600 * self.ranks * self.price
+            found[COST] = self.before.get(COST, 0.0) + now / 3600 * self.ranks * self.price
         if self.sources:
             joules = sum(source.joules() for source in self.sources) * self.machines
             found[ENERGY] = self.before.get(ENERGY, 0.0) + joules / _JOULES_IN_KWH

@@ -103,16 +103,19 @@ def host_memory(device: torch.device) -> Allocate:
     return pinned if device.type == "cuda" else allocate
 
 
-def seed_step(seed: int, step: int, rank: int, device: torch.device | None = None) -> None:
+def seed_step(seed: int, step: int, rank: int) -> None:
     """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state.
 
-    The generators of the CPU and of `device` are seeded. `torch.manual_seed` does so for every kind, and notes
-    the call stack for those that aren't there: 0.3 ms a step.
+    Seeds the generators of the CPU and of the accelerators in use. `torch.manual_seed` does so, too, but notes the call
+    stack for every kind that isn't in use: 0.3 ms a step.
     """
     value = keyed_uint64("step", seed, step, rank)
     torch.default_generator.manual_seed(value)
-    if device is not None and device.type != "cpu":
-        getattr(torch, device.type).manual_seed(value)
+    for module in (torch.cuda, torch.xpu):
+        if module.is_initialized():
+            module.manual_seed(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
 
 
 def _cores() -> int:

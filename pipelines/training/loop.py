@@ -41,7 +41,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
-        seed_step(s.params.seed, state.step, s.ranks.rank, s.device)
+        seed_step(s.params.seed, state.step, s.ranks.rank)
         rate = learning_rate(state.step, s.steps, train)
         set_learning_rate(s.optimizer, rate)
         local_loss, targets = forward_backward(s, batch)

@@ -49,7 +49,7 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
             "parameters": str(sum(p.numel() for p in s.model.parameters())),
         })  # fmt: skip
         run.log_dataset(s.manifest, s.zone, "train")
-        spending = attend(ws, run, s.device)
+        spending = attend(ws, run, s.device, s.ranks.world)
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
