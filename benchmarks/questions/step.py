@@ -68,7 +68,7 @@ def _race(recipe: str, setting: Setting) -> dict[str, Loop]:
     with started([entrant], f"step-{recipe}", setting) as processes:
         process = processes["loops"]
         steps = _warm(process, list(found), setting)
-        for turn in range(1 if setting.tiny else 2 if setting.quick else 6):
+        for turn in range(1 if setting.tiny else 2 if setting.quick else 5):
             say(f"step {recipe}: round {turn + 1}, blocks of {steps} steps")
             for who, block in zip(turns, process.ask(turns=turns, steps=steps)["blocks"], strict=True):
                 found[who].note(block, steps)
@@ -86,7 +86,7 @@ def _warm(process: Process, everybody: list[str], setting: Setting) -> int:
 def _ratio(loop: Loop, bare: Loop, times: str = "milliseconds") -> float:
     """Median over the blocks of their time beside that of the block by hand that was nearest to them."""
     ours, by_hand = getattr(loop, times), getattr(bare, times)
-    return median(time / by_hand[index * len(by_hand) // len(ours)] for index, time in enumerate(ours))
+    return float(median(time / by_hand[index * len(by_hand) // len(ours)] for index, time in enumerate(ours)))
 
 
 def _facts(loops: dict[str, Loop]) -> dict[str, Any]:

@@ -53,9 +53,10 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
     times = zip(found.seconds, found.waits, found.stolen, strict=True)
     own = [max(waited, seconds - stolen) for seconds, waited, stolen in times]
     step = median(own)
-    shares = {"data": min(1.0, sum(found.waits) / sum(own))}
+    shares = {"data": sum(found.waits) / sum(found.seconds)}
+    slower = max(1.0, step / median(traced.seconds))  # a profiler makes no step faster: the machine was slower before
     for part in ("network", "memory", "compute"):
-        shares[part] = median(one[part] for one in traced.parts) / step
+        shares[part] = slower * median(one[part] for one in traced.parts) / step
     rest, room = sum(shares[part] for part in ("network", "memory", "compute")), 1 - shares["data"]
     if rest > room:
         shares |= {part: shares[part] * room / rest for part in ("network", "memory", "compute")}
@@ -100,7 +101,7 @@ def _run(window: Window) -> None:
             process = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             processes.append(process)
             stack.callback(_end, process)
-        alive = processes
+        alive: list[Any] = processes
         while alive and not any(process.returncode for process in processes):  # one that fails leaves others hanging
             _, alive = psutil.wait_procs(alive, timeout=0.5)
         codes = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
