@@ -77,6 +77,8 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
         cores=usable_cores(),
         ranks=train.ranks,
         batch=ws.params.stream.batch_size,
+        compression=train.network.compression,
+        compiled=train.parallel.compile,
         remote=zone.root is None,
         node_cache=node if node is not None else zone.root is None,
     )

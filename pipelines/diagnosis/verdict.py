@@ -14,6 +14,7 @@ MEANS = {
     "overhead": "overhead-bound: its operators are so small that calling them takes longer than what they do",
 }
 _WORTH = 0.02  # a gain below this share of the step is not worth a word
+_PASSES = 0.2  # of a step in operators that a compiler may join: worth its time
 _BUSY = 0.05  # of the time without a core: worth a word
 _WELL_USED = 0.6  # of the peak rate: more is hard to reach
 _FASTER = 1.2  # a precision must have so many times the rate to be worth the change
@@ -43,6 +44,10 @@ class Figures:
     ranks: int = 1
     batch: int = 1
     """Samples of the global batch."""
+    compression: str = "none"
+    """Of gradients on the wire (train.network.compression)."""
+    compiled: bool = False
+    """Whether the model's blocks run through torch.compile."""
     remote: bool = False
     """Whether the shards lie on another machine."""
     node_cache: bool = False
@@ -158,6 +163,9 @@ def _data(f: Figures) -> Iterator[Advice]:
 
 def _network(f: Figures) -> Iterator[Advice]:
     share = f.shares["network"]
+    if f.compression == "none":
+        yield Advice("set train.network.compression to bf16: half the bytes", share / 2)
+        yield Advice("set train.network.local_steps to 8: the ranks meet at every eighth step only", share * 7 / 8)
     if f.ranks > 1:
         yield Advice("double stream.batch_size: as many bytes for twice the samples (a gain per sample)", share / 2)
 
@@ -168,6 +176,8 @@ def _memory(f: Figures) -> Iterator[Advice]:
         yield from _threads(f)
     if f.device != "cpu" and f.precision == "float32":
         yield Advice("set train.precision to bf16: half the bytes", share / 2)
+    if not f.compiled and share - f.optimizer > _PASSES:
+        yield Advice("set train.parallel.compile to true, which joins passes over memory", (share - f.optimizer) / 2)
     if f.optimizer > 0.1:
         yield Advice("double stream.batch_size: the optimiser reads as much for twice the samples", f.optimizer / 2)
 

@@ -155,7 +155,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         run = _Runner(session, stop)
         found = Found(
             precision=str(session.precision.dtype).removeprefix("torch."), device=str(session.device),
-            threads=_threads(), parameters=sum(p.numel() for p in session.model.parameters()),
+            threads=_threads(), parameters=session.parameters,
         )  # fmt: skip
         began = perf_counter()
         run.steps(1)

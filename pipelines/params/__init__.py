@@ -7,6 +7,8 @@ A name that is not here is refused with the nearest one that is. No module here 
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
+from pipelines.params.network import Network
+from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
@@ -26,8 +28,10 @@ __all__ = [
     "Ingest",
     "Lake",
     "Model",
+    "Network",
     "NodeCache",
     "Package",
+    "Parallel",
     "Params",
     "Promote",
     "Section",

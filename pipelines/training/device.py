@@ -66,10 +66,6 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device, dtype=self.dtype)
 
-    def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss so that fp16 gradients don't underflow; does nothing in other precisions."""
-        return torch.amp.GradScaler(self.device, enabled=self.dtype is torch.float16)
-
 
 @contextmanager
 def repeatable(train: Train, device: torch.device) -> Iterator[None]:

@@ -56,8 +56,8 @@ class Ranks:
 
 @contextmanager
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Inside, the ranks are connected."""
-    if ranks.world == 1:
+    """Inside, the ranks are connected; by a process group that is there already, where one is."""
+    if ranks.world == 1 or dist.is_initialized():
         yield
         return
     dist.init_process_group(BACKENDS[device.type], device_id=device if device.type != "cpu" else None)

@@ -64,10 +64,13 @@ def test_small_products_reach_little_of_the_peak() -> None:
 
 
 def test_memory_bound() -> None:
-    verdict = judge(figures(memory=0.7, compute=0.2, optimizer=0.4))
+    verdict = judge(figures(memory=0.7, compute=0.2, optimizer=0.4, compiled=True))
     assert verdict.bound == "memory"
     assert "stream.batch_size" in verdict.advice[0].change
     assert verdict.advice[0].gain == pytest.approx(0.2)
+    passes = judge(figures(memory=0.7, compute=0.2, optimizer=0.1))
+    assert "train.parallel.compile" in passes.advice[0].change
+    assert passes.advice[0].gain == pytest.approx(0.3)
     gpu = judge(figures(memory=0.7, compute=0.2, device="cuda:0"))
     assert gpu.advice[0].change.startswith("set train.precision to bf16")
     assert gpu.advice[0].gain == pytest.approx(0.35)
@@ -76,8 +79,12 @@ def test_memory_bound() -> None:
 def test_network_bound() -> None:
     verdict = judge(figures(network=0.5, compute=0.3, ranks=2, cores=2))
     assert verdict.bound == "network"
+    assert verdict.advice[0].change.startswith("set train.network.compression to bf16")
     assert verdict.advice[0].gain == pytest.approx(0.25)
+    assert "train.network.local_steps" in verdict.advice[1].change
     assert "gradients" in verdict.lines()[0]
+    compressed = judge(figures(network=0.5, compute=0.3, ranks=2, cores=2, compression="bf16"))
+    assert "stream.batch_size" in compressed.advice[0].change
 
 
 def test_overhead_bound() -> None:
