@@ -24,6 +24,7 @@ MORE: dict[str, set[str]] = {
     "egress": {"s3_over_dataset", "hit_ratio"},
     "resume": {"seconds", "peak_mb"},
     "checkpoint": {"pause_share", "sigterm_seconds", "resume_seconds"},
+    "step": {"ratio_to_bare", "wait_share"},
 }
 
 
