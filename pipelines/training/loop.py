@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.streaming import Batch
 from pipelines.training.device import seed_step
 from pipelines.training.optimizers import clip, learning_rate, set_learning_rate
+from pipelines.training.pulse import beat
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
@@ -55,6 +56,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         s.optimizer.zero_grad()
 
         state.add_step(loss_sum, targets, batch.size)
+        beat(state.step)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % train.log_every == 0 or state.step == s.steps:
             report.point(state.close_point(rate, norm), s.stream.meter.snapshot())
@@ -97,6 +99,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
             count += batch.size * s.task.targets_per_sample(batch.arrays)
+            beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:
                 break

@@ -17,6 +17,7 @@ from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from pipelines.training.pulse import collective_timeout
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
@@ -165,7 +166,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     precision = Precision.choose(train.precision, device)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
-        stack.enter_context(joined(ranks, device))
+        stack.enter_context(joined(ranks, device, collective_timeout(params.compute)))
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, ranks, "train", device, train=True))
         model = config.build(params.seed).to(device).train()

@@ -1,0 +1,68 @@
+"""Ranks that are killed, stopped or starved: named, started again, and none left behind."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+from gated_training import (
+    DEADLINE,
+    allow,
+    below,
+    command,
+    gone,
+    job_folder,
+    make_gated,
+    newest,
+    started,
+    starts,
+    until,
+)
+
+from pipelines.training.pulse import signs
+from pipelines.workspace import Workspace
+
+
+def processes(ws: Workspace) -> list[int]:
+    """Of the ranks, by rank."""
+    return [sign.pid for sign in signs(job_folder(ws))]
+
+
+def test_every_way_to_lose_ranks_in_one_job(tmp_path: Path) -> None:
+    ws = make_gated(
+        tmp_path, 4, train={"ranks": 2, "steps": 40, "checkpoint_every": 2},
+        compute={"max_restarts": 3, "hang_timeout_s": 3.0},
+    )  # fmt: skip
+    with started(*command(ws)) as job:
+        until(lambda: newest(ws) == 4, job)
+        os.kill(processes(ws)[1], signal.SIGKILL)  # one rank
+        until(lambda: newest(ws) == 8 and starts(ws) == 2, job)
+        for pid in processes(ws):  # all ranks
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: newest(ws) == 12 and starts(ws) == 3, job)
+        stopped = processes(ws)[1]  # one rank hangs; the other goes on and waits for it
+        os.kill(stopped, signal.SIGSTOP)
+        allow(ws, 6)
+        until(lambda: newest(ws) == 18 and starts(ws) == 4, job)
+        left = below(job)
+        assert len(left) == 3
+        assert not psutil.pid_exists(stopped)
+        agent = next(process for process in left if process.ppid() == job.pid)
+        agent.kill()
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 1
+        assert gone(left)
+    assert "torchrun's agent ended with exit code -9" in said
+    folder = job_folder(ws)
+    hung = said[said.index("Training hung") :]
+    assert "Training hung in step 13: behind is rank 1 of 2." in hung
+    assert f"rank 1 (process {stopped}, 12 steps done) doesn't answer, state 'stopped'" in hung
+    assert "rank 0 (process" in hung
+    assert "waits for others in" in hung
+    assert "compute.hang_timeout_s" in hung
+    assert str(folder / "stacks-0.txt") in hung
+    assert "all_reduce" in (folder / "stacks-0.txt").read_text() or "backward" in (folder / "stacks-0.txt").read_text()
+    recorded = json.loads((folder / "flight-0.json").read_text())
+    assert recorded["entries"], "gloo's collectives, by torch's flight recorder"
+    assert json.loads((folder / "outcome.json").read_text())["outcome"] == "failed"
