@@ -1,4 +1,4 @@
-"""Several machines on this one: Linux network namespaces, joined by a pair of virtual cables. Needs root and iproute2."""
+"""Two machines on this one: Linux network namespaces, joined by a pair of virtual cables. Needs root and iproute2."""
 
 import os
 import subprocess

@@ -76,9 +76,11 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
-    def latest(self) -> Path | None:
-        """The newest whole checkpoint; damaged ones are passed over, with a word. Raises FormatError (see `load`)."""
+    def latest(self, before: int | None = None) -> Path | None:
+        """The newest whole checkpoint (of a step before `before`); damaged ones are passed over, with a word. Raises FormatError (see `load`)."""
         for folder in self._newest_first():
+            if before is not None and int(folder.name.removeprefix("step-")) >= before:
+                continue
             state = _read_state(folder)
             tensors = folder / TENSORS
             if state and tensors.is_file() and digest_file(tensors) == state["digest"]:

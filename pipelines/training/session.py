@@ -105,11 +105,11 @@ class Session:
         self._saved = self.state.step
         self.ranks.wait()
 
-    def restore(self) -> bool:
-        """Go back to the newest checkpoint; False when there is none."""
-        if self.ranks.leads:
+    def restore(self, before: int | None = None) -> bool:
+        """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
+        if self.ranks.leads and before is None:
             self.checkpoints.sweep()
-        folder = self.ranks.share(self.checkpoints.latest() if self.ranks.leads else None)
+        folder = self.ranks.share(self.checkpoints.latest(before) if self.ranks.leads else None)
         if folder is None:
             return False
         saved = self.checkpoints.load(folder)
@@ -153,8 +153,9 @@ def open_stream(
 
 
 @contextmanager
-def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
-    """Everything of a training, at its start or where its last checkpoint was; closed at the end."""
+def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> Iterator[Session]:
+    """Everything of a training, at its start or where its last checkpoint was (with `before`: the last one that comes
+    before that step); closed at the end."""
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
@@ -177,7 +178,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
         )  # fmt: skip
-        session.restore()
+        session.restore(before)
         if ranks.world > 1:
             ids = [device] if device.type in ("cuda", "xpu") else None
             session.parallel = DistributedDataParallel(model, device_ids=ids)

@@ -5,12 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-import psutil
 
 from pipelines.params import Params
 from pipelines.progress import say
@@ -19,12 +16,12 @@ from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import last_lines
 from pipelines.training.launchers.placement import place
 from pipelines.training.launchers.reports import Report, read_reports
+from pipelines.training.launchers.sweep import MARK, sweep
 from pipelines.training.memory import advice, kernel_kills
 from pipelines.training.pulse import signs
 from pipelines.training.signals import StopRequest, stop_on_signals
 from storage.errors import Hung, Interrupted, OutOfMemory, ShardlineError
 
-MARK = "SHARDLINE_JOB"  # in the environment of every process of a job
 AGAIN = "The same command goes on from the last checkpoint."
 
 
@@ -115,22 +112,6 @@ def _did_not_meet(reason: str, params: Params) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.is_file() else {}
-
-
-def sweep(mark: str) -> None:
-    """Kill what is left of a job, even what has lost its parent: every process with its mark in the environment."""
-    left = [process for process in psutil.process_iter() if process.pid != os.getpid() and _marked(process, mark)]
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=10)
-
-
-def _marked(process: psutil.Process, mark: str) -> bool:
-    try:
-        return process.environ().get(MARK) == mark
-    except (psutil.Error, OSError):  # it has ended, or belongs to somebody else
-        return False
 
 
 class _Forward(StopRequest):
