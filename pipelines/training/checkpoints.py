@@ -77,7 +77,8 @@ class Checkpoints:
         return target
 
     def latest(self, before: int | None = None) -> Path | None:
-        """The newest whole checkpoint (of a step before `before`); damaged ones are passed over, with a word. Raises FormatError (see `load`)."""
+        """The newest whole checkpoint (of a step before `before`); damaged ones are passed over, with a word. Raises
+        FormatError (see `load`)."""
         for folder in self._newest_first():
             if before is not None and int(folder.name.removeprefix("step-")) >= before:
                 continue

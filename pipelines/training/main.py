@@ -20,7 +20,7 @@ def main(folder: Path) -> int:
         die_with_parent(int(os.environ[AGENT_PID]))
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     report_file(folder, local).unlink(missing_ok=True)  # of an earlier start
-    collect_output(folder, rank)
+    log = collect_output(folder, rank)
     with answers(folder, rank), pulse(folder, rank, world, local):
         try:
             from pipelines.training.rank import train_rank
@@ -29,7 +29,9 @@ def main(folder: Path) -> int:
             train_rank(Job.load(folder).workspace, Ranks.from_environment())
         except BaseException as error:
             error = full_disk(error) or error
-            Report.of(rank, error).save(folder, local)
+            report = Report.of(rank, error)
+            report.save(folder, local)
+            print(*report.lines, sep="\n", file=log)
             return int(getattr(error, "exit_code", 1))
     return 0
 

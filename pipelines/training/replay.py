@@ -151,7 +151,7 @@ def _watched(model: nn.Module) -> Iterator[list[Origin]]:
     def hook(name: str) -> object:
         return lambda module, inputs, output: look(name, module, inputs, output)
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]  # type: ignore[arg-type]
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
     try:
         yield found
     finally:

@@ -8,14 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+from pipelines.environment import expand
 from pipelines.params import Compute
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.lifeline import die_with_parent
-from pipelines.training.launchers.placement import Placement, expand, place
+from pipelines.training.launchers.placement import Placement, interfaces, place
 from pipelines.training.launchers.stacks import RECORDER
 from pipelines.training.launchers.watchdog import Late, Watchdog, kill
 
 AGENT_PID = "SHARDLINE_AGENT_PID"
+LOOPBACK = "127.0.0.1"
 FAILURE, HUNG = "failure.json", "hung.json"
 
 
@@ -57,9 +59,13 @@ def _prepare_environment(compute: Compute, placement: Placement) -> None:
     os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher reports failures, and shorter
     os.environ.setdefault(RECORDER, "2000")
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(compute.grace_s)
+    # Shared, the ranks' store lives on over a restart in torch 2.13, and with it the addresses of ranks that are dead:
+    # the new ones then wait for these (docs/decisions/0018).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     meeting = placement.meeting
-    if meeting is not None and meeting.interface is not None:  # gloo would take the host name's address, if it has any
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
+    interface = meeting.interface if meeting else interfaces().get(LOOPBACK)
+    if interface is not None:  # gloo would take the host name's address, if it has any
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _arguments(folder: str, job: Job, placement: Placement) -> list[str]:
@@ -68,7 +74,7 @@ def _arguments(folder: str, job: Job, placement: Placement) -> list[str]:
     common += ["--log-dir", f"{folder}/agent"]
     meeting, compute = placement.meeting, job.workspace.params.compute
     if meeting is None:
-        return [*common, "--standalone"]
+        return [*common, "--standalone", "--local-addr", LOOPBACK]
     id = os.environ.get("PET_RDZV_ID") or expand("compute.rendezvous_id", compute.rendezvous_id) or job.id
     settings = {
         "join_timeout": compute.rendezvous_timeout_s,

@@ -93,18 +93,19 @@ def _point(link: Path, folder: Path) -> None:
         temporary.replace(link)
 
 
-def collect_output(folder: Path, rank: int, *, keep_terminal: bool = False) -> None:
+def collect_output(folder: Path, rank: int, *, keep_terminal: bool = False) -> TextIO:
     """From now on, what this process writes goes to rank-N.log; of rank 0, or with `keep_terminal`, also to where it
-    went before."""
+    went before. Returns the log, for what is not meant for the terminal."""
     file = (folder / f"rank-{rank}.log").open("a", buffering=1, errors="replace")
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     print(f"=== rank {rank} of {os.environ.get('WORLD_SIZE', 1)} starts, process {os.getpid()}, {now}", file=file)
     if rank == 0 or keep_terminal:
         sys.stdout, sys.stderr = _Tee(sys.stdout, file), _Tee(sys.stderr, file)
-        return
+        return file
     for stream in (sys.stdout, sys.stderr):  # the descriptors, so that what C++ says is in the log as well
         stream.flush()
         os.dup2(file.fileno(), stream.fileno())
+    return file
 
 
 class _Tee(io.TextIOBase):

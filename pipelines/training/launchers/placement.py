@@ -14,6 +14,7 @@ from math import ceil
 
 import psutil
 
+from pipelines.environment import expand
 from pipelines.params import Params
 from storage.errors import ParamsError
 
@@ -93,7 +94,7 @@ def meet(endpoint: str) -> Meeting:
             f"compute.rendezvous={endpoint!r}: {host} has no address ({error}). Write HOST:PORT, a name or an address "
             "that every machine of the job can reach."
         ) from error
-    own = {address.address.split("%")[0]: name for name, all_ in psutil.net_if_addrs().items() for address in all_}
+    own = interfaces()
     with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing; says which address leads there
         try:
             probe.connect((target, port))
@@ -103,6 +104,11 @@ def meet(endpoint: str) -> Meeting:
     loopback = ipaddress.ip_address(target).is_loopback
     joined = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Meeting(joined, None if loopback else target in own, address, own.get(address))
+
+
+def interfaces() -> dict[str, str]:
+    """This machine's addresses, and the network interface of each."""
+    return {at.address.split("%")[0]: name for name, found in psutil.net_if_addrs().items() for at in found}
 
 
 def split(endpoint: str) -> tuple[str, int]:
@@ -116,17 +122,6 @@ def split(endpoint: str) -> tuple[str, int]:
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return family, str(address[0])
-
-
-def expand(name: str, text: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """`text` with ${NAME} replaced from the environment. Raises ParamsError for one that isn't there."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in environment:
-            raise ParamsError(f"{name}={text!r}: the environment has no {match[1]}. Set it, or write the value.")
-        return environment[match[1]]
-
-    return None if text is None else re.sub(r"\$\{(\w+)\}", value, text)
 
 
 def _whole(name: str, environment: Mapping[str, str], default: int) -> int:

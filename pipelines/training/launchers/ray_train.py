@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from pipelines.environment import expand
 from pipelines.params import Compute
 from pipelines.ray_cluster import ray_cluster
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import collect_output, last_lines
-from pipelines.training.launchers.placement import expand
 from pipelines.training.launchers.reports import Report, read_reports
 from pipelines.training.launchers.sweep import MARK, sweep
 from pipelines.training.pulse import collective_timeout

@@ -21,7 +21,7 @@ from pipelines.training.pulse import RESTING, Sign, signs
 
 ANSWER = 3.0  # seconds that a rank has to write where it is
 LONGEST_TICK = 1.0  # seconds between looks
-_MUTE = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE)
+_MUTE = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Watchdog:
         while not self._stop.wait(tick):
             now = time.monotonic()
             elapsed, last = min(now - last, 2 * tick), now
-            late = [sign for sign in signs(self._folder) if self._idle_for(sign, elapsed) > self._timeout]
+            late = [sign for sign in _living(self._folder) if self._idle_for(sign, elapsed) > self._timeout]
             if late and (self._only is None or any(sign.pid == self._only for sign in late)):
                 self._hung()
                 self._idle.clear()
@@ -85,7 +85,7 @@ class Watchdog:
         return idle
 
     def _hung(self) -> None:
-        there = [sign for sign in signs(self._folder) if sign.step != RESTING and psutil.pid_exists(sign.pid)]
+        there = [sign for sign in _living(self._folder) if sign.step != RESTING]
         if self._only is not None:  # the others have watchdogs of their own, unless they are stopped
             there = [sign for sign in there if self._only == sign.pid or _status(sign.pid) in _MUTE]
         late = _where(self._folder, there, self._only)
@@ -108,6 +108,11 @@ class Watchdog:
         lines.append(f"No step for {self._timeout:g} s (compute.hang_timeout_s), so the ranks were ended.")
         lines.append("Their stacks and torch's flight recorder: " + ", ".join(str(file) for file in files))
         return "\n".join(lines)
+
+
+def _living(folder: Path) -> list[Sign]:
+    """The signs of ranks that still run; those that have died are torchrun's affair."""
+    return [sign for sign in signs(folder) if _status(sign.pid) not in ("gone", psutil.STATUS_ZOMBIE)]
 
 
 def _where(folder: Path, there: list[Sign], only: int | None) -> list[Late]:
