@@ -6,6 +6,7 @@ A name that is not here is refused with the nearest one that is. No module here 
 
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
+from pipelines.params.launching import Launching
 from pipelines.params.load import FILENAME, load_params
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
@@ -25,6 +26,7 @@ __all__ = [
     "HotCache",
     "Ingest",
     "Lake",
+    "Launching",
     "Model",
     "NodeCache",
     "Package",
