@@ -63,7 +63,7 @@ def test_every_way_to_lose_ranks_in_one_job(tmp_path: Path) -> None:
     assert "waits for others in" in hung
     assert "compute.hang_timeout_s" in hung
     assert str(folder / "stacks-0.txt") in hung
-    assert "all_reduce" in (folder / "stacks-0.txt").read_text() or "backward" in (folder / "stacks-0.txt").read_text()
+    assert "in fit" in (folder / "stacks-0.txt").read_text()
     recorded = json.loads((folder / "flight-0.json").read_text())
     assert recorded["entries"], "gloo's collectives, by torch's flight recorder"
     assert json.loads((folder / "outcome.json").read_text())["outcome"] == "failed"

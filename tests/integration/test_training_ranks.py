@@ -1,5 +1,6 @@
 """Several ranks, started by torchrun on this machine."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import training_samples
+from gated_training import command, started, starts
 from training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
 
 from pipelines.training import train
@@ -21,6 +23,7 @@ DEADLINE = 90  # seconds
 
 #: Fails on one rank only, after a step; and remembers its processes.
 FAILING = """
+import json
 import os
 from torch import nn
 
@@ -129,3 +132,16 @@ def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path:
     assert "Rank 1 of 2 failed with exit code 1" in said
     assert "RuntimeError: the second rank has had enough" in said
     assert not alive(list(seen.values()))
+
+
+def test_ranks_that_somebody_else_starts_train_together(tmp_path: Path) -> None:
+    ws = make_points(tmp_path, train={"ranks": 1})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # As a cluster would: `shardline train` under torchrun, whose environment says which rank it is.
+    with started(*torchrun, *command(ws)[1:]) as job:
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 0, said
+    assert json.loads(ws.metrics("train").read_text())["steps"] == 12
+    outcomes = [json.loads(file.read_text())["outcome"] for file in ws.state.glob("logs/2*/outcome.json")]
+    assert outcomes == ["done", "done"]
+    assert [starts(ws, rank) for rank in (0, 1)] == [1, 1]

@@ -6,7 +6,7 @@
                                        outcome.json     done, preempted, hung, out_of_memory or failed; exit code, error
                     latest                              → the newest of them
 
-The last KEPT of a machine are kept.
+The last KEPT of a machine are kept. Ranks that something else has started have a folder each.
 """
 
 import io
@@ -71,7 +71,8 @@ def _prune(parent: Path, host: str) -> None:
     """Remove the oldest folders of this machine; those of others on a shared disk are theirs, and so is one in use."""
     ended = sorted(path.parent for path in parent.glob(f"*-{host}-*/{OUTCOME}"))
     unfinished = [path for path in parent.glob(f"*-{host}-*") if path not in ended and not _in_use(path)]
-    for folder in sorted([*ended, *unfinished])[:-KEPT]:
+    kept = KEPT * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    for folder in sorted([*ended, *unfinished])[:-kept]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
