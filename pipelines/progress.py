@@ -35,6 +35,14 @@ def track(items: Iterable[T], title: str, total: int | None = None, unit: str = 
             advance()
 
 
+@contextmanager
+def stepping(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over `total` steps of different kinds; call what is yielded with the name of each as it begins."""
+    with progress(title, total, "steps") as advance:
+        begun = iter([0])  # the first call ends no step before it
+        yield lambda name: advance(next(begun, 1), note=name)
+
+
 def say(message: str = "") -> None:
     """A line for the person who runs the command."""
     print(message, flush=True)

@@ -30,7 +30,7 @@ from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
 from pipelines.models import ModelConfig
-from pipelines.progress import progress
+from pipelines.progress import progress, track
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
@@ -113,7 +113,8 @@ def _compressors(documents: list[bytes]) -> dict[str, dict[str, float]]:
             size += len(document)
     if not chosen:
         return {}
+    compressors = (("zlib", zlib_9), ("xz", xz_9e))
     return {
         name: compressed_bits(compress, chosen) | {"bytes": size}
-        for name, compress in (("zlib", zlib_9), ("xz", xz_9e))
+        for name, compress in track(compressors, "compress", len(compressors), "compressors")
     }

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.stage import numbers
-from pipelines.progress import say
+from pipelines.progress import say, stepping
 from pipelines.release.identity import METADATA, Identity, evaluation
 from pipelines.release.logged import log_package
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
@@ -34,6 +34,7 @@ CODE = (
     "pipelines/release/__init__.py", "pipelines/release/served.py",
     "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py",
 )  # fmt: skip
+Begin = Callable[[str], None]
 SOURCE = Path(__file__).resolve().parents[2]
 ENTRY = Path(__file__).with_name("entry.py")
 
@@ -49,8 +50,9 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     config = load_config(ws.model)
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
-    with run, _fresh_folder(ws) as folder:
-        _fill(ws, folder, config, metrics, run)
+    with stepping("package", 4) as begin, run, _fresh_folder(ws) as folder:
+        _fill(ws, folder, config, metrics, run, begin)
+        begin("log it to the run")
         model_id = log_package(ws, run, folder)
         _put_in_place(folder, ws.package)
     where = f"logged to the run ({run.url})" if model_id else "not logged: MLflow was away; `promote` does it later"
@@ -58,7 +60,9 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     return {"folder": str(ws.package), "model_id": model_id, "run_id": run.id}
 
 
-def _fill(ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run) -> None:
+def _fill(
+    ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run, begin: Begin
+) -> None:
     from pipelines.release.interface import interface_of
     from pipelines.release.model_card import Facts, write_card
     from pipelines.release.served import kind_of
@@ -73,8 +77,11 @@ def _fill(ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str,
         "metrics": metrics,
     }
     facts |= identity.tags()
+    begin("save the model")
     _save(ws, folder, config, interface, facts)
+    begin("ask it its input example")
     parameters, example = _try_out(folder, interface)
+    begin("model card")
     train = ws.metrics("train")
     card = Facts(
         params=ws.params, task=config.task, kind=kind_of(config.spec), spec=config.spec, seq_len=config.seq_len,

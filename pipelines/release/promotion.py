@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.stage import numbers
-from pipelines.progress import say
+from pipelines.progress import say, stepping
 from pipelines.release.gate import Decision, judge
 from pipelines.release.identity import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation
 from pipelines.release.logged import log_package
@@ -56,17 +56,22 @@ def promote_package(ws: Workspace) -> dict[str, Any]:
     facts = _facts(ws)
     metrics = evaluation(ws)
     judge(ws.params.promote.gate, metrics, None)  # a wrong name in the gate shows before anything is registered
-    store = connect(ws)
-    version = _register(ws, store, facts, metrics)
-    client, name = store.client, ws.registered_model
-    with registry_errors(store):
-        client.set_registered_model_alias(name, CANDIDATE, version.version)
-    champion = find_version(store, name, CHAMPION)
-    decision = _decide(ws, store, version, champion, facts, metrics)
-    if decision["promoted"]:
+    with stepping("promote", 4) as begin:
+        begin("open the registry")
+        store = connect(ws)
+        begin("register the model")
+        version = _register(ws, store, facts, metrics)
+        client, name = store.client, ws.registered_model
         with registry_errors(store):
-            client.set_model_version_tag(name, version.version, DECISION, json.dumps(decision))
-            client.set_registered_model_alias(name, CHAMPION, version.version)
+            client.set_registered_model_alias(name, CANDIDATE, version.version)
+        begin("compare with the champion")
+        champion = find_version(store, name, CHAMPION)
+        decision = _decide(ws, store, version, champion, facts, metrics)
+        begin("move the aliases")
+        if decision["promoted"]:
+            with registry_errors(store):
+                client.set_model_version_tag(name, version.version, DECISION, json.dumps(decision))
+                client.set_registered_model_alias(name, CHAMPION, version.version)
     holder = version if decision["promoted"] else champion
     result = {
         "format": FORMAT,

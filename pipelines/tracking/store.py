@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from pipelines.progress import progress
 from pipelines.workspace import Workspace
 from storage.errors import TrackingError
 
@@ -142,7 +143,8 @@ def _create_database(file: Path) -> None:
     with _lock(file.with_name(f".{file.name}.lock")):
         if file.exists():
             return
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        folders = tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent)
+        with folders as folder, progress("a new MLflow store", None):
             fresh = Path(folder) / file.name
             migrate: Any = mlflow.db.upgrade.callback  # what `mlflow db upgrade URL` calls
             migrate(f"{_SQLITE}{fresh}")
