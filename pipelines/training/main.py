@@ -16,12 +16,12 @@ from storage.atomic import full_disk
 
 def main(folder: Path) -> int:
     """Train as one of the job's ranks; an error is left as a report for the launcher. Returns the exit code."""
-    if AGENT_PID in os.environ:
-        die_with_parent(int(os.environ[AGENT_PID]))
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     report_file(folder, local).unlink(missing_ok=True)  # of an earlier start
     log = collect_output(folder, rank)
     with answers(folder, rank), pulse(folder, rank, world, local):
+        if AGENT_PID in os.environ:
+            die_with_parent(int(os.environ[AGENT_PID]))
         try:
             from pipelines.training.rank import train_rank
             from pipelines.training.ranks import Ranks

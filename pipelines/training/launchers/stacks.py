@@ -8,6 +8,7 @@ import faulthandler
 import os
 import re
 import signal
+import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 STACKS, FLIGHT = "stacks-{}.txt", "flight-{}.json"
 #: torch's own name: how many collectives the recorder remembers. It needs to be set before torch is imported.
 RECORDER = "TORCH_FR_BUFFER_SIZE"
+_STDLIB = sysconfig.get_path("stdlib")
 _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<function>.*)$')
 #: A rank whose innermost frames are in here waits for others: in a collective, or in the backward pass, which has some.
 _WAITING = re.compile(r"torch/distributed/|torch/autograd/|torch/_ops|training/ranks\.py")
@@ -25,7 +27,8 @@ _WAITING = re.compile(r"torch/distributed/|torch/autograd/|torch/_ops|training/r
 @contextmanager
 def answers(folder: Path, rank: int) -> Iterator[None]:
     """Inside, this process writes its stacks and its flight recorder when it is asked to, and its stacks when it
-    crashes. To be entered in the main thread, before others start (they inherit the blocked SIGUSR2)."""
+    crashes. To be entered in the main thread, before any other starts: SIGUSR2 must be blocked in all of them, or it ends the
+    process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     threading.Thread(target=_record, args=(folder, rank), name="flight-recorder", daemon=True).start()
     with (folder / STACKS.format(rank)).open("a") as file:
@@ -72,11 +75,14 @@ def read_place(dump: str) -> Place | None:
     if not main:
         return None
     frames = main[-1]
-    own = next(
-        (frame for frame in frames if "site-packages" not in frame["file"] and "<" not in frame["file"]), frames[0]
-    )
+    own = next((frame for frame in frames if not _library(frame["file"])), frames[0])
     waits = any(_WAITING.search(frame["file"]) for frame in frames[:6])
     return Place(f"{own['function']} ({os.path.basename(own['file'])}:{own['line']})", waits)
+
+
+def _library(file: str) -> bool:
+    """Whether a frame is Python's or an installed package's, so that it says little to people."""
+    return file.startswith((_STDLIB, "<")) or "site-packages" in file
 
 
 def _blocks(dump: str) -> list[list[str]]:
