@@ -27,8 +27,8 @@ _WAITING = re.compile(r"torch/distributed/|torch/autograd/|torch/_ops|training/r
 @contextmanager
 def answers(folder: Path, rank: int) -> Iterator[None]:
     """Inside, this process writes its stacks and its flight recorder when it is asked to, and its stacks when it
-    crashes. To be entered in the main thread, before any other starts: SIGUSR2 must be blocked in all of them, or it ends the
-    process."""
+    crashes. To be entered in the main thread, before any other starts: SIGUSR2 must be blocked in all of them, or it
+    ends the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     threading.Thread(target=_record, args=(folder, rank), name="flight-recorder", daemon=True).start()
     with (folder / STACKS.format(rank)).open("a") as file:
