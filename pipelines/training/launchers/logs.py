@@ -27,6 +27,7 @@ from storage.errors import Hung, Interrupted, OutOfMemory, ShardlineError
 KEPT = 10
 OUTCOME = "outcome.json"
 LAST_LINES = 20
+_START = "=== rank"
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def collect_output(folder: Path, rank: int, *, keep_terminal: bool = False) -> T
     went before. Returns the log, for what is not meant for the terminal."""
     file = (folder / f"rank-{rank}.log").open("a", buffering=1, errors="replace")
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"=== rank {rank} of {os.environ.get('WORLD_SIZE', 1)} starts, process {os.getpid()}, {now}", file=file)
+    print(f"{_START} {rank} of {os.environ.get('WORLD_SIZE', 1)} starts, process {os.getpid()}, {now}", file=file)
     if rank == 0 or keep_terminal:
         sys.stdout, sys.stderr = _Tee(sys.stdout, file), _Tee(sys.stderr, file)
         return file
@@ -135,6 +136,24 @@ class _Tee(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
+
+
+class Follower:
+    """Prints what a rank has written since the last call, where the rank can't: its terminal is elsewhere."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._file, self._read = folder / f"rank-{rank}.log", 0
+
+    def __call__(self) -> None:
+        if not self._file.is_file():
+            return
+        with self._file.open(errors="replace") as file:
+            file.seek(self._read)
+            lines = file.readlines()
+            self._read = file.tell()
+        for line in lines:
+            if not line.startswith(_START):
+                print(line, end="", flush=True)
 
 
 def last_lines(folder: Path, rank: int) -> list[str]:

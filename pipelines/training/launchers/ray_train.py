@@ -13,7 +13,7 @@ from pipelines.environment import expand
 from pipelines.params import Compute
 from pipelines.ray_cluster import ray_cluster
 from pipelines.training.launchers.job import Job
-from pipelines.training.launchers.logs import collect_output, last_lines
+from pipelines.training.launchers.logs import Follower, collect_output, last_lines
 from pipelines.training.launchers.reports import Report, read_reports
 from pipelines.training.launchers.sweep import MARK, sweep
 from pipelines.training.pulse import collective_timeout
@@ -62,12 +62,14 @@ def _fit(ray: Any, job: Job, workers: int, folder: Path, stop: StopRequest) -> E
 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
-    told = False
+    told, show = False, Follower(folder, rank=0)
     while thread.is_alive():
         thread.join(POLL)
+        show()
         if stop and not told:
             wish.ask.remote(stop.signum)
             told = True
+    show()
     return outcome[0] if outcome else None
 
 
