@@ -4,16 +4,17 @@ It sends no usage statistics, opens no dashboard, and listens on the loopback ad
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from pipelines.leftovers import swept
 from storage.errors import ParamsError
 
 QUIET = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name, on Linux too: nodes have the loopback address
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -34,16 +35,13 @@ def ray_cluster(address: str | None, cpus: int, setting: str) -> Iterator[Module
         import ray
     except ImportError as error:
         raise ParamsError(f"{setting}=ray needs Ray: pip install 'shardline[ray]'.") from error
-    folder = Path(tempfile.mkdtemp(prefix="shardline-ray-")) if address is None else None
     try:
-        _connect(ray, address, cpus, folder)
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+        with _own(ray, cpus) if address is None else _connected(ray, address):
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -51,14 +49,21 @@ def ray_cluster(address: str | None, cpus: int, setting: str) -> Iterator[Module
                 os.environ[name] = value
 
 
-def _connect(ray: ModuleType, address: str | None, cpus: int, folder: Path | None) -> None:
-    if address is None:
+@contextmanager
+def _own(ray: ModuleType, cpus: int) -> Iterator[None]:
+    folder = Path(tempfile.mkdtemp(prefix="shardline-ray-"))
+    with swept(folder):
         ray.init(
             num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
             object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level="ERROR", configure_logging=False,
         )  # fmt: skip
-        return
+        yield
+
+
+@contextmanager
+def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ParamsError(f"compute.ray={address!r}: no Ray cluster answers there ({error}).") from error
+    yield

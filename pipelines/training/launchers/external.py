@@ -1,33 +1,24 @@
 """This process is one rank of several that somebody else started: srun, Kubeflow's operator, torchrun itself."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import collect_output
+from pipelines.training.launchers.placement import GIVEN
 from pipelines.training.launchers.stacks import RECORDER
-from pipelines.training.launchers.watched import watched
 from storage.errors import ParamsError
-
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def started_by_others(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment says which rank this is. Kubeflow's operator sets the names for machines too, beside
-    PET_NNODES: there, LOCAL_RANK tells a rank from a machine on which torchrun is yet to start some."""
-    rank = all(name in environment for name in NEEDED)
-    return rank and ("LOCAL_RANK" in environment or "PET_NNODES" not in environment)
 
 
 class External:
     def launch(self, job: Job, folder: Path) -> None:
-        if missing := [name for name in NEEDED if name not in os.environ]:
+        if missing := [name for name in GIVEN if name not in os.environ]:
             raise ParamsError(
                 f"compute.launcher=external, but the environment has no {', '.join(missing)}: start it by torchrun, "
                 "srun or an operator that sets them, or set compute.launcher to auto."
             )
         os.environ.setdefault(RECORDER, "2000")
+        from pipelines.training.launchers.watched import watched
         from pipelines.training.rank import train_rank
         from pipelines.training.ranks import Ranks
 

@@ -19,6 +19,15 @@ from pipelines.params import Params
 from storage.errors import ParamsError
 
 PORT = 29400
+#: What says that this process is a rank, and which.
+GIVEN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def started_by_others(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment says which rank this is. Kubeflow's operator sets the names for machines too, beside
+    PET_NNODES: there, LOCAL_RANK tells a rank from a machine on which torchrun is yet to start some."""
+    rank = all(name in environment for name in GIVEN)
+    return rank and ("LOCAL_RANK" in environment or "PET_NNODES" not in environment)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pipelines.ray_cluster import ray_cluster
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import Follower, collect_output, last_lines
 from pipelines.training.launchers.reports import Report, read_reports
-from pipelines.training.launchers.sweep import MARK, sweep
 from pipelines.training.pulse import collective_timeout
 from pipelines.training.signals import StopRequest, stop_on_signals
 from storage.errors import Interrupted, ParamsError, ShardlineError
@@ -30,20 +29,12 @@ class RayTrain:
             raise ParamsError("compute.launcher=ray with compute.min_ranks or max_ranks: elastic jobs run by torchrun.")
         job.save(folder)
         workers = job.ranks * compute.nodes
-        mark, os.environ[MARK] = os.environ.get(MARK), str(folder)
-        stop, failed = StopRequest(), None
-        try:
-            with (
-                stop_on_signals(stop),
-                ray_cluster(expand("compute.ray", compute.ray), workers, "compute.launcher") as ray,
-            ):
-                failed = _fit(ray, job, workers, folder, stop)
-        finally:
-            if mark is None:
-                os.environ.pop(MARK)
-            else:
-                os.environ[MARK] = mark
-            sweep(str(folder))
+        stop = StopRequest()
+        with (
+            stop_on_signals(stop),
+            ray_cluster(expand("compute.ray", compute.ray), workers, "compute.launcher") as ray,
+        ):
+            failed = _fit(ray, job, workers, folder, stop)
         if error := _explain(folder, workers, failed):
             raise error
 

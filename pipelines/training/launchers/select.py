@@ -2,9 +2,9 @@
 
 import os
 
-from pipelines.training.launchers.external import started_by_others
 from pipelines.training.launchers.job import Job, Launcher
 from pipelines.training.launchers.logs import job_folder
+from pipelines.training.launchers.placement import started_by_others
 
 
 def launch(job: Job) -> None:

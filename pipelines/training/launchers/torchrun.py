@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pipelines.leftovers import MARK, sweep
 from pipelines.params import Params
 from pipelines.progress import say
 from pipelines.training.launchers.agent import FAILURE, HUNG
@@ -16,7 +17,6 @@ from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import last_lines
 from pipelines.training.launchers.placement import place
 from pipelines.training.launchers.reports import Report, read_reports
-from pipelines.training.launchers.sweep import MARK, sweep
 from pipelines.training.memory import advice, kernel_kills
 from pipelines.training.pulse import signs
 from pipelines.training.signals import StopRequest, stop_on_signals
