@@ -51,7 +51,7 @@ def ray_cluster(address: str | None, cpus: int, setting: str) -> Iterator[Module
 
 @contextmanager
 def _own(ray: ModuleType, cpus: int) -> Iterator[None]:
-    folder = Path(tempfile.mkdtemp(prefix="shardline-ray-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"shardline-ray-{os.getpid()}-"))
     with swept(folder):
         ray.init(
             num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(folder),

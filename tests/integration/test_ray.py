@@ -1,7 +1,10 @@
 """Ray, on a real cluster of several processes on this machine: ranks of a training, items of a data stage."""
 
 import json
+import os
 import signal
+import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -69,5 +72,25 @@ def test_ray_works_items_and_hands_on_our_errors() -> None:
     executor = RayExecutor(2, None)
     assert sorted(executor.map(_double, range(30))) == [2 * n for n in range(30)]
     assert not [p for p in psutil.Process().children(recursive=True) if "raylet" in p.name()]
+    assert not list(Path(tempfile.gettempdir()).glob(f"shardline-ray-{os.getpid()}-*"))
     with pytest.raises(DataError, match=r"^-1 is negative$"):
         list(executor.map(_double, [1, -1]))
+
+
+HOLDING = """
+import threading
+from pipelines.ray_cluster import ray_cluster
+with ray_cluster(None, 1, "compute.engine"):
+    print("up", flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_a_killed_command_leaves_no_ray_behind() -> None:
+    with started(sys.executable, "-c", HOLDING) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "up\n"
+        children = below(holder)
+        assert any("raylet" in process.name() for process in children)
+        holder.kill()
+        assert gone(children)
