@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,15 +15,21 @@ from pathlib import Path
 import psutil
 
 MARK = "SHARDLINE_JOB"  # in the environment of every process of a job
+PATIENCE = 10.0  # seconds for a kill to show
 
 
 def sweep(mark: str) -> None:
-    """Kill what is left of a job: every process with its mark in the environment, but this one."""
-    left = [process for process in psutil.process_iter() if process.pid != os.getpid() and _marked(process, mark)]
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=10)
+    """Kill what is left of a job, and what that starts meanwhile: every process with its mark in the environment, but
+    this one. One that has ended shows no environment, reaped or not."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        left = [process for process in psutil.process_iter() if process.pid != os.getpid() and _marked(process, mark)]
+        if not left:
+            return
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=0.5)
 
 
 def _marked(process: psutil.Process, mark: str) -> bool:

@@ -4,6 +4,7 @@ It sends no usage statistics, opens no dashboard, and listens on the loopback ad
 """
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,12 +53,26 @@ def ray_cluster(address: str | None, cpus: int, setting: str) -> Iterator[Module
 @contextmanager
 def _own(ray: ModuleType, cpus: int) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix=f"shardline-ray-{os.getpid()}-"))
-    with swept(folder):
+    with swept(folder), _modules_of_this_process():
         ray.init(
             num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
             object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level="ERROR", configure_logging=False,
         )  # fmt: skip
         yield
+
+
+@contextmanager
+def _modules_of_this_process() -> Iterator[None]:
+    """Inside, processes that are started import what this one imports: a recipe's own modules, too."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH")
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager

@@ -118,5 +118,5 @@ def below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def gone(processes: Iterable[psutil.Process]) -> bool:
-    """Whether they end within ten seconds."""
-    return not psutil.wait_procs(list(processes), timeout=10)[1]
+    """Whether they end soon."""
+    return not psutil.wait_procs(list(processes), timeout=30)[1]
