@@ -1,6 +1,7 @@
 """A decoder-only transformer: pre-norm, rotary positions, SwiGLU, causal attention."""
 
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,10 @@ class Transformer(nn.Module):
             raise ValueError(f"dropout={dropout} must be in [0, 1)")
         hidden = hidden or -(-8 * dim // 3 // 32) * 32
         self.seq_len = seq_len
-        self.embedding = nn.Embedding(vocab_size, dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(layers))
-        self.norm = nn.RMSNorm(dim)
+        self.dim, self.heads, self.hidden = dim, heads, hidden
+        self.embedding = Embedding(vocab_size, dim)
+        self.blocks: nn.Module = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(layers))
+        self.norm: nn.Module | None = nn.RMSNorm(dim)
         self.head = None if tied else nn.Linear(dim, vocab_size, bias=False)
         cos, sin = rotary_table(seq_len, dim // heads, rope_base)
         self.register_buffer("cos", cos, persistent=False)
@@ -48,16 +50,70 @@ class Transformer(nn.Module):
                 scale = 0.02 / sqrt(2 * layers) if name.endswith((".out.weight", ".down.weight")) else 0.02
                 nn.init.normal_(weight, std=scale)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
         if length > self.seq_len:
             raise ValueError(f"{length} tokens, but the model was made for at most seq_len={self.seq_len}")
         cos, sin = self.cos[:length], self.sin[:length]
-        x = self.embedding(tokens)  # [B, T, dim]
-        for block in self.blocks:
+        if not x.is_floating_point():
+            x = self.embedding(x)  # [B, T, dim]
+        for block in self.blocks.children():
             x = block(x, cos, sin)
+        if self.norm is None:  # a stage that is not the last
+            return x
         x = self.norm(x)
-        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        logits: Tensor = self.embedding(x) if self.head is None else self.head(x)
+        return logits
+
+    def units(self) -> list[nn.Module]:
+        return list(self.blocks.children())
+
+    def tensor_plan(self, ranks: int) -> dict[str, Any]:
+        """Attention by heads, SwiGLU by hidden units: one all-reduce each, forward and back (Shoeybi et al. 2019,
+        arXiv:1909.08053)."""
+        from torch.distributed.tensor import Replicate
+        from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel
+
+        for what, count in (("heads", self.heads), ("hidden", self.hidden)):
+            if count % ranks:
+                raise ValueError(f"{what} {count} % tensor {ranks} = {count % ranks}, but must be 0")
+        whole = Replicate()
+        plan: dict[str, Any] = {
+            "attention": PrepareModuleInput(
+                input_layouts=(whole, None, None), desired_input_layouts=(whole, None, None)
+            ),
+            "mlp": PrepareModuleInput(input_layouts=whole, desired_input_layouts=whole),
+        }
+        plan |= {f"attention.{name}": ColwiseParallel() for name in ("query", "key", "value")}
+        plan |= {f"mlp.{name}": ColwiseParallel() for name in ("gate", "up")}
+        plan |= {"attention.out": RowwiseParallel(), "mlp.down": RowwiseParallel()}
+        return {
+            f"blocks.{index}.{name}": style for index, _ in self.blocks.named_children() for name, style in plan.items()
+        }
+
+    def keep_stage(self, stage: int, stages: int) -> list[str]:
+        layers = len(self.units())
+        if layers < stages:
+            raise ValueError(f"layers {layers} < pipeline {stages}: each stage needs a layer")
+        first, last = stage == 0, stage == stages - 1
+        kept = range(layers * stage // stages, layers * (stage + 1) // stages)
+        self.blocks = nn.ModuleDict({name: b for name, b in self.blocks.named_children() if int(name) in kept})
+        tied = self.head is None
+        if not last:
+            self.norm = self.head = None
+        if not (first or (last and tied)):
+            del self.embedding
+        return ["embedding.weight"] if tied and (first or last) else []
+
+    def wire(self, inputs: Tensor) -> Tensor:
+        return torch.empty(*inputs.shape[:2], self.dim, device="meta")
+
+
+class Embedding(nn.Embedding):
+    """tokens int64 [B, T] → vectors [B, T, dim]; and, where it is also the output matrix, vectors → logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) if x.is_floating_point() else super().forward(x)
 
 
 class Block(nn.Module):

@@ -8,6 +8,8 @@ from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.launching import Launching
 from pipelines.params.load import FILENAME, load_params
+from pipelines.params.network import Network
+from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
@@ -28,8 +30,10 @@ __all__ = [
     "Lake",
     "Launching",
     "Model",
+    "Network",
     "NodeCache",
     "Package",
+    "Parallel",
     "Params",
     "Promote",
     "Section",

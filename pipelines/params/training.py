@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.network import Network
+from pipelines.params.parallel import Parallel
 from pipelines.params.section import Section
 
 
@@ -57,6 +59,10 @@ class Train(Section):
     """Processes on this machine, started by torchrun when more than one."""
     threads: int | None = Field(None, ge=1)
     """Threads of a rank on CPU; None: the cores shared out over the ranks."""
+    parallel: Parallel = Parallel()
+    """How model and batches are laid out over the ranks."""
+    network: Network = Network()
+    """What the ranks send each other, and how often."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -64,4 +70,37 @@ class Train(Section):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas={self.betas}: each must be in [0, 1)")
+        self.parallel.data_for(self.ranks)
+        self._check_network()
+        if self.parallel.pipeline > 1 and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate = {self.accumulate} with parallel.pipeline = {self.parallel.pipeline}: a pipeline's "
+                "pieces are its microbatches. Set train.accumulate to 1, and train.parallel.microbatches"
+            )
         return self
+
+    def _check_network(self) -> None:
+        network, parallel = self.network, self.parallel
+        cut = {name: size for name in ("shard", "tensor", "pipeline") if (size := getattr(parallel, name)) > 1}
+        if cut and network.local_steps > 1:
+            raise ValueError(
+                f"network.local_steps = {network.local_steps}, but parallel = {cut}: copies that train by themselves "
+                "must hold the whole model. Set these to 1, or train.network.local_steps to 1"
+            )
+        if network.compression != "none" and (parallel.shard > 1 or parallel.tensor > 1):
+            raise ValueError(
+                f"network.compression = {network.compression}, but parallel = {cut}: only copies of a whole model "
+                "(DDP) compress their gradients. Set train.network.compression to none; train.precision: bf16 halves "
+                "what FSDP gathers"
+            )
+        for name, value in (
+            ("network.local_after", network.local_after),
+            ("eval_every", self.eval_every),
+            ("checkpoint_every", self.checkpoint_every),
+        ):
+            if value % network.local_steps:
+                best = -(-value // network.local_steps) * network.local_steps
+                raise ValueError(
+                    f"{name} = {value} is no multiple of network.local_steps = {network.local_steps}: copies are the "
+                    f"same only when they meet. Set train.{name} to {best}"
+                )

@@ -29,7 +29,7 @@ FORMAT = 1
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 #: Parameters that change how a result is computed, not (but for rounding) which one: a resumed run may change them.
-NEUTRAL = {"train": {"checkpoint_every", "log_every", "device", "ranks", "threads", "accumulate"}}
+NEUTRAL = {"train": {"checkpoint_every", "log_every", "device", "ranks", "threads", "accumulate", "parallel"}}
 
 
 def checkpoint_key(manifest: str, params: Params) -> str:

@@ -66,10 +66,6 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
 
-    def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss so that fp16 gradients don't underflow; does nothing in other precisions."""
-        return torch.amp.GradScaler(self.device, enabled=self.dtype is torch.float16)
-
 
 @contextmanager
 def repeatable(train: Train, device: torch.device) -> Iterator[None]:

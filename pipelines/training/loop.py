@@ -1,17 +1,15 @@
 """The training loop."""
 
-from contextlib import nullcontext
 from itertools import islice
 from math import isfinite
 from signal import SIGTERM, Signals
 from time import perf_counter
 
-import torch
 from torch import Tensor
 
 from pipelines.streaming import Batch
 from pipelines.training.device import seed_step
-from pipelines.training.optimizers import clip, learning_rate, set_learning_rate
+from pipelines.training.optimizers import learning_rate, set_learning_rate
 from pipelines.training.pulse import beat
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
@@ -32,7 +30,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         if not stopping and s.validation_due():
             stopping = validate(s, stop)
             report.validation(state)
-        if stopping:
+        if stopping and s.exchange.together(state.step, s.steps):
             s.save()
             raise _interrupted(s, stop)
         if s.done():
@@ -42,60 +40,54 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
-        seed_step(s.params.seed, state.step, s.ranks.rank)
+        seed_step(s.params.seed, state.step, s.layout.stream_of_chance)
         rate = learning_rate(state.step, s.steps, train)
         set_learning_rate(s.optimizer, rate)
-        local_loss, targets = forward_backward(s, batch)
+        with s.exchange.counting():
+            local_loss, targets = forward_backward(s, batch)
         loss_sum, stops = s.ranks.sum(local_loss, bool(stop), device=s.device)
         s.scaler.unscale_(s.optimizer)
-        norm = float(clip(s.model.parameters(), train.clip_norm))
+        norm = float(s.clip())
         if not isfinite(loss_sum) or not (isfinite(norm) or s.scaler.is_enabled()):
             raise _not_finite(s, batch, loss_sum / targets, norm)
         s.scaler.step(s.optimizer)
         s.scaler.update()
         s.optimizer.zero_grad()
+        s.exchange.meet(state.step + 1, s.steps)
 
         state.add_step(loss_sum, targets, batch.size)
         beat(state.step)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % train.log_every == 0 or state.step == s.steps:
-            report.point(state.close_point(rate, norm), s.stream.meter.snapshot())
-        stopping = stops > 0  # on any rank: so all of them leave after the same step
+            report.point(state.close_point(rate, norm), s.stream.meter.snapshot(), s.exchange)
+        stopping |= stops > 0  # on any rank: so all of them leave after the same step
 
 
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
-    train = s.params.train
     inputs, targets = s.task.pair(batch.arrays, s.device)
     count = batch.size * s.task.targets_per_sample(batch.arrays)
-    weight = s.ranks.world / count  # DDP averages gradients over the ranks
-    mine = len(inputs)
-    if mine == 0:  # fewer samples than ranks: a zero sample of weight 0, since every rank must take part
-        inputs, targets, weight = inputs.new_zeros(1, *inputs.shape[1:]), targets.new_zeros(1, *targets.shape[1:]), 0.0
-    pieces = min(train.accumulate, len(inputs))
-    total = torch.zeros((), device=s.device)
-    pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
-    for index, (x, y) in enumerate(pairs, start=1):
-        with nullcontext() if index == pieces else s.without_sync():
-            with s.precision.autocast():
-                answers = s.parallel(x)
-            loss = s.task.loss(answers, y, train.label_smoothing)
-            torch.autograd.backward(s.scaler.scale(loss * weight))
-        total += loss.detach() * (mine > 0)
-    return total, count
+    weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
+
+    def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        loss = s.task.loss(answers, wanted, s.params.train.label_smoothing)
+        return loss, s.scaler.scale(loss * weight)
+
+    s.runner.alone = s.exchange.alone(s.state.step)
+    most = -(-batch.size // s.layout.data_world)
+    return s.runner.backward(inputs, targets, objective, most), count
 
 
 def validate(s: Session, stop: StopRequest) -> bool:
     """Measure the loss on the val split and note it in the state; True when a signal cut it short (nothing noted)."""
     loss, hits, count, stopped = 0.0, 0.0, 0, False
     s.model.eval()
-    with torch.inference_mode(), s.val_stream() as batches:
+    with s.val_stream() as batches:
         for batch in islice(batches, s.params.train.eval_batches):
             inputs, targets = s.task.pair(batch.arrays, s.device)
-            if len(inputs):
-                with s.precision.autocast():
-                    answers = s.model(inputs)
+            answers = s.runner.answers(inputs)
+            if answers is not None and s.layout.speaks:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
             count += batch.size * s.task.targets_per_sample(batch.arrays)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from pipelines.models import save_model
 from pipelines.progress import progress, say
 from pipelines.training.loop import fit
@@ -35,8 +37,9 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
     ):
         fit(session, report, stop)
         rest()
+        final = session.final_weights()
         if ranks.leads:
-            write_outs(ws, session, report)
+            write_outs(ws, session, final, report)
         ranks.wait()
 
 
@@ -55,7 +58,7 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         run.set_tags({
             "task": s.task.name, "device": str(s.device), "ranks": str(s.ranks.world),
             "precision": str(s.precision.dtype).removeprefix("torch."),
-            "parameters": str(sum(p.numel() for p in s.model.parameters())),
+            "parameters": str(s.parameters),
         })  # fmt: skip
         run.log_dataset(s.manifest, s.zone, "train")
         if s.state.step:
@@ -64,11 +67,11 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         yield Reporter(run, advance, unit, s.steps, reported=s.state.validated)
 
 
-def write_outs(ws: Workspace, s: Session, report: Reporter) -> None:
+def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Reporter) -> None:
     """data/model, metrics/train.json and the curves; then the checkpoints are not needed any more."""
     assert report.run is not None
     final = final_metrics(s)
-    save_model(ws.model, s.final_weights(), s.config)
+    save_model(ws.model, weights, s.config)
     write_atomically(ws.model / "run.json", _json(report.run.reference()))
     write_atomically(ws.metrics("train"), _json(final))
     write_atomically(ws.plots("train.csv"), _csv(TRAIN_COLUMNS, s.state.train_curve))
@@ -87,7 +90,7 @@ def final_metrics(s: Session) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "steps": state.step,
         "epochs": round(state.samples / s.samples, 6),
-        "parameters": sum(p.numel() for p in s.model.parameters()),
+        "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
     kept = state.best_step if s.best else state.validated

@@ -9,6 +9,7 @@ from pipelines.training.state import Point, TrainState
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run
+    from pipelines.training.network import Exchange
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Reporter:
     seconds: float = 0.0
     waited: float = 0.0
     work: int = 0
+    done: int = 0
     reported: int = 0
     times: Times = field(default_factory=Times)
 
@@ -30,17 +32,19 @@ class Reporter:
         self.seconds += seconds
         self.waited += waited
         self.work += work
+        self.done += 1
         self.advance(1)
 
-    def point(self, point: Point, times: Times) -> None:
+    def point(self, point: Point, times: Times, exchange: "Exchange | None" = None) -> None:
         """A point of the train curve, with the rates since the last one; `times` are of the stream's meter."""
         if self.run is None:
             return
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
+        rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
         self.times = times
-        self.seconds, self.waited, self.work = 0.0, 0.0, 0
+        self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0
         self.run.log_metrics({k: v for k, v in point.items() if k != "step"} | rates, step=int(point["step"]))
         self.advance(0, note=f"loss {point['train_loss']:.4f}")
 

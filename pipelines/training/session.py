@@ -1,13 +1,13 @@
 """One rank's training, put together: model, optimiser, data, state and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of
@@ -16,7 +16,9 @@ from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.network import Exchange, Wire
 from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, full_weights, make_mesh
 from pipelines.training.pulse import collective_timeout
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
@@ -31,16 +33,21 @@ _MIB = 1 << 20
 
 @dataclass
 class Session:
-    """What the loop works on. `model` is the module; `parallel` the same one, averaging gradients over the ranks."""
+    """What the loop works on. `model` holds this rank's parameters; `runner` runs it together with the other
+    ranks. See `pipelines.training.parallelism` for what holds of `layout`, `mesh` and `model`."""
 
     params: Params
     ranks: Ranks
+    layout: Layout
+    mesh: DeviceMesh | None
     device: torch.device
     precision: Precision
     task: Task
     config: ModelConfig
     model: nn.Module
-    parallel: nn.Module
+    runner: Runner
+    exchange: Exchange
+    shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     zone: Zone
@@ -49,6 +56,7 @@ class Session:
     stream: Stream
     steps: int
     samples: int
+    parameters: int
     validates: bool
     checkpoints: Checkpoints
     state: TrainState = field(default_factory=TrainState)
@@ -68,25 +76,27 @@ class Session:
     def checkpoint_due(self) -> bool:
         return self.state.step % self.params.train.checkpoint_every == 0 and self.state.step > self._saved
 
-    def without_sync(self) -> AbstractContextManager[None]:
-        """Inside, a backward pass leaves the ranks' gradients apart, to be summed up by a later one."""
-        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+    def clip(self) -> Tensor:
+        """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
+        limit = self.params.train.clip_norm
+        return clip_(self.model.parameters(), limit, self.layout, self.ranks, self.device, self.shared)
 
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
         """The val split in its stored order, once."""
-        with open_stream(self.params, self.tiers, self.manifest, self.ranks, "val", self.device) as stream:
+        with open_stream(self.params, self.tiers, self.manifest, self.layout, "val", self.device) as stream:
             yield stream
 
     def note_validation(self, summary: dict[str, float]) -> None:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
-        if best and self.params.train.patience is not None and self.ranks.leads:
-            self.best = weights(self.model)
+        if best and self.params.train.patience is not None:
+            self.best = full_weights(self.model, self.layout, self.mesh)
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The best weights where early stopping is on, else the last ones."""
-        return self.best or weights(self.model)
+        """The best weights where early stopping is on, else the last ones, on rank 0. All ranks call it together."""
+        weights = full_weights(self.model, self.layout, self.mesh)
+        return self.best or weights
 
     def save(self) -> None:
         """Write a checkpoint of this moment (rank 0), and wait until it is there (all)."""
@@ -95,6 +105,7 @@ class Session:
                 "model": weights(self.model),
                 "optimizer": optimizer_tensors(self.model, self.optimizer),
                 "best": self.best,
+                "momentum": self.exchange.momentum,
             }
             values = {
                 "train": self.state.to_json(),
@@ -121,6 +132,7 @@ class Session:
                 f"{folder}: this checkpoint doesn't fit the model: its code changed since. "
                 f"Go back to that code, or delete {folder.parent} to train from the start. {error}"
             ) from error
+        self.exchange.load(saved.tensors.get("momentum", {}))
         self.best = saved.tensors.get("best", {}) if self.ranks.leads else {}
         self.state = TrainState.from_json(saved.state["train"])
         self.stream.load_state_dict(saved.state["stream"])
@@ -134,7 +146,7 @@ def open_stream(
     params: Params,
     tiers: Tiered,
     manifest: Manifest,
-    ranks: Ranks,
+    layout: Layout,
     split: str,
     device: torch.device,
     *,
@@ -144,7 +156,8 @@ def open_stream(
     settings, compute = params.stream, params.compute
     return Stream(
         tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
-        rank=ranks.rank, world=ranks.world, seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
+        rank=layout.data_rank, world=layout.data_world,
+        seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
         keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
@@ -165,23 +178,29 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     validates = _validates(params, manifest, seq_len)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
+    layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
         stack.enter_context(joined(ranks, device, collective_timeout(params.compute)))
+        mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
-        stream = stack.enter_context(open_stream(params, tiers, manifest, ranks, "train", device, train=True))
-        model = config.build(params.seed).to(device).train()
+        stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
+        plain = config.build(params.seed).train()
+        parameters = sum(p.numel() for p in plain.parameters())
+        wire = Wire(layout.world)
+        arranged = arrange(plain, layout, mesh, train, device, precision, wire)
+        model = arranged.model
+        scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
+        optimizer = build_optimizer(model, train)
+        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
         session = Session(
-            params, ranks, device, precision, task, config, model, model, build_optimizer(model, train),
-            precision.scaler(), zone, tiers, manifest, stream, validates=validates,
-            samples=samples_in(manifest, "train", seq_len),
+            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
+            arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
+            samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
         )  # fmt: skip
         session.restore(before)
-        if ranks.world > 1:
-            ids = [device] if device.type in ("cuda", "xpu") else None
-            session.parallel = DistributedDataParallel(model, device_ids=ids)
         yield session
 
 

@@ -1,0 +1,35 @@
+"""Parallelism on one device mesh: pipeline × data × shard × tensor, the outermost first.
+
+What the rest of training may rely on, in every layout:
+
+- `Session.layout` says where this rank stands (`Layout`): `data_rank` of `data_world` are its place in the global
+  batch, which ranks of one tensor or pipeline group share; `speaks` says whether its losses count in a sum over ranks.
+- `Session.mesh` is torch's `DeviceMesh` with the dimensions `pipeline`, `data`, `shard`, `tensor` (those of size 1
+  too), or None for a single rank. `mesh["shard"].get_group()` is a process group.
+- `Session.model` is the module that holds this rank's parameters; `Session.runner` runs it, forward and back. The names
+  in `model.named_parameters()` and `model.state_dict()` are those of the plain model: no prefix of a wrapper, ever.
+  - data (DDP), pipeline: plain tensors. shard, tensor: DTensors on sub-meshes of the mesh, every one of a module's.
+  - pipeline: a stage holds a part of the plain model's modules, under their own names; a parameter that two stages
+    share (tied embeddings: first and last stage) has the same name and value on both.
+- What gathers (`DTensor.full_tensor`, `get_model_state_dict`, `full_weights`) is collective: all ranks call it.
+"""
+
+from pipelines.training.parallelism.arrange import Arranged, arrange
+from pipelines.training.parallelism.gradients import clip_
+from pipelines.training.parallelism.layout import DIMENSIONS, Layout
+from pipelines.training.parallelism.mesh import make_mesh
+from pipelines.training.parallelism.runner import Runner
+from pipelines.training.parallelism.scaler import SharedScaler
+from pipelines.training.parallelism.weights import full_weights
+
+__all__ = [
+    "DIMENSIONS",
+    "Arranged",
+    "Layout",
+    "Runner",
+    "SharedScaler",
+    "arrange",
+    "clip_",
+    "full_weights",
+    "make_mesh",
+]

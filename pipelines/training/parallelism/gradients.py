@@ -1,0 +1,59 @@
+"""The norm of a gradient whose pieces lie on many ranks."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pipelines.training.parallelism.layout import Layout
+from pipelines.training.ranks import Ranks
+
+
+def clip_(
+    parameters: Iterable[Tensor], limit: float | None, layout: Layout, ranks: Ranks, device: torch.device,
+    shared: Iterable[Tensor] = (),
+) -> Tensor:  # fmt: skip
+    """Scale the gradients down to a norm of `limit` over all shards, slices and stages. Returns the norm before."""
+    parameters = [p for p in parameters if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if layout.world == layout.size("data"):  # the same gradients on every rank
+        norm = nn.utils.get_total_norm(gradients)
+    else:
+        twice = {id(p) for p in shared}
+        norm = global_norm(gradients, [2 if id(p) in twice else 1 for p in parameters], layout, ranks, device)
+    if limit is not None:
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        pieces = [held(g) for g in gradients]
+        torch._foreach_mul_(pieces, factor.to(pieces[0].device))
+    return norm
+
+
+def global_norm(
+    gradients: list[Tensor], holders: list[int], layout: Layout, ranks: Ranks, device: torch.device
+) -> Tensor:
+    """√ of the sum of squares over all ranks' pieces, in one all-reduce; a piece that n ranks hold counts 1/n each.
+
+    holders: stages that hold the parameter.
+    """
+    norms = torch.stack(torch._foreach_norm([held(g) for g in gradients])).double()
+    counts = [copies(g, layout) * h for g, h in zip(gradients, holders, strict=True)]
+    mine = (norms**2 / torch.tensor(counts, device=norms.device)).sum()
+    return torch.tensor(ranks.sum(mine, device=device)[0] ** 0.5, dtype=torch.float32)
+
+
+def copies(tensor: Tensor, layout: Layout) -> int:
+    """How many ranks of a stage hold the same piece of it."""
+    stage = layout.world // layout.size("pipeline")
+    if not isinstance(tensor, DTensor):
+        return stage
+    cut = 1
+    for dimension, placement in enumerate(tensor.placements):
+        if not placement.is_replicate():  # also strided ones, where shards are cut out of slices
+            cut *= tensor.device_mesh.size(dimension)
+    return stage // cut
+
+
+def held(tensor: Tensor) -> Tensor:
+    """This rank's piece."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

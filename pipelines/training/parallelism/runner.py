@@ -1,0 +1,85 @@
+"""Running a model forward and back, whichever way it is cut."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+#: (answers, targets) → the sum of the losses, and what to go back from: the same, weighted and scaled.
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Runner(Protocol):
+    alone: bool
+    """Whether the gradients of whole copies stay each rank's own, instead of being averaged."""
+
+    def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
+        """Add this rank's gradients up over the ranks. Returns the sum of its losses (0 where another rank speaks for
+        the same samples). `most`: samples of the rank that has most, so that all take the same number of pieces."""
+
+    def answers(self, inputs: Tensor) -> Tensor | None:
+        """The model's answers, without gradients; None on a rank that does not get them."""
+
+
+class Direct:
+    """The whole depth of the model on every rank: data, shard, tensor."""
+
+    def __init__(
+        self, module: nn.Module, model: nn.Module, autocast: Callable[[], AbstractContextManager[None]], *,
+        accumulate: int, sum_late: bool, speaks: bool,
+    ) -> None:  # fmt: skip
+        """`sum_late`: sum gradients up over the ranks after the last piece only (else, shard by shard, after each)."""
+        self.module, self.model, self.autocast = module, model, autocast
+        self.accumulate, self.sum_late, self.speaks = accumulate, sum_late, speaks
+        self.alone = False
+
+    def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
+        total = torch.zeros((), device=inputs.device)
+        pieces = min(self.accumulate, most)
+        pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
+        for index, (x, y) in enumerate(pairs, start=1):
+            real = len(x) > 0
+            if not real:  # every rank takes part in every piece: with a zero sample of weight 0
+                x, y = inputs.new_zeros(1, *x.shape[1:]), targets.new_zeros(1, *y.shape[1:])
+            with self._summing(index == pieces):
+                with self.autocast():
+                    answers = self.module(x)
+                loss, scaled = objective(answers, y)
+                torch.autograd.backward(scaled * real)
+            total += loss.detach() * real
+        return total * self.speaks
+
+    def answers(self, inputs: Tensor) -> Tensor | None:
+        count = len(inputs)
+        if count == 0:
+            inputs = inputs.new_zeros(1, *inputs.shape[1:])
+        with torch.no_grad(), self.autocast():
+            answers: Tensor = self.model(inputs)[:count]
+        reshard(self.model)
+        return answers
+
+    @contextmanager
+    def _summing(self, last: bool) -> Iterator[None]:
+        """Inside, a backward pass sums up over the ranks what a piece must."""
+        if isinstance(self.module, DistributedDataParallel) and (self.alone or not last):
+            with self.module.no_sync():
+                yield
+            return
+        if isinstance(self.module, FSDPModule):
+            self.module.set_is_last_backward(last)
+            self.module.set_requires_gradient_sync(last or not self.sum_late)
+            self.module.set_requires_all_reduce(last)  # between copies of a shard group
+            if self.sum_late:
+                self.module.set_reshard_after_backward(last)  # the weights stay for the next piece
+        yield
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop gathered weights, so that `model.parameters()` are the shards."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,121 @@
+"""What copies send each other: compressed, in buckets, or only when they meet. Two ranks, started once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layout_ranks import run_layouts
+from torch import nn
+from training_samples import make_text
+
+from pipelines.params import Network
+from pipelines.training.network import Wire
+from pipelines.training.network.local import Meetings
+
+STEPS = 12
+LOCAL = {"eval_every": 4}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "one bucket": {"network": {"overlap": False}},
+    "small buckets": {"network": {"bucket_mb": 0.001}},
+    "fp16": {"network": {"compression": "fp16"}},
+    "bf16": {"network": {"compression": "bf16"}},
+    "powersgd": {"network": {"compression": "powersgd", "powersgd_after": 2}},
+    "local": {"network": {"local_steps": 4}, **LOCAL},
+    "post-local": {"network": {"local_steps": 4, "local_after": 8}, **LOCAL},
+    "diloco": {"network": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
+    "sharded": {"parallel": {"shard": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("network")
+    ws = make_text(folder / "ws", train={"steps": STEPS, "log_every": 4, "checkpoint_every": 1000})
+    cases = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
+    return run_layouts(ws, cases, 2, folder / "job")
+
+
+def test_buckets_change_nothing(found: dict[str, dict[str, Any]]) -> None:
+    for name in ("one bucket", "small buckets"):
+        assert found[name]["loss"] == pytest.approx(found["whole"]["loss"], rel=1e-5)
+        assert found[name]["sent"] == found["whole"]["sent"]
+
+
+def test_each_way_learns_and_sends_what_it_says(found: dict[str, dict[str, Any]]) -> None:
+    whole = found["whole"]
+    for name, result in found.items():
+        assert "error" not in result, name
+        assert result["loss"][-1] < result["loss"][0] * 0.95, name
+    for name in ("fp16", "bf16"):
+        assert found[name]["loss"] == pytest.approx(whole["loss"], rel=1e-2)
+        assert found[name]["loss"] != whole["loss"]
+        assert found[name]["sent"] == whole["sent"] / 2
+    assert found["powersgd"]["sent"] < whole["sent"] * 0.8
+    # AdamW has two numbers beside each weight, and copies meet three times instead of at each of twelve steps.
+    assert found["local"]["sent"] == pytest.approx(whole["sent"] * 3 * 3 / STEPS, rel=0.01)
+    assert found["diloco"]["sent"] == found["local"]["sent"]
+    assert found["post-local"]["sent"] == pytest.approx(whole["sent"] * (8 + 3) / STEPS, rel=0.01)
+    assert found["post-local"]["loss"][:2] == pytest.approx(whole["loss"][:2], rel=1e-6)
+    assert found["post-local"]["loss"][2] != whole["loss"][2]
+
+
+def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: dict[str, dict[str, Any]]) -> None:
+    """ZeRO-3 sends (n-1)/n of the weights thrice a step (Rajbhandari et al. 2020, section 7), DDP 2(n-1)/n."""
+    share = found["sharded"]["sent"] / found["whole"]["sent"]
+    assert share == pytest.approx(1.5, rel=0.01)
+
+
+def test_transfers_are_timed(found: dict[str, dict[str, Any]]) -> None:
+    assert found["whole"]["busy"] > 0
+    assert found["sharded"]["busy"] == 0  # not known there
+
+
+def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
+    """Alone, the outer optimiser is torch's SGD with Nesterov momentum on the move since the last meeting."""
+    network = Network(local_steps=2, outer_lr=0.7, outer_momentum=0.9)
+    torch.manual_seed(0)
+    model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(model.state_dict())
+    outer = torch.optim.SGD(twin.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+
+    class Alone(Meetings):
+        def _average(self, tensors: list[torch.Tensor]) -> None:
+            pass
+
+    meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
+    for _ in range(3):
+        with torch.no_grad():
+            for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+                move = torch.randn_like(ours)
+                ours.add_(move)
+                theirs.grad = -(ours - theirs)
+        meetings.meet()
+        outer.step()
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_copies_meet_at_the_end_and_are_the_same_before_they_part() -> None:
+    network = Network(local_steps=4, local_after=8)
+    meetings = Meetings(network, nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Wire(2))  # type: ignore[arg-type]
+    assert [step for step in range(14) if meetings.alone(step)] == [8, 9, 10, 11, 12, 13]
+    assert [done for done in range(15) if meetings.due(done, 14)] == [12, 14]
+    assert [done for done in range(15) if meetings.together(done, 14)] == [*range(9), 12, 14]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"network": {"local_steps": 3}}, "eval_every = 4 is no multiple of network.local_steps = 3"),
+        ({"network": {"outer_lr": 0.7}}, "local_steps = 1"),
+        ({"network": {"local_steps": 4, "compression": "powersgd"}}, "compresses gradients"),
+        ({"ranks": 2, "parallel": {"shard": 2}, "network": {"compression": "bf16"}}, "'shard': 2"),
+    ],
+)
+def test_settings_that_contradict_each_other(tmp_path: Path, train: dict[str, Any], message: str) -> None:
+    from storage.errors import ParamsError
+
+    with pytest.raises(ParamsError, match=message):
+        make_text(tmp_path, train={"eval_every": 4, "checkpoint_every": 4, **train})
