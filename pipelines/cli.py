@@ -320,6 +320,19 @@ def verify(
 
 
 @app.command(rich_help_panel=LOOK)
+def replay(
+    step: Annotated[int, typer.Option(min=1, help="Of the training, counted from 1.")],
+    everything: Annotated[bool, typer.Option("--all", help="Every sample of the batch, not the worst ten.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    recipe: Recipe = None,
+) -> None:
+    """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
+    from pipelines.training.replay import show_replay
+
+    show_replay(_workspace(recipe), step, everything=everything, as_json=as_json)
+
+
+@app.command(rich_help_panel=LOOK)
 def ui(
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is for this machine only.")

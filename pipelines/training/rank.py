@@ -12,6 +12,8 @@ from torch import Tensor
 from pipelines.models import save_model
 from pipelines.progress import progress, say
 from pipelines.training.loop import fit
+from pipelines.training.memory import memory_explained
+from pipelines.training.pulse import rest
 from pipelines.training.ranks import Ranks
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
@@ -23,15 +25,23 @@ from storage.atomic import write_atomically
 TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
 
-def train_rank(ws: Workspace, ranks: Ranks) -> None:
-    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved."""
+def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> None:
+    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved.
+    `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
     if ws.params.train.entrypoint is not None:
         from pipelines.training.entrypoint import run_entrypoint
 
         run_entrypoint(ws, ranks)
         return
-    with stop_on_signals(StopRequest()) as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
+    stop = StopRequest() if stop is None else stop
+    with (
+        memory_explained(ws.params),
+        stop_on_signals(stop),
+        open_session(ws, ranks) as session,
+        reporting(ws, session) as report,
+    ):
         fit(session, report, stop)
+        rest()
         final = session.final_weights()
         if ranks.leads:
             write_outs(ws, session, final, report)
