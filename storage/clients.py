@@ -54,8 +54,14 @@ class Client(Protocol):
     def sizes(self, folder: str) -> dict[str, int]:
         """Name → bytes of the objects right below `folder`."""
 
+    def paths(self) -> dict[str, int]:
+        """Path → bytes of every object, at any depth."""
+
     def put(self, path: str, source: Buffer | Path) -> None:
         """Write an object in whole: nobody ever sees a part of it."""
+
+    def delete(self, path: str) -> None:
+        """Remove an object. Removing one that isn't there may succeed, or fail as missing."""
 
     def explain(self, error: Exception) -> Failure: ...
 
@@ -112,6 +118,16 @@ class ObstoreClient:
 
         pages = obstore.list(self._reads, f"{folder}/")
         return {entry["path"].rsplit("/", 1)[-1]: int(entry["size"]) for page in pages for entry in page}
+
+    def paths(self) -> dict[str, int]:
+        import obstore
+
+        return {entry["path"]: int(entry["size"]) for page in obstore.list(self._reads) for entry in page}
+
+    def delete(self, path: str) -> None:
+        import obstore
+
+        obstore.delete(self._writes, path)
 
     def put(self, path: str, source: Buffer | Path) -> None:
         import obstore
@@ -201,6 +217,16 @@ class FsspecClient:
         except FileNotFoundError:
             return {}
         return {path.rsplit("/", 1)[-1]: int(info["size"]) for path, info in found.items()}
+
+    def paths(self) -> dict[str, int]:
+        try:
+            found = self._fs.find(self._root, detail=True, **self._limit)
+        except FileNotFoundError:
+            return {}
+        return {path[len(self._root) + 1 :]: int(info["size"]) for path, info in found.items()}
+
+    def delete(self, path: str) -> None:
+        self._fs.rm_file(f"{self._root}/{path}")
 
     def put(self, path: str, source: Buffer | Path) -> None:
         final = f"{self._root}/{path}"

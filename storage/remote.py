@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,6 +84,15 @@ class RangeReader:
     def sizes(self, folder: str) -> dict[str, int]:
         """Name → bytes of the objects right below `folder`, by one listing."""
         return self._persist(folder, lambda client, _: client.sizes(folder))
+
+    def paths(self) -> dict[str, int]:
+        """Path → bytes of every object, at any depth."""
+        return self._persist("", lambda client, _: client.paths())
+
+    def delete(self, path: str) -> None:
+        """Remove object `path`, if it is there."""
+        with suppress(FileNotFoundError):
+            self._persist(path, lambda client, _: client.delete(path))
 
     def put(self, path: str, source: Buffer | Path) -> None:
         """Write object `path` from bytes or a local file: by one request or in parts, never visible half-written."""

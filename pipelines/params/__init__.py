@@ -4,6 +4,7 @@
 A name that is not here is refused with the nearest one that is. No module here imports anything heavy.
 """
 
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.load import FILENAME, load_params
@@ -20,6 +21,7 @@ __all__ = [
     "FILENAME",
     "NAME",
     "Cache",
+    "Checkpoints",
     "Compute",
     "Curate",
     "Evaluate",

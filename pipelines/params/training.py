@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
 from pipelines.params.section import Section
@@ -49,6 +50,8 @@ class Train(Section):
     """Evaluations without a better val loss after which training stops; None: never."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How checkpoints are written and kept."""
     log_every: int = Field(10, ge=1)
     """Steps between points of the logged curves."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -97,6 +100,7 @@ class Train(Section):
             ("network.local_after", network.local_after),
             ("eval_every", self.eval_every),
             ("checkpoint_every", self.checkpoint_every),
+            ("checkpoints.every", self.checkpoints.every or self.checkpoint_every),
         ):
             if value % network.local_steps:
                 best = -(-value // network.local_steps) * network.local_steps

@@ -30,7 +30,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
             stopping = validate(s, stop)
             report.validation(state)
         if stopping and s.exchange.together(state.step, s.steps):
-            s.save()
+            s.save(wait=True)
             raise _interrupted(s, stop)
         if s.done():
             return

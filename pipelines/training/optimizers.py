@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from math import cos, pi
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,26 +43,3 @@ def clip(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
     if limit is not None:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by name, `<parameter>/<slot>`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{slot}": value.detach().cpu()
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave. Raises KeyError for a parameter that the model doesn't have."""
-    parameters = dict(model.named_parameters())
-    state: dict[Tensor, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        name, _, slot = key.rpartition("/")
-        parameter = parameters[name]
-        place = "cpu" if slot == "step" and not optimizer.defaults["fused"] else parameter.device
-        state.setdefault(parameter, {})[slot] = value.to(place)
-    optimizer.state.update(state)

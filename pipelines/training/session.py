@@ -1,7 +1,7 @@
 """One rank's training, put together: model, optimiser, data, state and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -11,19 +11,19 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of
-from pipelines.models.saved import weights
 from pipelines.params import Params
 from pipelines.streaming import Stream
-from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
+from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
+from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.network import Exchange, Wire
-from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, full_weights, make_mesh
+from pipelines.training.optimizers import build_optimizer
+from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
 from storage.cache import Tiered
-from storage.errors import DataError, FormatError, ParamsError
+from storage.errors import DataError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
@@ -57,9 +57,9 @@ class Session:
     samples: int
     parameters: int
     validates: bool
-    checkpoints: Checkpoints
+    checkpoints: Saver
     state: TrainState = field(default_factory=TrainState)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Chunk] = field(default_factory=dict)
     _saved: int = 0
 
     def done(self) -> bool:
@@ -73,7 +73,11 @@ class Session:
         return self.validates and due and step > self.state.validated
 
     def checkpoint_due(self) -> bool:
-        return self.state.step % self.params.train.checkpoint_every == 0 and self.state.step > self._saved
+        """After so many steps, and where a checkpoint of the best evaluation is wanted."""
+        rules, step = self.params.train.checkpoints, self.state.step
+        best = rules.keep_best > 0 and step == self.state.best_step
+        due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
+        return due and step > self._saved and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
@@ -90,53 +94,45 @@ class Session:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None:
-            self.best = full_weights(self.model, self.layout, self.mesh)
+            self.best = {
+                name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
+            }
+
+    def _weights(self) -> dict[str, Chunk]:
+        """What this rank holds of the model's parameters and buffers."""
+        return {name: Chunk.of(tensor) for name, tensor in self.model.state_dict().items()}
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The best weights where early stopping is on, else the last ones, on rank 0. All ranks call it together."""
-        weights = full_weights(self.model, self.layout, self.mesh)
-        return self.best or weights
+        """The best weights where early stopping is on, else the last ones: whole on rank 0, {} on the others. All ranks
+        call it together."""
+        return self.checkpoints.whole(self.best or self._weights())
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment (rank 0), and wait until it is there (all)."""
-        if self.ranks.leads:
-            tensors = {
-                "model": weights(self.model),
-                "optimizer": optimizer_tensors(self.model, self.optimizer),
-                "best": self.best,
-                "momentum": self.exchange.momentum,
-            }
-            values = {
-                "train": self.state.to_json(),
-                "stream": self.stream.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            self.checkpoints.save(self.state.step, Checkpoint(tensors, values))
-        self._saved = self.state.step
-        self.ranks.wait()
+    def save(self, *, wait: bool = False) -> None:
+        """Write a checkpoint of this moment, in the background unless `wait`. Raises LakeError when waited for."""
+        state = self.state
+        score = state.val_curve[-1]["val_loss"] if state.val_curve and state.validated == state.step else None
+        values = {
+            "train": state.to_json(),
+            "stream": self.stream.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
+        chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
+        self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
+        self._saved = state.step
 
     def restore(self) -> bool:
         """Go back to the newest checkpoint; False when there is none."""
-        if self.ranks.leads:
-            self.checkpoints.sweep()
-        folder = self.ranks.share(self.checkpoints.latest() if self.ranks.leads else None)
-        if folder is None:
+        saved = self.checkpoints.restore()
+        if saved is None:
             return False
-        saved = self.checkpoints.load(folder)
-        try:
-            self.model.load_state_dict(saved.tensors["model"])
-            load_optimizer_tensors(self.model, self.optimizer, saved.tensors.get("optimizer", {}))
-        except (RuntimeError, KeyError) as error:
-            raise FormatError(
-                f"{folder}: this checkpoint doesn't fit the model: its code changed since. "
-                f"Go back to that code, or delete {folder.parent} to train from the start. {error}"
-            ) from error
-        self.exchange.load(saved.tensors.get("momentum", {}))
-        self.best = saved.tensors.get("best", {}) if self.ranks.leads else {}
-        self.state = TrainState.from_json(saved.state["train"])
-        self.stream.load_state_dict(saved.state["stream"])
+        self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
+        momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
+        self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
+        self.state = TrainState.from_json(saved.values["train"])
+        self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved.state["scaler"])
+            self.scaler.load_state_dict(saved.values["scaler"])
         self._saved = self.state.step
         return True
 
@@ -191,15 +187,30 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
         exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
+        place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
+        saver = stack.enter_context(
+            closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
+        )
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
-            checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
+            checkpoints=saver,
         )  # fmt: skip
         session.restore()
         yield session
+
+
+def checkpoints_zone(ws: Workspace, key: str) -> Zone:
+    """Where the checkpoints of the training with `key` lie: below train.checkpoints.url, in a remote lake, or here."""
+    lake, url = ws.params.lake.url, ws.params.train.checkpoints.url
+    if url is None and lake is not None and "://" in lake and not lake.startswith(("file://", "local://")):
+        url = f"{lake.rstrip('/')}/{ws.params.recipe}/checkpoints"
+    if url is not None and "://" not in url:
+        url = str(ws.root / url)
+    folder = ws.state / "checkpoints" / key
+    return Zone(folder, f"{url.rstrip('/')}/{key}" if url else None, timeout=ws.params.compute.lake_timeout)
 
 
 def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:

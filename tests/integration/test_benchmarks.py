@@ -20,7 +20,11 @@ ALWAYS = {
     "name", "machine", "versions", "date", "unit", "ours", "peers", "limit", "ratio_to_best_peer", "ratio_to_limit",
     "bars", "columns", "table",
 }  # fmt: skip
-MORE: dict[str, set[str]] = {"egress": {"s3_over_dataset", "hit_ratio"}, "resume": {"seconds", "peak_mb"}}
+MORE: dict[str, set[str]] = {
+    "egress": {"s3_over_dataset", "hit_ratio"},
+    "resume": {"seconds", "peak_mb"},
+    "checkpoint": {"pause_share", "sigterm_seconds", "resume_seconds"},
+}
 
 
 @pytest.fixture(scope="module")
