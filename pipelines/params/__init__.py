@@ -11,7 +11,7 @@ from pipelines.params.load import FILENAME, load_params
 from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
 from pipelines.params.recipe import Params
-from pipelines.params.release import Evaluate, Gate, Package, Promote
+from pipelines.params.release import Evaluate, Gate, Metric, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
 from pipelines.params.section import NAME, Section
 from pipelines.params.suggestion import suggestion
@@ -29,6 +29,7 @@ __all__ = [
     "HotCache",
     "Ingest",
     "Lake",
+    "Metric",
     "Model",
     "Network",
     "NodeCache",

@@ -25,6 +25,11 @@ TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
 def train_rank(ws: Workspace, ranks: Ranks) -> None:
     """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved."""
+    if ws.params.train.entrypoint is not None:
+        from pipelines.training.entrypoint import run_entrypoint
+
+        run_entrypoint(ws, ranks)
+        return
     with stop_on_signals(StopRequest()) as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
         fit(session, report, stop)
         final = session.final_weights()
@@ -83,6 +88,8 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
+    if state.skipped or state.backoffs:  # of train.nonfinite
+        metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated
     metrics |= next((point for point in state.val_curve if point["step"] == kept), {}) | {"step": kept or state.step}
     return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}

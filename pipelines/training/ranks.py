@@ -75,4 +75,5 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # a trainer of one's own may have ended the connection
+            dist.destroy_process_group()

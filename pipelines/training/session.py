@@ -1,7 +1,7 @@
 """One rank's training, put together: model, optimiser, data, state and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
-from pipelines.models import ModelConfig, Task, task_of
+from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.ema import Average
 from pipelines.training.network import Exchange, Wire
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
@@ -60,7 +61,8 @@ class Session:
     checkpoints: Saver
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Chunk] = field(default_factory=dict)
-    _saved: int = 0
+    average: Average | None = None
+    _saved: int = -1
 
     def done(self) -> bool:
         """Whether all steps are done, or early stopping's patience is out."""
@@ -75,14 +77,19 @@ class Session:
     def checkpoint_due(self) -> bool:
         """After so many steps, and where a checkpoint of the best evaluation is wanted."""
         rules, step = self.params.train.checkpoints, self.state.step
+        if step == 0:  # something to go back to
+            return self.params.train.nonfinite.name == "backoff" and self._saved < 0
         best = rules.keep_best > 0 and step == self.state.best_step
         due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
         return due and step > self._saved and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
-        """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
-        limit = self.params.train.clip_norm
-        return clip_(self.model.parameters(), limit, self.layout, self.ranks, self.device, self.shared)
+        """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
+        norm before."""
+        train, parameters = self.params.train, self.model.parameters()
+        return clip_(
+            parameters, train.clip_norm, self.layout, self.ranks, self.device, self.shared, value=train.clip_value
+        )
 
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
@@ -94,18 +101,30 @@ class Session:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None:
-            self.best = {
-                name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
-            }
+            with self.averaged():
+                self.best = {
+                    name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
+                }
 
     def _weights(self) -> dict[str, Chunk]:
         """What this rank holds of the model's parameters and buffers."""
         return {name: Chunk.of(tensor) for name, tensor in self.model.state_dict().items()}
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their moving average where `train.ema` evaluates it."""
+        average = self.average
+        if average is None or not average.settings.evaluate:
+            return nullcontext()
+        self.checkpoints.settle()  # it may still be copying the weights
+        return average.in_place()
+
     def final_weights(self) -> dict[str, Tensor]:
-        """The best weights where early stopping is on, else the last ones: whole on rank 0, {} on the others. All ranks
-        call it together."""
-        return self.checkpoints.whole(self.best or self._weights())
+        """The best weights where early stopping is on, else the last ones or `train.ema`'s average of them: whole on
+        rank 0, {} on the others. All ranks call it together."""
+        average = self.average
+        self.checkpoints.settle()
+        with average.in_place() if average is not None and average.settings.final else nullcontext():
+            return self.checkpoints.whole(self.best or self._weights())
 
     def save(self, *, wait: bool = False) -> None:
         """Write a checkpoint of this moment, in the background unless `wait`. Raises LakeError when waited for."""
@@ -118,6 +137,8 @@ class Session:
         }
         chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
         chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
+        if self.average is not None:
+            chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
         self._saved = state.step
 
@@ -127,6 +148,8 @@ class Session:
         if saved is None:
             return False
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
+        if self.average is not None:
+            self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
         momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
         self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
         self.state = TrainState.from_json(saved.values["train"])
@@ -135,6 +158,12 @@ class Session:
             self.scaler.load_state_dict(saved.values["scaler"])
         self._saved = self.state.step
         return True
+
+    def back_to_checkpoint(self) -> None:
+        """Go back to the newest checkpoint in mid-training (`train.nonfinite: backoff` has one from the start on)."""
+        self.optimizer.zero_grad()
+        found = self.restore()
+        assert found, "backoff saves a checkpoint before the first step"
 
 
 def open_stream(
@@ -166,7 +195,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    task = task_of(manifest.header["spec"])
+    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
     seq_len = params.stream.seq_len if task.name == "language" else None
     config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
     validates = _validates(params, manifest, seq_len)
@@ -198,6 +227,8 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,
         )  # fmt: skip
+        if train.ema is not None:
+            session.average = Average(model, train.ema)
         session.restore()
         yield session
 
