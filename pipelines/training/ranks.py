@@ -48,6 +48,17 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def side_group(self) -> Any:
+        """A process group of all ranks over the hosts' network, for a thread of its own; None for a single rank."""
+        return dist.new_group(backend="gloo") if self.world > 1 else None
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:
@@ -64,4 +75,5 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # a trainer of one's own may have ended the connection
+            dist.destroy_process_group()

@@ -21,7 +21,12 @@ ALWAYS = {
     "name", "machine", "versions", "date", "unit", "ours", "peers", "limit", "ratio_to_best_peer", "ratio_to_limit",
     "bars", "columns", "table",
 }  # fmt: skip
-MORE: dict[str, set[str]] = {"egress": {"s3_over_dataset", "hit_ratio"}, "resume": {"seconds", "peak_mb"}}
+MORE: dict[str, set[str]] = {
+    "egress": {"s3_over_dataset", "hit_ratio"},
+    "resume": {"seconds", "peak_mb"},
+    "checkpoint": {"pause_share", "sigterm_seconds", "resume_seconds"},
+    "step": {"ratio_to_bare", "wait_share"},
+}
 
 
 @pytest.fixture(scope="module")
