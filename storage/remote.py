@@ -150,25 +150,24 @@ class _Job:
         at = told = start
 
         def attempt(client: Client, patience: "_Patience") -> None:
-            nonlocal at, told
-            if self.cancelled:
-                raise _Cancelled
-            begun = at
-            for piece in client.read(self.path, self.offset + at, self.offset + stop):
+            def came(size: int) -> None:
+                nonlocal at, told
                 if self.cancelled:
                     raise _Cancelled
-                size = memoryview(piece).nbytes
-                self.view[at : at + size] = piece
                 at += size
                 whole = at if at == stop else at // PART * PART
                 if whole > told:
                     patience.progress()
                     self._tell(told, whole)
                     told = whole
-            if at == begun < stop:
-                raise _Beyond(f"it ends before byte {self.offset + stop}")
-            if at < stop:
-                attempt(client, patience)
+
+            while at < stop:
+                if self.cancelled:
+                    raise _Cancelled
+                begun = at
+                client.read_into(self.path, self.offset + at, self.view[at:stop], came)
+                if at == begun:
+                    raise _Beyond(f"it ends before byte {self.offset + stop}")
 
         try:
             self.reader._persist(self.path, attempt)
