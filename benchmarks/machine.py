@@ -11,10 +11,10 @@ from typing import Any
 
 from benchmarks.setting import Setting
 
-OURS = ("numpy", "pyarrow", "obstore", "s3fs", "redis", "simplejpeg")
+OURS = ("numpy", "pyarrow", "obstore", "s3fs", "redis", "simplejpeg", "opencv-python-headless")
 PEERS = (
     "litdata", "streaming-community", "webdataset", "datasets", "grain", "array-record", "spdl-io", "spdl-core",
-    "torch", "numpy", "simplejpeg",
+    "torch", "numpy", "simplejpeg", "pillow", "opencv-python-headless",
 )  # fmt: skip
 _ASK = "import json, sys, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
 

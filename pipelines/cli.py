@@ -26,6 +26,12 @@ app = typer.Typer(
 cache = typer.Typer(no_args_is_help=True, help="The caches between the lake and the training: fill, show, empty.")
 app.add_typer(cache, name="cache", rich_help_panel="Use")
 
+compare = typer.Typer(no_args_is_help=True, help="Train a recipe in several ways, beside its outs, and compare.")
+app.add_typer(compare, name="compare", rich_help_panel="Use")
+
+find = typer.Typer(no_args_is_help=True, help="Find settings by trying.")
+app.add_typer(find, name="find", rich_help_panel="Use")
+
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -176,6 +182,45 @@ def predict(
     run(recipe, files, alias=alias)
 
 
+@compare.command("optimizers")
+def compare_optimizers(
+    recipe: Recipe = None,
+    only: Annotated[str | None, typer.Option(help="Some of them: adamw,sgd.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default as the recipe has.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and the plot.")] = None,
+) -> None:
+    """Train with each optimiser, at a learning rate of its own; a table, a plot, and a run with a child each."""
+    from pipelines.training.comparison import compare_optimizers as run
+
+    here = out.absolute() if out else None  # the recipe's folder becomes the current one
+    run(_workspace(recipe), only.split(",") if only else None, steps, here)
+
+
+@compare.command("schedules")
+def compare_schedules(
+    recipe: Recipe = None, out: Annotated[Path | None, typer.Option(help="Folder for the plot.")] = None
+) -> None:
+    """Draw the learning rate of every schedule over this recipe's steps; nothing is trained."""
+    from pipelines.training.comparison import compare_schedules as run
+
+    here = out.absolute() if out else None
+    run(_workspace(recipe), here)
+
+
+@find.command("batch")
+def find_batch(
+    recipe: Recipe = None,
+    most: Annotated[int, typer.Option(min=1, help="Largest size to try.")] = 4096,
+    memory_mb: Annotated[
+        float | None, typer.Option(help="On a CPU: MiB to stay within; by default 0.8 of free.")
+    ] = None,
+) -> None:
+    """The largest batch that the device holds, with samples a second and memory of each size."""
+    from pipelines.training.largest import find_batch as run
+
+    run(_workspace(recipe), most, memory_mb)
+
+
 @cache.command("warm")
 def cache_warm(
     tier: Annotated[CacheTier, typer.Option(help="Which tier to fill.")] = "both",
@@ -272,6 +317,19 @@ def verify(
     from pipelines.inspect import verify_zones
 
     verify_zones(_workspace(recipe), zone)
+
+
+@app.command(rich_help_panel=LOOK)
+def replay(
+    step: Annotated[int, typer.Option(min=1, help="Of the training, counted from 1.")],
+    everything: Annotated[bool, typer.Option("--all", help="Every sample of the batch, not the worst ten.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    recipe: Recipe = None,
+) -> None:
+    """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
+    from pipelines.training.replay import show_replay
+
+    show_replay(_workspace(recipe), step, everything=everything, as_json=as_json)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -108,3 +108,14 @@ class Workspace:
     @property
     def registered_model(self) -> str:
         return self.params.promote.model or self.params.recipe
+
+
+@dataclass(frozen=True)
+class Aside(Workspace):
+    """A workspace whose outs and state lie elsewhere than those of `of`, whose data it reads."""
+
+    of: Workspace | None = None
+
+    def zone(self, name: str) -> Zone:
+        assert self.of is not None
+        return self.of.zone(name)

@@ -7,6 +7,7 @@ bytes, and its name ends in `.zst`.
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -125,20 +126,38 @@ class Zone:
         It waits in a temporary file (in `objects/`, or where objects are remote in the system's temporary folder)
         until its digest, and so its name, is known.
         """
+
+        def chunks() -> Iterator[bytes]:
+            with fs.open(path, "rb") as source:
+                while chunk := source.read(_CHUNK):
+                    yield chunk
+
+        return self._publish_chunks(chunks(), suffix)
+
+    def publish_parts(self, parts: Iterable[Buffer], suffix: str) -> StoredObject:
+        """Store what `parts` hold, one after the other, without putting them together in memory; see `publish_from`.
+
+        Unlike with the others, an object that is there is written anew, since it may be damaged.
+        """
+        views = (memoryview(part).cast("B") for part in parts)
+        chunks = (view[start : start + _CHUNK] for view in views for start in range(0, view.nbytes, _CHUNK))
+        return self._publish_chunks(chunks, suffix, again=True)
+
+    def _publish_chunks(self, chunks: Iterable[Buffer], suffix: str, *, again: bool = False) -> StoredObject:
         folder = self._waiting
         hasher, size = blake3(), 0
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with temporary_file(folder, _INCOMING) as spool:
-            with storage_errors(spool), spool.open("wb") as target, fs.open(path, "rb") as source:
-                while chunk := source.read(_CHUNK):
+            with storage_errors(spool), spool.open("wb") as target:
+                for chunk in chunks:
                     hasher.update(chunk)
-                    target.write(chunk)
-                    size += len(chunk)
+                    size += target.write(chunk)
                 target.flush()
                 os.fsync(target.fileno())
             stored = StoredObject(f"{OBJECTS}/{hasher.hexdigest()}{suffix}", hasher.hexdigest(), size, size)
-            self._adopt(spool, stored)
+            if again or not self.exists(stored.path, stored.bytes):
+                self._adopt(spool, stored)
         return stored
 
     @property
@@ -148,8 +167,6 @@ class Zone:
 
     def _adopt(self, spool: Path, stored: StoredObject) -> None:
         """Move the synced local file `spool` to its place in the zone."""
-        if self.exists(stored.path, stored.bytes):
-            return
         if self.root is not None:
             spool.chmod(0o644)
             spool.replace(self.root / stored.path)
@@ -253,7 +270,7 @@ class Zone:
         files that killed processes left behind go. Returns how many."""
         folder = self.folder / OBJECTS
         if self.url is not None:
-            return sweep_temporaries(self._waiting, _TEMPORARY)
+            return self.sweep_temporaries()
         if not folder.is_dir():
             return 0
         named = set(manifest.table["path"].to_pylist())
@@ -261,6 +278,10 @@ class Zone:
         for entry in stale:
             Path(entry.path).unlink(missing_ok=True)
         return len(stale)
+
+    def sweep_temporaries(self) -> int:
+        """Remove the temporary files that killed processes left behind. Returns how many."""
+        return sweep_temporaries(self._waiting, _TEMPORARY)
 
 
 _readers: dict[tuple[object, ...], RangeReader] = {}

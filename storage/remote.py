@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,6 +85,15 @@ class RangeReader:
         """Name → bytes of the objects right below `folder`, by one listing."""
         return self._persist(folder, lambda client, _: client.sizes(folder))
 
+    def paths(self) -> dict[str, int]:
+        """Path → bytes of every object, at any depth."""
+        return self._persist("", lambda client, _: client.paths())
+
+    def delete(self, path: str) -> None:
+        """Remove object `path`, if it is there."""
+        with suppress(FileNotFoundError):
+            self._persist(path, lambda client, _: client.delete(path))
+
     def put(self, path: str, source: Buffer | Path) -> None:
         """Write object `path` from bytes or a local file: by one request or in parts, never visible half-written."""
         try:
@@ -140,25 +150,24 @@ class _Job:
         at = told = start
 
         def attempt(client: Client, patience: "_Patience") -> None:
-            nonlocal at, told
-            if self.cancelled:
-                raise _Cancelled
-            begun = at
-            for piece in client.read(self.path, self.offset + at, self.offset + stop):
+            def came(size: int) -> None:
+                nonlocal at, told
                 if self.cancelled:
                     raise _Cancelled
-                size = memoryview(piece).nbytes
-                self.view[at : at + size] = piece
                 at += size
                 whole = at if at == stop else at // PART * PART
                 if whole > told:
                     patience.progress()
                     self._tell(told, whole)
                     told = whole
-            if at == begun < stop:
-                raise _Beyond(f"it ends before byte {self.offset + stop}")
-            if at < stop:
-                attempt(client, patience)
+
+            while at < stop:
+                if self.cancelled:
+                    raise _Cancelled
+                begun = at
+                client.read_into(self.path, self.offset + at, self.view[at:stop], came)
+                if at == begun:
+                    raise _Beyond(f"it ends before byte {self.offset + stop}")
 
         try:
             self.reader._persist(self.path, attempt)

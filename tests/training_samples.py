@@ -39,6 +39,25 @@ class Model(nn.Module):
 """
 
 
+#: `SIGNALLING`, in a training that notes the ids of each step's samples in a file of its rank.
+NOTING = """
+import json, os
+from pathlib import Path
+from pipelines.training import loop
+from signalling import Model
+
+forward_backward = loop.forward_backward
+
+def noting(session, batch):
+    ids = batch.ids()
+    with (Path(__file__).parent / f"ids-{session.ranks.world}-{session.ranks.rank}.jsonl").open("a") as file:
+        file.write(json.dumps([session.state.step, ids]) + "\\n")
+    return forward_backward(session, batch)
+
+loop.forward_backward = noting
+"""
+
+
 def train_params(**changes: Any) -> dict[str, Any]:
     return {
         "steps": 12, "lr": 1e-2, "eval_every": 4, "checkpoint_every": 3, "log_every": 2, "threads": 1, "device": "cpu",

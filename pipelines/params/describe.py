@@ -1,7 +1,11 @@
 """What `shardline params` lists."""
 
+import re
+from typing import Any
+
 from pydantic import BaseModel
 
+from pipelines.params.choice import choices, section_of
 from pipelines.params.recipe import Params
 
 
@@ -9,22 +13,38 @@ def describe() -> list[tuple[str, str, str, str]]:
     """(name, type, default, description) of every parameter, in order."""
     rows: list[tuple[str, str, str, str]] = []
 
-    def visit(model: type[BaseModel], prefix: str) -> None:
+    def visit(model: type[BaseModel], prefix: str, of: str = "") -> None:
         for name, field in model.model_fields.items():
             annotation = field.annotation
+            if of and name == "name":
+                continue
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 visit(annotation, f"{prefix}{name}.")
                 continue
-            shown = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
-            shown = shown.replace("typing.", "").replace("NoneType", "None")
+            options = choices(annotation)
+            shown = " | ".join(options) or _type(annotation)
             limits = ", ".join(
                 f"{sign} {getattr(meta, attribute)}"
                 for meta in field.metadata
                 for attribute, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
                 if hasattr(meta, attribute)
             )
-            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=False))
-            rows.append((prefix + name, f"{shown} {limits}".strip(), default, field.description or ""))
+            value: Any = None if field.is_required() else field.get_default(call_default_factory=False)
+            default = "required" if field.is_required() else repr(value.name if options else value)
+            rows.append((prefix + name + of, f"{shown} {limits}".strip(), default, field.description or ""))
+            for option, section in options.items():
+                visit(section, f"{prefix}{name}.", f" ({option})")
+            if inner := section_of(annotation):
+                visit(inner, f"{prefix}{name}.")
 
     visit(Params, "")
     return rows
+
+
+def _type(annotation: Any) -> str:
+    """As a person writes it: without limits of elements and without modules."""
+    if section := section_of(annotation):
+        return f"{section.__name__} | None"
+    shown = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    shown = re.sub(r"[\w.]*Annotated\[(\w+), FieldInfo\(.*?\]\)\]", r"\1", shown)
+    return shown.replace("typing.", "").replace("NoneType", "None")

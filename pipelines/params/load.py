@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipelines.params.choice import choices, section_of
 from pipelines.params.recipe import Params
 from pipelines.params.suggestion import suggestion
 from storage.errors import ParamsError
@@ -44,9 +45,15 @@ def load_params(file: Path = Path(FILENAME)) -> Params:
 def _explain(file: Path, error: ValidationError) -> str:
     lines = [f"{file}: {error.error_count()} invalid parameter{'s' * (error.error_count() > 1)}"]
     for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"])
+        place, option = _place(item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"  {place}: unknown parameter{suggestion(str(item['loc'][-1]), _siblings(item['loc']))}")
+            near = suggestion(str(item["loc"][-1]), _siblings(item["loc"]))
+            lines.append(f"  {place}: unknown parameter{option and f' of {option}'}{near}")
+        elif item["type"] == "union_tag_invalid":
+            known = [name.strip("'") for name in item["ctx"]["expected_tags"].split(", ")]
+            lines.append(f"  {place}: unknown name {item['ctx']['tag']!r}{suggestion(item['ctx']['tag'], known)}")
+        elif item["type"] == "union_tag_not_found":
+            lines.append(f"  {place}.name: missing. One of {', '.join(_choices(item['loc']))}")
         elif item["type"] == "missing":
             section = _section(item["loc"])
             hint = f"Add `{place}: {{}}` for its defaults" if section and _optional(section) else "It has no default"
@@ -59,14 +66,38 @@ def _explain(file: Path, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+def _place(location: tuple[int | str, ...]) -> tuple[str, str]:
+    """The parameter's dotted name, and the option whose it is where it is one of several: pydantic puts that into the
+    place, the file doesn't have it."""
+    parts, option = list(location), ""
+    for index in reversed(range(1, len(location))):
+        if location[index] in _choices(location[:index]):
+            option = str(parts.pop(index))
+    return ".".join(str(part) for part in parts), option
+
+
+def _choices(location: tuple[int | str, ...]) -> dict[str, type[BaseModel]]:
+    section = _section(location[:-1])
+    field = section.model_fields.get(str(location[-1])) if section else None
+    return choices(field.annotation) if field else {}
+
+
 def _section(location: tuple[int | str, ...]) -> type[BaseModel] | None:
     model: type[BaseModel] = Params
+    options: dict[str, type[BaseModel]] = {}
     for part in location:
+        if str(part) in options:
+            model, options = options[str(part)], {}
+            continue
         field = model.model_fields.get(str(part))
         annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        options = choices(annotation)
+        if options:
+            continue
+        section = section_of(annotation)
+        if section is None:
             return None
-        model = annotation
+        model = section
     return model
 
 

@@ -4,16 +4,22 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.network import Network
+from pipelines.params.optimizer import AdamW, Optimizer
 from pipelines.params.parallel import Parallel
+from pipelines.params.schedule import Cosine, Schedule
 from pipelines.params.section import Section
+from pipelines.params.step import Ema, NonFinite, Stop
+
+ENTRYPOINT = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|.+\.py)$"
 
 
 class Model(Section):
     """The model."""
 
     name: str = "mlp"
-    """transformer, mlp, cnn, or an import path package.module:Class of a torch.nn.Module."""
+    """transformer, mlp, cnn, resnet, vit, or an import path package.module:Class of a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
 
@@ -21,20 +27,38 @@ class Model(Section):
 class Train(Section):
     """shards → model."""
 
+    entrypoint: str | None = Field(None, pattern=ENTRYPOINT)
+    """Your own trainer instead of the built-in loop: package.module:function, or a script.py (your-own-trainer.md)."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the entry point's function."""
+    optimizer: Optimizer = AdamW()
+    """The optimiser: its name, or name and parameters (docs/optimizers.md)."""
     lr: float = Field(1e-3, gt=0, le=10)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    schedule: Schedule = Cosine()
+    """How the learning rate goes: a name, or name and parameters."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly from 0."""
     min_lr: float = Field(0.1, ge=0, le=1)
-    """Share of the peak at which the cosine ends."""
+    """Share of the peak at which the schedule ends."""
     weight_decay: float = Field(0.1, ge=0)
-    """Decoupled weight decay, on matrices only."""
-    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
-    """AdamW's decay rates of the first and second moment, each in [0, 1)."""
+    """Weight decay, on matrices only; decoupled with adamw, nadam and muon."""
+    betas: list[float] | None = Field(None, min_length=2, max_length=2)
+    """Short for train.optimizer.betas of adam, adamw, nadam and muon. None: those."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient; None: not clipped."""
+    clip_value: float | None = Field(None, gt=0)
+    """Largest absolute value of a gradient's element, before clip_norm; None: not clipped."""
+    ema: Ema | None = None
+    """A moving average of the weights, e.g. {decay: 0.999}; None: without."""
+    nonfinite: NonFinite = Stop()
+    """What a step does whose loss or gradient is not finite: stop, skip or backoff, or name and parameters."""
     accumulate: int = Field(1, ge=1)
     """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
+    loss: str = "auto"
+    """auto, cross_entropy, focal; squared, absolute, huber; or package.module:function that sums over the targets."""
+    loss_args: dict[str, Any] = {}
+    """Keyword arguments of the loss."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over the other classes."""
     steps: int | None = Field(None, ge=1)
@@ -49,6 +73,8 @@ class Train(Section):
     """Evaluations without a better val loss after which training stops; None: never."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How checkpoints are written and kept."""
     log_every: int = Field(10, ge=1)
     """Steps between points of the logged curves."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -69,10 +95,13 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
+        if self.args and self.entrypoint is None:
+            raise ValueError("train.args are the entry point's: set train.entrypoint too (the model's are model.args)")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of train.steps and train.epochs")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"train.betas={self.betas}: each must be in [0, 1)")
+        if self.betas is not None:
+            self._check_betas(self.betas)
+        self._check_optimizer()
         self.parallel.data_for(self.ranks)
         self._check_network()
         if self.parallel.pipeline > 1 and self.accumulate > 1:
@@ -81,6 +110,40 @@ class Train(Section):
                 "pieces are its microbatches. Set train.accumulate to 1, and train.parallel.microbatches"
             )
         return self
+
+    def _check_optimizer(self) -> None:
+        name = self.optimizer.name
+        if self.optimizer.closure and self.precision == "fp16":
+            raise ValueError(
+                f"train.precision=fp16 scales the loss step by step, which the line search of {name} would take for "
+                "the loss itself: set it to bf16 or fp32"
+            )
+        if self.parallel.pipeline > 1 and (self.optimizer.closure or name == "muon"):
+            raise ValueError(
+                f"train.optimizer={name} must see the whole depth of the model, but parallel.pipeline = "
+                f"{self.parallel.pipeline} cuts it: set that to 1 (data, shard and tensor work), or take adamw"
+            )
+
+        local = self.network.local_steps
+        if self.optimizer.closure and (local > 1 or self.network.compression == "powersgd"):
+            raise ValueError(
+                f"train.optimizer={name} searches along the gradient of the global batch, which network.local_steps "
+                "and powersgd don't give: leave these at their defaults"
+            )
+        if self.ema is not None and self.ema.every % local:
+            raise ValueError(
+                f"ema.every = {self.ema.every} is no multiple of network.local_steps = {local}: copies have the same "
+                f"weights only when they meet. Set train.ema.every to {-(-self.ema.every // local) * local}"
+            )
+
+    def _check_betas(self, betas: list[float]) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"train.betas={betas}: each must be in [0, 1)")
+        if "betas" not in type(self.optimizer).model_fields:
+            raise ValueError(f"train.betas={betas}: {self.optimizer.name} has none. Leave train.betas out")
+        default = type(self.optimizer).model_fields["betas"].default
+        if getattr(self.optimizer, "betas") not in (default, betas):  # noqa: B009 - not all optimisers have it
+            raise ValueError("train.betas and train.optimizer.betas differ: give one of them")
 
     def _check_network(self) -> None:
         network, parallel = self.network, self.parallel
@@ -100,6 +163,7 @@ class Train(Section):
             ("network.local_after", network.local_after),
             ("eval_every", self.eval_every),
             ("checkpoint_every", self.checkpoint_every),
+            ("checkpoints.every", self.checkpoints.every or self.checkpoint_every),
         ):
             if value % network.local_steps:
                 best = -(-value // network.local_steps) * network.local_steps

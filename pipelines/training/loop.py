@@ -1,19 +1,20 @@
 """The training loop."""
 
+from functools import partial
 from itertools import islice
-from math import isfinite
 from signal import SIGTERM, Signals
 from time import perf_counter
 
 from torch import Tensor
 
 from pipelines.streaming import Batch
-from pipelines.training.device import seed_step
-from pipelines.training.optimizers import learning_rate, set_learning_rate
+from pipelines.training import nonfinite
+from pipelines.training.pulse import beat
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
-from storage.errors import DataError, Interrupted
+from pipelines.training.step import take_step
+from storage.errors import Interrupted
 
 
 def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
@@ -22,15 +23,14 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
     A step's batch, learning rate and randomness are functions of (params, data, step), so an interruption changes
     nothing; nor does the number of ranks, but for rounding and each rank's own dropout.
     """
-    state, train = s.state, s.params.train
     batches = iter(s.stream)
     stopping = False
     while True:
         if not stopping and s.validation_due():
             stopping = validate(s, stop)
-            report.validation(state)
-        if stopping and s.exchange.together(state.step, s.steps):
-            s.save()
+            report.validation(s.state)
+        if stopping and s.exchange.together(s.state.step, s.steps):
+            s.save(wait=True)
             raise _interrupted(s, stop)
         if s.done():
             return
@@ -39,26 +39,18 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
-        seed_step(s.params.seed, state.step, s.layout.stream_of_chance)
-        rate = learning_rate(state.step, s.steps, train)
-        set_learning_rate(s.optimizer, rate)
-        with s.exchange.counting():
-            local_loss, targets = forward_backward(s, batch)
-        loss_sum, stops = s.ranks.sum(local_loss, bool(stop), device=s.device)
-        s.scaler.unscale_(s.optimizer)
-        norm = float(s.clip())
-        if not isfinite(loss_sum) or not (isfinite(norm) or s.scaler.is_enabled()):
-            raise _not_finite(s, batch, loss_sum / targets, norm)
-        s.scaler.step(s.optimizer)
-        s.scaler.update()
-        s.optimizer.zero_grad()
-        s.exchange.meet(state.step + 1, s.steps)
+        outcome = take_step(s, partial(forward_backward, s, batch), stop)
+        stopping |= outcome.stops > 0  # on any rank: so all of them leave after the same step
+        if not outcome.finite:
+            report.advance(nonfinite.handle(s, batch, outcome))
+            continue
 
-        state.add_step(loss_sum, targets, batch.size)
+        state, targets = s.state, outcome.targets
+        state.add_step(outcome.loss_sum, targets, batch.size)
+        beat(state.step)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
-        if state.step % train.log_every == 0 or state.step == s.steps:
-            report.point(state.close_point(rate, norm), s.stream.meter.snapshot(), s.exchange)
-        stopping |= stops > 0  # on any rank: so all of them leave after the same step
+        if state.step % s.params.train.log_every == 0 or state.step == s.steps:
+            report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot(), s.exchange)
 
 
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
@@ -81,7 +73,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
     """Measure the loss on the val split and note it in the state; True when a signal cut it short (nothing noted)."""
     loss, hits, count, stopped = 0.0, 0.0, 0, False
     s.model.eval()
-    with s.val_stream() as batches:
+    with s.averaged(), s.val_stream() as batches:
         for batch in islice(batches, s.params.train.eval_batches):
             inputs, targets = s.task.pair(batch.arrays, s.device)
             answers = s.runner.answers(inputs)
@@ -89,6 +81,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
             count += batch.size * s.task.targets_per_sample(batch.arrays)
+            beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:
                 break
@@ -97,16 +90,6 @@ def validate(s: Session, stop: StopRequest) -> bool:
         loss, hits = s.ranks.sum(loss, hits, device=s.device)
         s.note_validation(s.task.summary(loss / count, hits / count))
     return stopped
-
-
-def _not_finite(s: Session, batch: Batch, loss: float, norm: float) -> DataError:
-    names = list(batch.ids())
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return DataError(
-        f"Step {s.state.step + 1}: loss {loss:g}, gradient norm {norm:g}; training cannot go on from there. "
-        f"Most often the steps are too long: lower train.lr (now {s.params.train.lr:g}) or train.clip_norm (now "
-        f"{s.params.train.clip_norm}), or raise train.warmup. Else look at the samples of this batch: {shown}."
-    )
 
 
 def _interrupted(s: Session, stop: StopRequest) -> Interrupted:

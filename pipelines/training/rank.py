@@ -12,6 +12,8 @@ from torch import Tensor
 from pipelines.models import save_model
 from pipelines.progress import progress, say
 from pipelines.training.loop import fit
+from pipelines.training.memory import memory_explained
+from pipelines.training.pulse import rest
 from pipelines.training.ranks import Ranks
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
@@ -23,10 +25,23 @@ from storage.atomic import write_atomically
 TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
 
-def train_rank(ws: Workspace, ranks: Ranks) -> None:
-    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved."""
-    with stop_on_signals(StopRequest()) as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
+def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> None:
+    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved.
+    `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
+    if ws.params.train.entrypoint is not None:
+        from pipelines.training.entrypoint import run_entrypoint
+
+        run_entrypoint(ws, ranks)
+        return
+    stop = StopRequest() if stop is None else stop
+    with (
+        memory_explained(ws.params),
+        stop_on_signals(stop),
+        open_session(ws, ranks) as session,
+        reporting(ws, session) as report,
+    ):
         fit(session, report, stop)
+        rest()
         final = session.final_weights()
         if ranks.leads:
             write_outs(ws, session, final, report)
@@ -86,6 +101,8 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
+    if state.skipped or state.backoffs:  # of train.nonfinite
+        metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated
     metrics |= next((point for point in state.val_curve if point["step"] == kept), {}) | {"step": kept or state.step}
     return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}

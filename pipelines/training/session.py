@@ -1,7 +1,7 @@
 """One rank's training, put together: model, optimiser, data, state and checkpoints."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
-from pipelines.models import ModelConfig, Task, task_of
-from pipelines.models.saved import weights
+from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.params import Params
 from pipelines.streaming import Stream
-from pipelines.training.checkpoints import Checkpoint, Checkpoints, checkpoint_key
+from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
+from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.ema import Average
 from pipelines.training.network import Exchange, Wire
-from pipelines.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
-from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, full_weights, make_mesh
+from pipelines.training.optimizers import build_optimizer
+from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
+from pipelines.training.pulse import collective_timeout
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
 from storage.cache import Tiered
-from storage.errors import DataError, FormatError, ParamsError
+from storage.errors import DataError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
@@ -57,10 +59,11 @@ class Session:
     samples: int
     parameters: int
     validates: bool
-    checkpoints: Checkpoints
+    checkpoints: Saver
     state: TrainState = field(default_factory=TrainState)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    _saved: int = 0
+    best: dict[str, Chunk] = field(default_factory=dict)
+    average: Average | None = None
+    _saved: int = -1
 
     def done(self) -> bool:
         """Whether all steps are done, or early stopping's patience is out."""
@@ -73,12 +76,21 @@ class Session:
         return self.validates and due and step > self.state.validated
 
     def checkpoint_due(self) -> bool:
-        return self.state.step % self.params.train.checkpoint_every == 0 and self.state.step > self._saved
+        """After so many steps, and where a checkpoint of the best evaluation is wanted."""
+        rules, step = self.params.train.checkpoints, self.state.step
+        if step == 0:  # something to go back to
+            return self.params.train.nonfinite.name == "backoff" and self._saved < 0
+        best = rules.keep_best > 0 and step == self.state.best_step
+        due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
+        return due and step > self._saved and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
-        """Bound the gradient's norm, over all ranks' pieces of it, by train.clip_norm. Returns the norm before."""
-        limit = self.params.train.clip_norm
-        return clip_(self.model.parameters(), limit, self.layout, self.ranks, self.device, self.shared)
+        """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
+        norm before."""
+        train, parameters = self.params.train, self.model.parameters()
+        return clip_(
+            parameters, train.clip_norm, self.layout, self.ranks, self.device, self.shared, value=train.clip_value
+        )
 
     @contextmanager
     def val_stream(self) -> Iterator[Stream]:
@@ -90,55 +102,69 @@ class Session:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None:
-            self.best = full_weights(self.model, self.layout, self.mesh)
+            with self.averaged():
+                self.best = {
+                    name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
+                }
+
+    def _weights(self) -> dict[str, Chunk]:
+        """What this rank holds of the model's parameters and buffers."""
+        return {name: Chunk.of(tensor) for name, tensor in self.model.state_dict().items()}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their moving average where `train.ema` evaluates it."""
+        average = self.average
+        if average is None or not average.settings.evaluate:
+            return nullcontext()
+        self.checkpoints.settle()  # it may still be copying the weights
+        return average.in_place()
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The best weights where early stopping is on, else the last ones, on rank 0. All ranks call it together."""
-        weights = full_weights(self.model, self.layout, self.mesh)
-        return self.best or weights
+        """The best weights where early stopping is on, else the last ones or `train.ema`'s average of them: whole on
+        rank 0, {} on the others. All ranks call it together."""
+        average = self.average
+        self.checkpoints.settle()
+        with average.in_place() if average is not None and average.settings.final else nullcontext():
+            return self.checkpoints.whole(self.best or self._weights())
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment (rank 0), and wait until it is there (all)."""
-        if self.ranks.leads:
-            tensors = {
-                "model": weights(self.model),
-                "optimizer": optimizer_tensors(self.model, self.optimizer),
-                "best": self.best,
-                "momentum": self.exchange.momentum,
-            }
-            values = {
-                "train": self.state.to_json(),
-                "stream": self.stream.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            self.checkpoints.save(self.state.step, Checkpoint(tensors, values))
-        self._saved = self.state.step
-        self.ranks.wait()
+    def save(self, *, wait: bool = False) -> None:
+        """Write a checkpoint of this moment, in the background unless `wait`. Raises LakeError when waited for."""
+        state = self.state
+        score = state.val_curve[-1]["val_loss"] if state.val_curve and state.validated == state.step else None
+        values = {
+            "train": state.to_json(),
+            "stream": self.stream.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
+        chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
+        if self.average is not None:
+            chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
+        self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
+        self._saved = state.step
 
-    def restore(self) -> bool:
-        """Go back to the newest checkpoint; False when there is none."""
-        if self.ranks.leads:
-            self.checkpoints.sweep()
-        folder = self.ranks.share(self.checkpoints.latest() if self.ranks.leads else None)
-        if folder is None:
+    def restore(self, before: int | None = None) -> bool:
+        """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
+        saved = self.checkpoints.restore(before)
+        if saved is None:
             return False
-        saved = self.checkpoints.load(folder)
-        try:
-            self.model.load_state_dict(saved.tensors["model"])
-            load_optimizer_tensors(self.model, self.optimizer, saved.tensors.get("optimizer", {}))
-        except (RuntimeError, KeyError) as error:
-            raise FormatError(
-                f"{folder}: this checkpoint doesn't fit the model: its code changed since. "
-                f"Go back to that code, or delete {folder.parent} to train from the start. {error}"
-            ) from error
-        self.exchange.load(saved.tensors.get("momentum", {}))
-        self.best = saved.tensors.get("best", {}) if self.ranks.leads else {}
-        self.state = TrainState.from_json(saved.state["train"])
-        self.stream.load_state_dict(saved.state["stream"])
+        self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
+        if self.average is not None:
+            self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
+        momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
+        self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
+        self.state = TrainState.from_json(saved.values["train"])
+        self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved.state["scaler"])
+            self.scaler.load_state_dict(saved.values["scaler"])
         self._saved = self.state.step
         return True
+
+    def back_to_checkpoint(self) -> None:
+        """Go back to the newest checkpoint in mid-training (`train.nonfinite: backoff` has one from the start on)."""
+        self.optimizer.zero_grad()
+        found = self.restore()
+        assert found, "backoff saves a checkpoint before the first step"
 
 
 def open_stream(
@@ -165,12 +191,13 @@ def open_stream(
 
 
 @contextmanager
-def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
-    """Everything of a training, at its start or where its last checkpoint was; closed at the end."""
+def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> Iterator[Session]:
+    """Everything of a training, at its start or where its last checkpoint was (with `before`: the last one that comes
+    before that step); closed at the end."""
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    task = task_of(manifest.header["spec"])
+    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
     seq_len = params.stream.seq_len if task.name == "language" else None
     config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
     validates = _validates(params, manifest, seq_len)
@@ -179,7 +206,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
-        stack.enter_context(joined(ranks, device))
+        stack.enter_context(joined(ranks, device, collective_timeout(params.compute)))
         mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
@@ -191,15 +218,32 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
         exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
+        place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
+        saver = stack.enter_context(
+            closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
+        )
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=samples_in(manifest, "train", seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
-            checkpoints=Checkpoints(ws.state / "checkpoints" / checkpoint_key(manifest.digest, params)[:16]),
+            checkpoints=saver,
         )  # fmt: skip
-        session.restore()
+        if train.ema is not None:
+            session.average = Average(model, train.ema)
+        session.restore(before)
         yield session
+
+
+def checkpoints_zone(ws: Workspace, key: str) -> Zone:
+    """Where the checkpoints of the training with `key` lie: below train.checkpoints.url, in a remote lake, or here."""
+    lake, url = ws.params.lake.url, ws.params.train.checkpoints.url
+    if url is None and lake is not None and "://" in lake and not lake.startswith(("file://", "local://")):
+        url = f"{lake.rstrip('/')}/{ws.params.recipe}/checkpoints"
+    if url is not None and "://" not in url:
+        url = str(ws.root / url)
+    folder = ws.state / "checkpoints" / key
+    return Zone(folder, f"{url.rstrip('/')}/{key}" if url else None, timeout=ws.params.compute.lake_timeout)
 
 
 def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:

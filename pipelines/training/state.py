@@ -27,6 +27,14 @@ class TrainState:
     best_step: int = 0
     stale: int = 0
     """Evaluations since the best one."""
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite, which changed nothing."""
+    skipped_in_row: int = 0
+    """Of these, the last ones."""
+    backoffs: int = 0
+    """Returns to a checkpoint after such a step."""
+    rate_scale: float = 1.0
+    """Of the scheduled learning rate, since these."""
     train_curve: list[Point] = field(default_factory=list)
     val_curve: list[Point] = field(default_factory=list)
 
@@ -35,6 +43,13 @@ class TrainState:
         self.loss_sum += loss_sum
         self.targets += targets
         self.samples += samples
+        self.skipped_in_row = 0
+
+    def skip_step(self, samples: int) -> None:
+        self.step += 1
+        self.samples += samples
+        self.skipped += 1
+        self.skipped_in_row += 1
 
     def close_point(self, rate: float, norm: float) -> Point:
         """End the train curve's present interval with its mean loss."""

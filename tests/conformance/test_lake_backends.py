@@ -16,6 +16,7 @@ from storage.compression import Compression
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
+from storage.named import NamedFiles
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -208,3 +209,29 @@ def test_a_zone_travels_to_other_processes(zone: Zone) -> None:
         finally:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_parts_are_stored_as_one_object_that_heals(zone: Zone, damage: Damage) -> None:
+    parts = [b"head", np.arange(3, dtype="u2"), b"", NOISE]
+    whole = b"".join(bytes(memoryview(part).cast("B")) for part in parts)
+    stored = zone.publish_parts(parts, ".bin")
+    assert stored == zone.publish(whole, ".bin")
+    damage(stored.path, whole[:-1] + b"?")
+    assert zone.publish_parts(parts, ".bin") == stored
+    assert zone.read(stored.path, stored.digest) == whole
+
+
+def test_files_with_names_of_their_own(zone: Zone) -> None:
+    files, stored = NamedFiles(zone), zone.publish(b"hello", ".bin")
+    assert files.paths() == {stored.path: 5}
+    for text in (b"first", b"second one"):
+        files.write("step-1/manifest.json", text)
+        assert files.read("step-1/manifest.json") == text
+    files.write("step-2/manifest.json", b"{}")
+    assert files.paths() == {stored.path: 5, "step-1/manifest.json": 10, "step-2/manifest.json": 2}
+    files.delete("step-1/manifest.json")
+    files.delete("step-1/manifest.json")
+    files.delete(stored.path)
+    assert files.paths() == {"step-2/manifest.json": 2}
+    with pytest.raises(FileNotFoundError):
+        files.read("step-1/manifest.json")

@@ -1,6 +1,8 @@
 """A training in a process of its own, killed: run again, it ends as if nothing had happened."""
 
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,19 +41,45 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, quiet_training: None) 
     return outs(ws)
 
 
-def test_sigkill_then_the_same_command_gives_the_same_bytes(
-    tmp_path: Path, undisturbed: dict[str, bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    ws = make_signalling(tmp_path)
-    first = run(ws, SIGNAL="SIGKILL", SIGNAL_AT="8")
-    assert first.returncode == -9
-    assert not ws.model.exists()
-    second = run(ws, SIGNAL="SIGKILL", SIGNAL_AT="5")  # a checkpoint every 3 steps: this is step 11
-    assert second.returncode == -9
-    assert "going on from step 6 of 12" in second.stdout
+def killed_until_done(ws: Workspace, kills: int, seed: int) -> None:
+    """Killed with SIGKILL in random steps so many times, each start going on from a checkpoint; then left to end.
+
+    A kill costs two checkpoints' steps at most: the newest may not be complete, but the one before it is.
+    """
+    chance, train_params = random.Random(seed), ws.params.train
+    killed_in = 0
+    for _ in range(kills):
+        at = chance.randint(2, (train_params.steps or 0) // 2)  # counted from the start of the process
+        done = run(ws, SIGNAL="SIGKILL", SIGNAL_AT=str(at))
+        assert "Traceback" not in done.stderr
+        found = re.search(r"going on from step (\d+) of", done.stdout)
+        begun = int(found[1]) if found else 0
+        assert begun > killed_in - 1 - 2 * train_params.checkpoint_every
+        if ws.model.exists():
+            return
+        assert done.returncode != 0, done.stderr
+        killed_in = begun + at
     train(ws)
-    assert "going on from step 9 of 12" in capsys.readouterr().out
-    assert outs(ws) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("kills", "changes"),
+    [
+        (3, {}),
+        pytest.param(20, {"steps": 60}, marks=pytest.mark.soak),
+        pytest.param(20, {"steps": 60, "ranks": 2}, marks=pytest.mark.soak),
+    ],
+)
+def test_sigkill_in_random_steps_then_the_same_command_gives_the_same_bytes(
+    tmp_path: Path, quiet_training: None, kills: int, changes: dict[str, int]
+) -> None:
+    whole = make_signalling(tmp_path / "whole", train=changes)
+    train(whole)
+    ws = make_signalling(tmp_path / "killed", train=changes)
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    killed_until_done(ws, kills, seed)
+    assert outs(ws) == outs(whole)
 
 
 def test_sigterm_saves_exits_143_and_goes_on(

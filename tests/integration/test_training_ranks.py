@@ -1,5 +1,6 @@
 """Several ranks, started by torchrun on this machine."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import training_samples
+from gated_training import command, started, starts
+from safetensors.torch import load_file
 from training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
 
 from pipelines.training import train
@@ -21,6 +25,7 @@ DEADLINE = 90  # seconds
 
 #: Fails on one rank only, after a step; and remembers its processes.
 FAILING = """
+import json
 import os
 from torch import nn
 
@@ -69,8 +74,8 @@ def processes_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 def newest(ws: Workspace) -> int:
     """The step of the newest checkpoint; 0 without one."""
-    folders = (ws.state / "checkpoints").glob("*/step-*")
-    return max((int(path.name.removeprefix("step-")) for path in folders), default=0)
+    manifests = (ws.state / "checkpoints").glob("*/step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
 
 
 def test_ranks_killed_stopped_and_resumed_take_the_steps_of_one(
@@ -113,6 +118,44 @@ def test_ranks_killed_stopped_and_resumed_take_the_steps_of_one(
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
 
 
+def ids_by_step(root: Path) -> dict[int, list[str]]:
+    """The samples of each step, of all ranks; a step that was done again must have had the same ones."""
+    found: dict[int, dict[str, set[str]]] = {}
+    for file in root.glob("ids-*.jsonl"):
+        world = file.name.split("-")[1]
+        for line in file.read_text().splitlines():
+            step, ids = json.loads(line)
+            found.setdefault(step, {}).setdefault(world, set()).update(ids)
+    assert all(len({frozenset(ids) for ids in worlds.values()}) == 1 for worlds in found.values())
+    return {step: sorted(next(iter(worlds.values()))) for step, worlds in found.items()}
+
+
+def test_one_rank_then_three_then_two_take_the_same_samples_to_the_same_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = {name: tmp_path / name for name in ("steady", "changing")}
+    settings = {"steps": 40, "eval_every": 20, "checkpoint_every": 7, "lr": 1e-2, "log_every": 5}
+    for name, root in roots.items():
+        root.mkdir()
+        (root / "signalling.py").write_text(training_samples.SIGNALLING.replace("nn.Dropout(0.2), ", ""))
+        (root / "noting.py").write_text(training_samples.NOTING)
+        ws = make_points(root, model={"name": "noting:Model"}, train=settings)
+        for ranks, signal_at in ((1, 12), (3, 15), (2, 0)) if name == "changing" else ((1, 0),):
+            environment = {"SIGNAL": "SIGTERM", "SIGNAL_AT": str(signal_at)}
+            with monkeypatch.context() as patch:
+                for key, value in environment.items():
+                    patch.setenv(key, value)
+                process = start(with_train(ws, ranks=ranks))
+            out, said = process.communicate(timeout=DEADLINE)
+            assert process.returncode == (143 if signal_at else 0), out + said
+    steady, changing = (ids_by_step(root) for root in roots.values())
+    assert set(steady) == set(range(40))
+    assert changing == steady
+    assert {file.name.split("-")[1] for file in roots["changing"].glob("ids-*")} == {"1", "2", "3"}
+    one, other = (losses(Workspace.open(root)) for root in roots.values())
+    assert other == pytest.approx(one, abs=1e-4)
+
+
 def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     ws = make_points(tmp_path, model={"name": "failing:Model"}, train={"ranks": 2})
@@ -129,3 +172,38 @@ def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path:
     assert "Rank 1 of 2 failed with exit code 1" in said
     assert "RuntimeError: the second rank has had enough" in said
     assert not alive(list(seen.values()))
+
+
+def test_shards_train_through_the_launcher_and_leave_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`shardline train` with FSDP2 on two ranks: the curve of one rank, and a model that evaluates alone."""
+    import pipelines.tracking
+
+    monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
+    without_mlflow()
+    settings = {"steps": 6, "log_every": 1, "eval_every": 6, "lr": 1e-3, "patience": 3}
+    one = make_text(tmp_path / "one", documents=6, train=settings)
+    train(one)
+    two = make_text(tmp_path / "two", documents=6, train=settings | {"ranks": 2, "parallel": {"shard": 2}})
+    process = start(two)
+    _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, said
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    alone, sharded = (load_file(ws.model / "model.safetensors") for ws in (one, two))
+    assert alone.keys() == sharded.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_that_somebody_else_starts_train_together(tmp_path: Path) -> None:
+    ws = make_points(tmp_path, train={"ranks": 1})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # As a cluster would: `shardline train` under torchrun, whose environment says which rank it is.
+    with started(*torchrun, *command(ws)[1:]) as job:
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 0, said
+    assert json.loads(ws.metrics("train").read_text())["steps"] == 12
+    outcomes = [json.loads(file.read_text())["outcome"] for file in ws.state.glob("logs/2*/outcome.json")]
+    assert outcomes == ["done", "done"]
+    assert [starts(ws, rank) for rank in (0, 1)] == [1, 1]

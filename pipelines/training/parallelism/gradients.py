@@ -12,18 +12,26 @@ from pipelines.training.ranks import Ranks
 
 def clip_(
     parameters: Iterable[Tensor], limit: float | None, layout: Layout, ranks: Ranks, device: torch.device,
-    shared: Iterable[Tensor] = (),
+    shared: Iterable[Tensor] = (), *, value: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Scale the gradients down to a norm of `limit` over all shards, slices and stages. Returns the norm before."""
+    """Cut each element of the gradients off at ±`value`, then scale them down to a norm of `limit` over all shards,
+    slices and stages. Returns the norm before both."""
     parameters = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if layout.world == layout.size("data"):  # the same gradients on every rank
-        norm = nn.utils.get_total_norm(gradients)
-    else:
-        twice = {id(p) for p in shared}
-        norm = global_norm(gradients, [2 if id(p) in twice else 1 for p in parameters], layout, ranks, device)
+    twice = {id(p) for p in shared}
+
+    def measured() -> Tensor:
+        if layout.world == layout.size("data"):  # the same gradients on every rank
+            return nn.utils.get_total_norm(gradients)
+        return global_norm(gradients, [2 if id(p) in twice else 1 for p in parameters], layout, ranks, device)
+
+    norm = inside = measured()
+    if value is not None:
+        for gradient in gradients:
+            held(gradient).clamp_(-value, value)
+        inside = measured() if limit is not None else norm
     if limit is not None:
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        factor = (limit / (inside + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
         pieces = [held(g) for g in gradients]
         torch._foreach_mul_(pieces, factor.to(pieces[0].device))
     return norm

@@ -1,4 +1,4 @@
-"""The learning rate's arithmetic, weight decay's groups, clipping, and the optimiser's saved state."""
+"""The learning rate's arithmetic, weight decay's groups, and clipping."""
 
 from itertools import pairwise
 from math import cos, pi
@@ -8,14 +8,10 @@ import torch
 from torch import nn
 
 from pipelines.params import Train
-from pipelines.training.optimizers import (
-    build_optimizer,
-    clip,
-    learning_rate,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from pipelines.training.optimizers import build_optimizer, set_learning_rate
+from pipelines.training.parallelism import Layout, clip_
+from pipelines.training.ranks import Ranks
+from pipelines.training.schedules import learning_rate
 
 
 def test_warm_up_peak_and_cosine() -> None:
@@ -50,6 +46,10 @@ def test_only_matrices_decay() -> None:
     assert all(torch.equal(after[name], before[name]) for name in ("0.bias", "1.weight", "1.bias"))
 
 
+def clip(weights: list[nn.Parameter], limit: float | None, value: float | None = None) -> torch.Tensor:
+    return clip_(weights, limit, Layout(), Ranks(), torch.device("cpu"), value=value)
+
+
 def test_clipping_returns_the_norm_before_and_none_leaves_gradients_alone() -> None:
     weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
     weights[0].grad, weights[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
@@ -60,23 +60,50 @@ def test_clipping_returns_the_norm_before_and_none_leaves_gradients_alone() -> N
     assert float(clip(weights, 10.0)) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_the_optimisers_state_comes_back_bit_for_bit() -> None:
-    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-        for step in steps:
-            torch.manual_seed(step)
-            model(torch.randn(4, 3)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+def rates(schedule: object, steps: int = 100, **changes: object) -> list[float]:
+    train = Train(**{"lr": 1.0, "warmup": 0.1, "min_lr": 0.2, "steps": steps, "schedule": schedule} | changes)
+    return [learning_rate(step, steps, train) for step in range(steps)]
 
-    settings = Train(steps=1)
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model, settings)
-    train(model, optimizer, range(3))
-    copy = nn.Linear(3, 2)
-    copy.load_state_dict(model.state_dict())
-    resumed = build_optimizer(copy, settings)
-    load_optimizer_tensors(copy, resumed, {k: v.clone() for k, v in optimizer_tensors(model, optimizer).items()})
-    train(model, optimizer, range(3, 6))
-    train(copy, resumed, range(3, 6))
-    assert torch.equal(model.weight, copy.weight)
+
+def test_each_schedule_at_points_computed_by_hand() -> None:
+    warm = [pytest.approx(k / 10) for k in range(1, 11)]
+    for name in ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "step"):
+        assert rates(name)[:10] == warm, name
+    assert rates("constant")[10:] == [1.0] * 90
+    linear = rates("linear")
+    assert linear[10] == 1.0
+    assert linear[99] == pytest.approx(0.2)
+    assert linear[54] - linear[55] == pytest.approx(0.8 / 89)
+    stable = rates({"name": "wsd", "decay": 0.3})
+    assert stable[10:70] == [1.0] * 60
+    assert stable[70] == pytest.approx(1 - 0.8 / 30)
+    assert stable[99] == pytest.approx(0.2)
+    assert rates({"name": "wsd", "decay": 0.3, "shape": "sqrt"})[70] == pytest.approx(1 - 0.8 * (1 / 30) ** 0.5)
+    root = rates("inverse_sqrt")
+    assert root[39] == pytest.approx((10 / 40) ** 0.5)
+    assert rates("inverse_sqrt", min_lr=0.6)[99] == 0.6
+    falls = rates({"name": "step", "at": [0.5, 0.8], "factor": 0.1}, warmup=0.0)
+    assert falls[49] == 1.0
+    assert (falls[50], falls[79]) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert falls[80] == pytest.approx(0.01)
+    cycle = rates({"name": "one_cycle", "rise": 0.25, "start": 0.1, "end": 0.01}, steps=101)
+    assert cycle[0] == pytest.approx(0.1)
+    assert cycle[25] == 1.0
+    assert max(cycle) == 1.0
+    assert cycle[100] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "wsd", "inverse_sqrt", "step", "one_cycle"])
+def test_no_schedule_is_above_its_peak_or_negative(name: str, steps: int) -> None:
+    for warmup in (0.0, 0.5, 0.99):
+        assert all(0 <= rate <= 1 for rate in rates(name, steps=steps, warmup=warmup))
+
+
+def test_clipping_by_value_comes_before_the_norm() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([3.0, -4.0, 0.5])
+    assert float(clip([weight], None, 1.0)) == pytest.approx((9 + 16 + 0.25) ** 0.5)
+    assert weight.grad.tolist() == [1.0, -1.0, 0.5]
+    clip([weight], 0.75, 1.0)
+    assert weight.grad.tolist() == [pytest.approx(v, rel=1e-5) for v in (0.5, -0.5, 0.25)]

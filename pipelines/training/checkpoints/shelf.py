@@ -1,0 +1,100 @@
+"""The checkpoints of one training, as they lie in their zone; rank 0's business.
+
+step-00000100/manifest.json      what it holds; written last
+objects/<digest>.safetensors     a rank's part
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from pipelines.params.checkpoints import Checkpoints as Rules
+from pipelines.progress import say
+from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged, unknown_format
+from storage.errors import LakeError
+from storage.lake import OBJECTS, Zone
+from storage.named import NamedFiles
+
+_MANIFEST = re.compile(rf"step-(\d{{8,}})/{re.escape(FILENAME)}")
+_FORMAT_1 = re.compile(r"step-(\d{8,})/state\.json")
+
+
+def manifest_path(step: int) -> str:
+    return f"step-{step:08d}/{FILENAME}"
+
+
+def kept(scores: Mapping[int, float | None], rules: Rules, *, finished: bool = False) -> set[int]:
+    """Which of the checkpoints, step → val loss, stay by the rules. After the training the last ones needn't."""
+    last = [] if finished else sorted(scores)[-rules.keep_last :]
+    rated = sorted((score, step) for step, score in scores.items() if score is not None)
+    best = [step for _, step in rated[: rules.keep_best]]
+    every = [step for step in scores if rules.keep_every and step % rules.keep_every == 0]
+    return {*last, *best, *every}
+
+
+class Shelf:
+    """Lists, completes and removes checkpoints. Raises LakeError."""
+
+    def __init__(self, zone: Zone, rules: Rules) -> None:
+        self.zone, self.files, self.rules = zone, NamedFiles(zone), rules
+        self._known: dict[int, CheckpointManifest] = {}
+
+    def newest_first(self) -> Iterator[CheckpointManifest]:
+        """The complete checkpoints; unreadable manifests are passed over, with a word. Raises FormatError."""
+        paths = self.files.paths()
+        steps = sorted((int(found[1]) for path in paths if (found := _MANIFEST.fullmatch(path))), reverse=True)
+        old = sorted(path for path in paths if _FORMAT_1.fullmatch(path))
+        if old and not steps:
+            with suppress(ValueError, AttributeError):
+                raise unknown_format(self.zone.describe(old[-1]), json.loads(self.files.read(old[-1])).get("format"))
+        for step in steps:
+            what = self.zone.describe(manifest_path(step))
+            try:
+                self._known[step] = CheckpointManifest.decode(self.files.read(manifest_path(step)), what)
+            except (Damaged, FileNotFoundError) as error:
+                self.pass_over(step, str(error))
+        yield from [self._known[step] for step in steps if step in self._known]
+
+    def pass_over(self, step: int, why: str) -> None:
+        """Don't count with a damaged checkpoint any more: the next save removes it."""
+        self._known.pop(step, None)
+        say(
+            f"{self.zone.describe(manifest_path(step))}: damaged, passed over; going on from the checkpoint before it, "
+            f"if there is one. ({why})"
+        )
+
+    def commit(self, manifest: CheckpointManifest) -> None:
+        """Make a checkpoint complete, then remove those that don't stay by the rules."""
+        self.files.write(manifest_path(manifest.step), manifest.encode())
+        self._known[manifest.step] = manifest
+        try:
+            self.prune()
+        except LakeError as error:
+            say(f"Old checkpoints could not be removed, which the next save tries again: {error}")
+
+    def prune(self, *, finished: bool = False) -> None:
+        """Remove checkpoints that don't stay by the rules, manifest first, and objects that no checkpoint names."""
+        scores = {step: manifest.score for step, manifest in self._known.items()}
+        stay = kept(scores, self.rules, finished=finished)
+        self._known = {step: manifest for step, manifest in self._known.items() if step in stay}
+        named = {file for manifest in self._known.values() for file in manifest.files}
+        paths = self.files.paths()
+        for path in paths:
+            found = _MANIFEST.fullmatch(path)
+            if found and int(found[1]) not in stay:
+                self.files.delete(path)
+        for path in paths:
+            if path.startswith(f"{OBJECTS}/") and path not in named:
+                self.files.delete(path)
+
+    def last(self) -> int | None:
+        """The step of the newest complete checkpoint that is known of."""
+        return max(self._known, default=None)
+
+    def clear(self) -> None:
+        """The training is done: all go but those that stay by the rules."""
+        self.prune(finished=True)
+        if not self._known and self.zone.root is not None:
+            shutil.rmtree(self.zone.root, ignore_errors=True)
