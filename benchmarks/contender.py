@@ -4,7 +4,7 @@ One JSON object a line comes in, `{"run": "count", "workers": 0, "seconds": 5.0}
 same for every contender: it runs from the first batch of an epoch to its last one, so that what starting costs (of
 worker processes, say) counts against nobody; `first` says it instead. Every batch is touched: the first and the last
 element of every array are read. `check` is one whole epoch whose bytes are all summed up; `once` is one whole epoch,
-timed from asking for it to its end. NumPy only.
+timed from asking for it to its last batch, and to its end, when all is closed. NumPy only.
 """
 
 import gc
@@ -22,6 +22,13 @@ from benchmarks.works import Work, load
 
 Batch = Mapping[str, Any]  # arrays or tensors [n, …] by name, or lists of n bytes objects
 Epoch = Callable[[int], Iterable[Batch]]  # an epoch's batches, by that many worker processes
+
+_later: list[Callable[[], object]] = []
+
+
+def later(tidy: Callable[[], object]) -> None:
+    """Call `tidy` once the command is answered, off the clock."""
+    _later.append(tidy)
 
 
 def serve(contenders: Mapping[str, Callable[[Work], Epoch]]) -> None:
@@ -45,6 +52,8 @@ def listen(make: Callable[[], Callable[..., Any]]) -> None:
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), file=answers)
+        while _later:
+            _later.pop()()
         gc.collect()  # abandoned iterators end their workers here, off the clock
 
 
@@ -82,15 +91,17 @@ def check(epoch: Epoch, workers: int) -> dict[str, float]:
 
 
 def once(epoch: Epoch, workers: int) -> dict[str, float]:
-    """One whole epoch: samples, and the seconds from asking for it to its end and to its first batch."""
+    """One whole epoch: samples, and the seconds from asking for it to its first and its last batch, and to its end."""
     samples = touched = 0
+    first = last = 0.0
     asked = time.perf_counter()
-    first = None
     for batch in epoch(workers):
         touched += touch(batch)
-        first = first or time.perf_counter() - asked
+        last = time.perf_counter() - asked
+        first = first or last
         samples += size(batch)
-    return {"samples": samples, "seconds": time.perf_counter() - asked, "first": first or 0.0, "touched": touched}
+    ended = time.perf_counter() - asked
+    return {"samples": samples, "seconds": last, "first": first, "ended": ended, "touched": touched}
 
 
 def touch(batch: Batch) -> int:

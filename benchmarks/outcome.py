@@ -1,7 +1,7 @@
 """What a benchmark found: one JSON object, and the table that a person reads."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Outcome:
     columns: list[str]
     table: list[list[str]]
     more: dict[str, Any] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()  # of this environment that matter; none: those of the streams and of the peers
 
     def to_json(self, setting: Setting) -> dict[str, Any]:
         """The object that `--json` prints. Ratios are null where there is nothing to compare with."""
@@ -48,7 +49,7 @@ class Outcome:
         return {
             "name": self.name,
             "machine": machine(),
-            "versions": versions(setting),
+            "versions": versions(setting, self.libraries),
             "date": today(),
             "quick": setting.quick or setting.tiny,
             "unit": self.unit,
@@ -78,11 +79,19 @@ class Outcome:
 
 
 def of_readings(
-    name: str, unit: str, readings: Mapping[str, Readings], wanted: Mapping[str, float], limit_wanted: float
+    name: str,
+    unit: str,
+    readings: Mapping[str, Readings],
+    wanted: Mapping[str, float],
+    limit_wanted: float,
+    beside: Mapping[str, Sequence[str]] | None = None,
 ) -> Outcome:
-    """The outcome of a race: `wanted` has the ratio to reach over each peer that is asked for, by name."""
+    """The outcome of a race: `wanted` has the ratio to reach over each peer that is asked for, by name; `beside` names
+    contenders that are no peers, by the field that they go to."""
     ours, limit = readings["Shardline"].rate, readings["limit"].rate
-    peers = {peer: found.rate for peer, found in readings.items() if peer not in ("Shardline", "limit")}
+    fields = {field: {who: readings[who].rate for who in names} for field, names in (beside or {}).items()}
+    apart = {"Shardline", "limit"}.union(*fields.values())
+    peers = {peer: found.rate for peer, found in readings.items() if peer not in apart}
     rivals = {**peers, "the best peer": max(peers.values())} if peers else {}
     bars = [Bar(f"× {peer}", ratio, ours / rivals[peer]) for peer, ratio in wanted.items() if peer in rivals]
     bars.append(Bar("× the limit", limit_wanted, ours / limit))
@@ -98,11 +107,12 @@ def of_readings(
         ]
         for who, found in readings.items()
     ]
-    more = {
+    more: dict[str, Any] = {
+        **fields,
         "spread": {who: [min(found.rates), max(found.rates)] for who, found in readings.items()},
         "rounds": {who: len(found.rates) for who, found in readings.items()},
-        "workers": {who: found.workers for who, found in readings.items() if who in peers},
-        "warm_up_by_workers": {who: found.tried for who, found in readings.items() if who in peers},
+        "workers": {who: found.workers for who, found in readings.items() if len(found.tried) > 1},
+        "warm_up_by_workers": {who: found.tried for who, found in readings.items() if len(found.tried) > 1},
         "first_batch_seconds": {who: min(found.firsts) for who, found in readings.items()},
     }
     columns = ["", unit, "spread", "warm-up, 0 / 2 workers", "Shardline is ×"]

@@ -127,10 +127,16 @@ def started(entrants: Sequence[Entrant], work: str, setting: Setting) -> Iterato
 
 
 def compete(
-    ours: Entrant, peers: Sequence[Entrant], limits: Sequence[Entrant], work: str, setting: Setting
+    ours: Entrant,
+    peers: Sequence[Entrant],
+    limits: Sequence[Entrant],
+    work: str,
+    setting: Setting,
+    others: Sequence[Entrant] = (),
 ) -> dict[str, Readings]:
-    """Readings by name: a warm-up of each, which chooses the peers' workers, then rounds: ours, peer, ours, peer, …"""
-    everybody = [*limits, ours, *peers]
+    """Readings by name: a warm-up of each, which chooses the workers, then rounds: ours, peer, ours, peer, … and each
+    of the others (with `quick`, in the first round only)."""
+    everybody = [*limits, ours, *peers, *others]
     readings = {entrant.name: Readings() for entrant in everybody}
     with started(everybody, work, setting) as processes:
         for entrant in everybody:
@@ -138,7 +144,9 @@ def compete(
         _agree(readings)
         for turn in range(setting.rounds):
             say(f"{work}: round {turn + 1} of {setting.rounds}")
-            for entrant in [*limits, *(each for peer in peers for each in (ours, peer)), *(() if peers else (ours,))]:
+            turns = [each for peer in peers for each in (ours, peer)] or [ours]
+            beside = others if turn == 0 or not setting.quick else ()  # a look has a minute
+            for entrant in [*limits, *turns, *beside]:
                 found = readings[entrant.name]
                 answer = processes[entrant.name].ask(workers=found.workers, seconds=setting.seconds)
                 found.rates.append(answer["rate"])

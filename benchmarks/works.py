@@ -4,6 +4,7 @@ Arrays lie as .npy files in `<data>/<work>-<samples>/source`; each contender kee
 by its own writer. This module needs NumPy only, since the peers' environment imports it too.
 """
 
+import fcntl
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,13 +48,19 @@ class Work:
 
 
 def made(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` in a temporary place when it isn't there."""
-    if not folder.is_dir():
-        making = folder.with_name(f".making-{folder.name}")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True)
-        make(making)
-        making.rename(folder)
+    """`folder`, filled by `make` in a temporary place when it isn't there. Two contenders may want the same one at
+    once: the second waits for what the first makes."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".lock-{folder.name}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            making = folder.with_name(f".making-{folder.name}")
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            make(making)
+            making.rename(folder)
     return folder
 
 

@@ -3,10 +3,11 @@
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
@@ -17,12 +18,14 @@ from fsspec.core import url_to_fs
 from typing_extensions import Buffer
 
 from storage.credentials import s3_settings
+from storage.direct import Came, DirectReads, proxied, tls_context
 from storage.errors import LakeError
 from storage.secret import mask
 
 _S3 = ("s3", "s3a")
 _OBSTORE = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "adl", "azure")
 _CHUNK = 64 << 10  # bytes handed over at a time: larger ones are put together by one more copy
+_PLACES = 1024  # URLs of objects remembered
 _UPLOAD_PART = 8 << 20  # bytes
 _MOST_PARTS = 5_000  # S3 takes 10,000
 _UPLOADS = 4  # parts of an object sent at once
@@ -45,8 +48,9 @@ class Client(Protocol):
     Safe for threads, not for a fork.
     """
 
-    def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
-        """Bytes [start, stop) of an object, in order, in pieces; fewer where the object ends before."""
+    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+        """Fill `out` from byte `start` of an object on, in order, or as far as the object goes; `came(n)` as n bytes
+        more are there. What `came` raises ends it."""
 
     def size(self, path: str) -> int:
         """Bytes of an object."""
@@ -70,7 +74,8 @@ class Client(Protocol):
 
 
 class ObstoreClient:
-    """S3, Google Cloud Storage and Azure through obstore, a Rust library that works outside the GIL.
+    """S3, Google Cloud Storage and Azure through obstore, a Rust library that works outside the GIL; what is read of S3
+    comes straight from the socket (see direct.py).
 
     A read that makes no progress, or is not done, within a quarter of `timeout` [s] is cut: the caller tries again
     where it broke off. An upload cannot be taken up midway, so obstore repeats the requests of one by itself.
@@ -101,12 +106,36 @@ class ObstoreClient:
         pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": limit / 8, "base": 2}
         retry = {"max_retries": 100, "retry_timeout": limit / 2, "backoff": pause}
         self._writes = make(**place, client_options={**http, "timeout": limit / 2}, retry_config=retry)
+        self._direct = self._open_direct(config, http) if scheme in _S3 else None
 
-    def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
+    def _open_direct(self, config: dict[str, Any], http: dict[str, Any]) -> DirectReads | None:
+        """None where what is read needs no signature, or comes through a proxy."""
         import obstore
 
-        result = obstore.get(self._reads, path, options={"range": (start, stop)})
-        yield from result.stream(min_chunk_size=_CHUNK)
+        def find(path: str) -> str:
+            url: str = obstore.sign(self._reads, "GET", path, timedelta(seconds=60))
+            return url.partition("?")[0]
+
+        if config.get("skip_signature") or proxied(find("x")):
+            return None
+        key = self._credentials or (lambda: {name.removeprefix("session_"): value for name, value in config.items()})
+        return DirectReads(lru_cache(_PLACES)(find), key, config["region"], tls_context(http), self.timeout / 4)
+
+    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+        if self._direct is not None:
+            self._direct.read_into(path, start, out, came)
+            return
+        self._stream_into(path, start, out, came)
+
+    def _stream_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+        import obstore
+
+        at = 0
+        for piece in obstore.get(self._reads, path, options={"range": (start, start + len(out))}).stream(_CHUNK):
+            size = memoryview(piece).nbytes
+            out[at : at + size] = piece
+            at += size
+            came(size)
 
     def size(self, path: str) -> int:
         import obstore
@@ -151,7 +180,7 @@ class ObstoreClient:
         number = int(status[1]) if status else 0
         reason = re.sub(r":? *<\?xml.*|:? *<Error>.*", "", text, flags=re.DOTALL) + (f" ({code[1]})" if code else "")
         expired = code is not None and code[1] in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or number == 404:
             bucket = code is not None and code[1] == "NoSuchBucket"
             return Failure("refused" if bucket else "missing", reason)
         if isinstance(error, LakeError) or expired or isinstance(error, PermissionDeniedError | UnauthenticatedError):
@@ -203,10 +232,13 @@ class FsspecClient:
         # The drivers that have an event loop take a limit for each call.
         self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
-    def read(self, path: str, start: int, stop: int) -> Iterator[Buffer]:
+    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+        stop = start + len(out)
         data = self._fs.cat_file(f"{self._root}/{path}", start=start, end=stop, **self._limit)
-        # A web server that knows no ranges sends the whole.
-        yield data if len(data) <= stop - start else memoryview(data)[start:stop]
+        if len(data) > len(out):  # a web server that knows no ranges sends the whole
+            data = memoryview(data)[start:stop]
+        out[: len(data)] = data
+        came(len(data))
 
     def size(self, path: str) -> int:
         return int(self._fs.info(f"{self._root}/{path}", **self._limit)["size"])

@@ -1,13 +1,15 @@
 """Image files ↔ pixels: one way for shards, streams, evaluation and prediction, so that all see the same values.
 
 JPEG is decoded by libjpeg-turbo (simplejpeg), without the interpreter's lock. An image that is larger than asked for is
-scaled down while it is decoded, in the DCT domain, to the smallest n/8 of its size that is not below what is asked for
-in either direction; what then remains is done by Pillow's bilinear resize, whose filter widens with the scale, so that
-nothing aliases. PNG, CMYK and whatever simplejpeg objects to is Pillow's. See docs/decisions/0011.
+scaled down while it is decoded, in the DCT domain, to the smallest of 1/8, 1/4 and 1/2 that is not below what is asked
+for in either direction: those are the scales that have vector instructions. What then remains is done by OpenCV: a
+smoothing of three pixels, whose weights follow from the scale so that nothing aliases, and bilinear interpolation. PNG,
+CMYK and whatever simplejpeg objects to is decoded by Pillow. See docs/decisions/0013.
 """
 
 import io
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 CHANNELS = (1, 3)  # grey, RGB
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names of them
 _COLOURS = {1: "GRAY", 3: "RGB"}  # simplejpeg's
+_FAR = 3.0  # times that an image may shrink by OpenCV
+_EVEN = 0.333  # the weights of three pixels when all are the same, but for what a Gaussian cannot be
+_NONE = 1 / 512  # a weight that changes no pixel
 _SHARED = ("YCbCr", "Gray", "RGB")  # colour spaces that simplejpeg decodes as Pillow does
 
 
@@ -42,7 +47,7 @@ def decode_image(data: Buffer, out: Pixels) -> None:
         image = open_image(data, _MODES[out.shape[2]])
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"not decodable: {error}") from error
-    _fit(image, out)
+    _resize(np.asarray(image), out)
 
 
 def _decode_jpeg(data: Buffer, out: Pixels) -> bool:
@@ -50,21 +55,30 @@ def _decode_jpeg(data: Buffer, out: Pixels) -> bool:
     import simplejpeg
 
     height, width, channels = out.shape
-    least = {"min_height": height, "min_width": width}
+    colours = _COLOURS[channels]
     try:
-        found_height, found_width, space, _ = simplejpeg.decode_jpeg_header(data, **least)
+        whole_height, whole_width, space, _ = simplejpeg.decode_jpeg_header(data)
         if space not in _SHARED:
             return False
-        if (found_height, found_width) == (height, width):
-            simplejpeg.decode_jpeg(data, colorspace=_COLOURS[channels], buffer=out, **least)
+        size = _scaled(whole_height, whole_width, height, width)
+        least = {"min_height": size[0], "min_width": size[1]}
+        if size == (height, width):
+            simplejpeg.decode_jpeg(data, colorspace=colours, buffer=out, **least)
             return True
-        pixels = simplejpeg.decode_jpeg(data, colorspace=_COLOURS[channels], **least)
+        pixels = simplejpeg.decode_jpeg(data, colorspace=colours, **least)
     except ValueError:
         return False  # Pillow decides, as it did when the image was curated
-    from PIL import Image
-
-    _fit(Image.fromarray(pixels.squeeze(axis=2) if channels == 1 else pixels), out)
+    _resize(pixels, out)
     return True
+
+
+def _scaled(height: int, width: int, least_height: int, least_width: int) -> tuple[int, int]:
+    """What an image's height and width are when it is scaled down while it is decoded, no further than asked for."""
+    for divisor in (8, 4, 2):
+        scaled = -(-height // divisor), -(-width // divisor)
+        if scaled[0] >= least_height and scaled[1] >= least_width:
+            return scaled
+    return height, width
 
 
 def open_image(data: Buffer, mode: str) -> "Image.Image":
@@ -77,14 +91,45 @@ def open_image(data: Buffer, mode: str) -> "Image.Image":
         return image.convert(mode)
 
 
-def _fit(image: "Image.Image", out: Pixels) -> None:
-    """Write `image` to `out`, resized to its size."""
-    from PIL import Image
+def _resize(pixels: Pixels, out: Pixels) -> None:
+    """Write `pixels` [h, w, channels] (or [h, w] grey) to `out` [height, width, channels], resized to that.
 
+    Where an image shrinks, each new pixel is an average of what it stands for. By `r` times in one direction: the
+    triangle of width 2r that does that has the variance r²/6, bilinear interpolation has 1/6 of its own, and weights
+    (a, 1 - 2a, a) before it have 2a. Near enough up to three times; beyond that, Pillow's triangle itself.
+    """
     height, width, _ = out.shape
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    out[...] = np.asarray(image).reshape(out.shape)
+    if pixels.shape[:2] == (height, width):
+        out[...] = pixels.reshape(out.shape)
+        return
+    down, across = pixels.shape[0] / height, pixels.shape[1] / width
+    if max(down, across) > _FAR:
+        from PIL import Image
+
+        image = Image.fromarray(pixels.reshape(pixels.shape[:2]) if out.shape[2] == 1 else pixels)
+        out[...] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(out.shape)
+        return
+    import cv2
+
+    vertical, horizontal = _smoothing(down), _smoothing(across)
+    if vertical or horizontal:
+        taps = (3 if horizontal else 1, 3 if vertical else 1)
+        # a Gaussian of three pixels may have any such weights
+        smooth: Any = cv2.GaussianBlur(pixels, taps, sigmaX=horizontal or 1.0, sigmaY=vertical or 1.0)
+    else:
+        smooth = pixels
+    small = cv2.resize(smooth, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+    if small is not out:
+        out[...] = small.reshape(out.shape)
+
+
+def _smoothing(ratio: float) -> float:
+    """The standard deviation of a Gaussian whose three weights smooth for an image that shrinks `ratio` times; 0: none
+    is needed."""
+    weight = min((ratio * ratio - 1) / 12, _EVEN)
+    if weight < _NONE:
+        return 0.0
+    return math.sqrt(-0.5 / math.log(weight / (1 - 2 * weight)))
 
 
 def stored_image(data: Buffer, mode: str) -> Buffer:

@@ -1,5 +1,6 @@
 """Hugging Face datasets, as its documentation says: an Arrow dataset on disk, mapped, in format "numpy" or "arrow"; a
-DataLoader that shuffles it, which asks it for whole batches of rows (`__getitems__`)."""
+DataLoader that shuffles it, which asks it for whole batches of rows (`__getitems__`).
+JPEG files are decoded by its `Image` feature (Pillow), then converted and resized as its guide to images has it."""
 
 import shutil
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import decoded_batch
+from benchmarks.contenders.collate import decoded_batch, has_our_decoder, image_batch
 from benchmarks.works import SHARD_BYTES, Work
 
 _AT_ONCE = 4096  # rows a step of the writer
@@ -42,7 +43,7 @@ def write(work: Work, folder: Path) -> None:
 class Whole(Dataset[Any]):
     """Batches of rows at once: what `__getitem__` of a list of rows gives, made to a batch."""
 
-    def __init__(self, rows: Any, work: str) -> None:
+    def __init__(self, rows: Any, work: Work) -> None:
         self.rows, self.work = rows, work
 
     def __len__(self) -> int:
@@ -50,10 +51,12 @@ class Whole(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         found = self.rows[indices]
-        if self.work == "jpegs":
-            pairs = zip(found["blob"], found["label"], strict=True)
-            return decoded_batch([{"blob": blob, "label": label} for blob, label in pairs])
-        if self.work == "blobs":
+        if self.work.name == "jpegs":
+            pairs = list(zip(found["blob"], found["label"], strict=True))
+            if has_our_decoder(self.work):
+                return decoded_batch([{"blob": blob, "label": label} for blob, label in pairs])
+            return image_batch([{"image": image, "label": label} for image, label in pairs])
+        if self.work.name == "blobs":
             return {"blob": found["blob"], "label": torch.tensor(found["label"])}
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
@@ -65,7 +68,9 @@ def _same(batch: Any) -> Any:
 def stream(work: Work) -> Epoch:
     folder = work.made("datasets", lambda folder: write(work, folder))
     rows = datasets.load_from_disk(str(folder / "data"))
-    whole = Whole(rows if "values" in work.arrays else rows.with_format("numpy"), work.name)
+    if work.name == "jpegs" and not has_our_decoder(work):
+        rows = rows.cast_column("blob", datasets.Image())
+    whole = Whole(rows if "values" in work.arrays else rows.with_format("numpy"), work)
 
     def epoch(workers: int) -> Iterable[Batch]:
         return DataLoader(whole, batch_size=work.batch, shuffle=True, num_workers=workers, collate_fn=_same)

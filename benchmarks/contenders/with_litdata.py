@@ -1,6 +1,10 @@
 """litdata, as its README says: `optimize` with 64 MB chunks (the default) and mapped local chunks (the default), tokens
 by `TokensLoader`, `StreamingDataLoader`, `shuffle=True` (chunks, blocks of 256 samples inside each, and the samples of
-a block: the defaults)."""
+a block: the defaults).
+
+JPEG files are stored as they are and decoded as the README's `transform`s do, by `Image.open(…).convert("RGB")`. (Its
+own `Jpeg` gives them to torchvision, which doesn't import beside the CPU build of PyTorch here; it would decode them
+whole as well.)"""
 
 import os
 import shutil
@@ -14,7 +18,7 @@ import torch
 from litdata.streaming import downloader
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import blob_batch, decoded_batch
+from benchmarks.contenders.collate import collate
 from benchmarks.contenders.upload import upload
 from benchmarks.works import SHARD_BYTES, Work
 
@@ -56,9 +60,12 @@ def made(work: Work) -> Path:
 
 
 def loader(work: Work, dataset: Any, workers: int) -> Iterable[Batch]:
-    collate = {"blobs": blob_batch, "jpegs": decoded_batch}.get(work.name)
     batches = litdata.StreamingDataLoader(
-        dataset, batch_size=work.batch, num_workers=workers, drop_last=False, collate_fn=collate
+        dataset,
+        batch_size=work.batch,
+        num_workers=workers,
+        drop_last=False,
+        collate_fn=collate(work) if "values" in work.arrays else None,
     )
     return ({"tokens": batch} for batch in batches) if work.name == "tokens" else batches
 

@@ -1,5 +1,7 @@
 """MDS (streaming-community), as its documentation says: shards of 64 MiB (the default), no compression,
-`shuffle=True` with the default algorithm py1e, `batch_size` given to the dataset, a plain DataLoader."""
+`shuffle=True` with the default algorithm py1e, `batch_size` given to the dataset, a plain DataLoader.
+
+JPEG files are stored and decoded as its `jpeg` columns do it: the file's bytes, and Pillow's `Image.open`."""
 
 import os
 import shutil
@@ -12,7 +14,7 @@ from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import COLLATE
+from benchmarks.contenders.collate import collate
 from benchmarks.contenders.upload import upload
 from benchmarks.works import SHARD_BYTES, Work
 
@@ -46,7 +48,7 @@ def stream(work: Work) -> Epoch:
     dataset = StreamingDataset(local=str(folder), batch_size=work.batch, shuffle=True)
 
     def epoch(workers: int) -> Iterable[Batch]:
-        return DataLoader(dataset, batch_size=work.batch, num_workers=workers, collate_fn=COLLATE[work.name])
+        return DataLoader(dataset, batch_size=work.batch, num_workers=workers, collate_fn=collate(work))
 
     return epoch
 
@@ -72,7 +74,7 @@ def cold(work: Work) -> Epoch:
             shuffle=True,
             predownload=work.samples,
         )
-        return DataLoader(dataset, batch_size=work.batch, num_workers=workers, collate_fn=COLLATE[work.name])
+        return DataLoader(dataset, batch_size=work.batch, num_workers=workers, collate_fn=collate(work))
 
     return epoch
 

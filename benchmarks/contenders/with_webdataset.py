@@ -1,5 +1,6 @@
 """WebDataset, as its documentation says: tar shards written by ShardWriter, shards shuffled and samples through a
-buffer of 1,000, batched inside the workers, and handed over whole by WebLoader with `batch_size=None`."""
+buffer of 1,000, batched inside the workers, and handed over whole by WebLoader with `batch_size=None`. JPEG
+files are decoded by `decode("pil")`, after the shuffle."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import webdataset as wds
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import COLLATE
+from benchmarks.contenders.collate import collate, has_our_decoder, image_batch
 from benchmarks.works import SHARD_BYTES, Work
 
 BUFFER = 1000  # samples of the shuffle buffer, as in the documentation's examples
@@ -42,15 +43,20 @@ def decode(work: Work) -> Any:
     return lambda sample: {"blob": sample["bin"], "label": int.from_bytes(sample["y"], "little")}
 
 
+def labelled(sample: dict[str, Any]) -> dict[str, Any]:
+    """A decoded tar sample as the collate function takes it."""
+    return {"image": sample["image"], "label": int.from_bytes(sample["y"], "little")}
+
+
 def stream(work: Work) -> Epoch:
     folder = work.made("webdataset", lambda folder: write(work, folder))
     shards = sorted(map(str, folder.glob("*.tar")))
-    dataset = (
-        wds.WebDataset(shards, shardshuffle=len(shards), empty_check=False)
-        .shuffle(BUFFER)
-        .map(decode(work))
-        .batched(work.batch, collation_fn=COLLATE[work.name], partial=True)
-    )
+    samples = wds.WebDataset(shards, shardshuffle=len(shards), empty_check=False).shuffle(BUFFER)
+    if work.name == "jpegs" and not has_our_decoder(work):
+        images = samples.rename(image="bin", y="y").decode(wds.imagehandler("pil", extensions=["image"]))
+        dataset = images.map(labelled).batched(work.batch, collation_fn=image_batch, partial=True)
+    else:
+        dataset = samples.map(decode(work)).batched(work.batch, collation_fn=collate(work), partial=True)
 
     def epoch(workers: int) -> Iterable[Batch]:
         loader: Iterable[Batch] = wds.WebLoader(dataset, batch_size=None, num_workers=workers)

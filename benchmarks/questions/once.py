@@ -7,15 +7,18 @@ from statistics import median
 from benchmarks.rounds import Entrant, say, started
 from benchmarks.setting import Setting
 
+ROUNDS = 9  # an epoch takes a part of a second, and a busy machine's readings are apart
+
 
 @dataclass
 class Epochs:
-    """Seconds of one entrant's epochs, and to their first batches."""
+    """Seconds of one entrant's epochs to their last and first batches, and to their ends, when all is closed."""
 
     workers: int = 0
     broken: dict[int, str] = field(default_factory=dict)  # by workers: what a peer stumbled over
     all_seconds: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -25,12 +28,16 @@ class Epochs:
     def first(self) -> float:
         return median(self.firsts)
 
+    @property
+    def ended(self) -> float:
+        return median(self.ends)
+
 
 def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str, Epochs]:
     """By name: a warm-up epoch with each of the entrant's `workers`, then rounds in turns with the best of them.
 
     A fresh entrant (a peer) that breaks with some workers is measured with others, and left out where all break. With
-    `--quick` it has no warm-up and one round, since each of its epochs takes a process.
+    `--quick` it has no warm-up and one round, else fewer than the others, since each of its epochs takes a process.
     """
     found = {entrant.name: Epochs() for entrant in entrants}
     with started([entrant for entrant in entrants if not entrant.fresh], work, setting) as processes:
@@ -53,14 +60,16 @@ def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str
             tried = {workers: run(entrant, workers) for workers in entrant.workers}
             seconds = {workers: answer["seconds"] for workers, answer in tried.items() if answer}
             found[entrant.name].workers = min(seconds, key=seconds.__getitem__, default=-1)
-        for turn in range(setting.rounds):
-            say(f"{work}: round {turn + 1} of {setting.rounds}")
+        rounds = setting.rounds if setting.tiny else ROUNDS
+        for turn in range(rounds):
+            say(f"{work}: round {turn + 1} of {rounds}")
             for entrant in entrants:
                 epochs = found[entrant.name]
-                if epochs.workers < 0 or (entrant.fresh and setting.quick and turn):
+                if epochs.workers < 0 or (entrant.fresh and turn >= (1 if setting.quick else setting.rounds)):
                     continue
                 answer = run(entrant, epochs.workers)
                 if answer:
                     epochs.all_seconds.append(answer["seconds"])
                     epochs.firsts.append(answer["first"])
+                    epochs.ends.append(answer["ended"])
     return {name: epochs for name, epochs in found.items() if epochs.all_seconds}

@@ -17,13 +17,18 @@ def race(
     wanted: Mapping[str, float],
     limit_wanted: float,
     peers: Sequence[Entrant] = PEERS,
+    beside: Mapping[str, Sequence[Entrant]] | None = None,
     limit_threads: int = 1,
 ) -> Outcome:
     """`limit` is a contender of `contenders/limit.py`, whose rate counts `limit_threads` times; `wanted` the ratios to
-    reach over the peers, "the best peer" among them."""
+    reach over the peers, "the best peer" among them. `beside` has contenders that are measured too but are no peers, by
+    the field of the JSON object that shows them."""
     load(work, setting.data, setting.tiny)  # made before anybody starts
     ours, floor = Entrant("Shardline", "ours"), Entrant("limit", "limit", limit, check=limit == "take")
-    readings = compete(ours, peers if setting.peers else (), (floor,), work, setting)
+    groups = beside if beside and setting.peers else {}
+    others = [entrant for entrants in groups.values() for entrant in entrants]
+    readings = compete(ours, peers if setting.peers else (), (floor,), work, setting, others)
     if limit_threads != 1:
         readings["limit"].rates = [rate * limit_threads for rate in readings["limit"].rates]
-    return of_readings(name, "samples/s", readings, wanted, limit_wanted)
+    names = {field: [entrant.name for entrant in entrants] for field, entrants in groups.items()}
+    return of_readings(name, "samples/s", readings, wanted, limit_wanted, names)

@@ -1,8 +1,9 @@
 """4,096 JPEG files of about 100 KB and 500 × 375 pixels, decoded to batches of 64 images of 224 × 224 × 3 uint8 (and a
 label), shuffled, warm and local.
 
-Everybody scales down while decoding and resizes what remains, by simplejpeg and Pillow; SPDL also by its own decoder,
-where the FFmpeg libraries that it needs are installed. The limit is that decoder alone in one thread, times the cores.
+The peers decode as their documentations say: by Pillow, Grain by OpenCV, SPDL by FFmpeg where its libraries are
+installed. Beside them stand the same peers with Shardline's decoder in place of that, which no documentation says: what
+is left between them and Shardline then is the loader alone. The limit is that decoder in one thread, times the cores.
 """
 
 from ctypes.util import find_library
@@ -15,11 +16,15 @@ from pipelines.streaming.decode import cores
 
 
 def ask(setting: Setting) -> Outcome:
-    peers = [*PEERS, Entrant("SPDL, simplejpeg", "with_spdl", "simplejpeg", (2, 4))]
+    peers = [Entrant(peer.name, peer.module, workers=peer.workers, check=False) for peer in PEERS]
     if all(find_library(name) for name in ("avcodec", "avformat", "avfilter", "avdevice", "swscale")):
-        peers.append(Entrant("SPDL, FFmpeg", "with_spdl", "own", (2, 4), check=False))
-    wanted = {"the best peer": 1.3}
+        peers.append(Entrant("SPDL", "with_spdl", "own", (2, 4), check=False))
+    given = [
+        Entrant(f"{peer.name}, our decoder", peer.module, workers=(0, 2), job={"decoder": "ours"}) for peer in PEERS
+    ]
+    given.append(Entrant("SPDL, our decoder", "with_spdl", "simplejpeg", (2, 4)))
     return race(
         "stream-jpeg", "jpegs", setting,
-        limit="decode", limit_threads=cores(), wanted=wanted, limit_wanted=0.85, peers=peers,
+        limit="decode", limit_threads=cores(), limit_wanted=0.85, wanted={"the best peer": 1.3},
+        peers=peers, beside={"peers_given_our_decoder": given},
     )  # fmt: skip

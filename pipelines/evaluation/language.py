@@ -26,6 +26,7 @@ from pipelines.evaluation.baselines import (
     xz_9e,
     zlib_9,
 )
+from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
@@ -40,8 +41,9 @@ IGNORED = -100  # a target that counts nothing
 
 
 def measure_language(
-    model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device
-) -> Evaluation:
+    model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
+    chosen: Chosen,
+) -> Evaluation:  # fmt: skip
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
     spec = manifest.header["spec"]
@@ -52,7 +54,7 @@ def measure_language(
     with progress("evaluate", sum(tokens), "tokens") as advance:
         for shard in open_split(zone, manifest, split):
             for inputs, targets in windows(shard.tokens, config.seq_len, batch):
-                nats += cost(model, inputs, targets, device)
+                nats += cost(model, inputs, targets, device, chosen)
                 advance(int((targets != IGNORED).sum()))
             predicted += max(0, len(shard.tokens) - 1)
             firsts += bool(len(shard.tokens))
@@ -89,10 +91,13 @@ def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Arr
         yield inputs.reshape(rows, length), targets.reshape(rows, length)
 
 
-def cost(model: nn.Module, inputs: Array, targets: Array, device: torch.device) -> float:
+def cost(model: nn.Module, inputs: Array, targets: Array, device: torch.device, chosen: Chosen | None = None) -> float:
     """Nats that the model spends on the targets, summed in float64."""
     logits = model(torch.from_numpy(inputs).to(device)).float()
     answer = torch.from_numpy(targets).to(device)
+    if chosen:
+        counts = answer != IGNORED
+        chosen.update(logits[counts].cpu(), answer[counts].cpu())
     each = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction="none", ignore_index=IGNORED)
     return float(each.cpu().double().sum())
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import check_fits
 from pipelines.evaluation.language import measure_language
 from pipelines.evaluation.result import Evaluation, rounded
@@ -27,13 +28,14 @@ def measure(model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifes
     check_fits(config, manifest)
     task, split, batch = config.get_task(), params.evaluate.split, params.evaluate.batch_size
     device = pick_device(params.train.device)
+    chosen = Chosen(params.evaluate.metrics, config)
     with repeatable(params.train, device), torch.inference_mode():
         model = model.to(device).eval()
         if task.name == "language":
-            result = measure_language(model, config, zone, manifest, split, batch, device)
+            result = measure_language(model, config, zone, manifest, split, batch, device, chosen)
         elif task.name == "classification":
-            result = measure_classification(model, task, zone, manifest, split, batch, device)
+            result = measure_classification(model, task, zone, manifest, split, batch, device, chosen)
         else:
-            result = measure_regression(model, task, zone, manifest, split, batch, device)
+            result = measure_regression(model, task, zone, manifest, split, batch, device, chosen)
     about = {"task": task.name, "split": split, "manifest": manifest.digest}
-    return Evaluation(about | rounded(result.metrics), result.tables, result.figures)
+    return Evaluation(about | rounded(chosen.into(result.metrics)), result.tables, result.figures)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipelines.evaluation.baselines import Counts, majority
+from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split, sample_batches
 from pipelines.evaluation.plots import matrix, scatter
 from pipelines.evaluation.result import Evaluation
@@ -21,8 +22,9 @@ SCATTERED = 2000  # points of the regression's plot, at most
 
 
 def measure_classification(
-    model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device
-) -> Evaluation:
+    model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
+    chosen: Chosen,
+) -> Evaluation:  # fmt: skip
     """Accuracy, cross-entropy in nats, F1 by class and their mean, confusion matrix; beside the commonest class."""
     classes: list[str] = manifest.header["spec"]["classes"]
     confusion = np.zeros((len(classes), len(classes)), np.int64)  # rows: truth, columns: answer
@@ -30,6 +32,7 @@ def measure_classification(
     for inputs, labels in track(sample_batches(zone, manifest, split, task.target, batch), "evaluate", unit="batches"):
         answers = model(torch.from_numpy(inputs).to(device)).float().cpu()
         nats -= float(answers.log_softmax(-1).double()[torch.arange(len(labels)), torch.from_numpy(labels)].sum())
+        chosen.update(answers.softmax(-1), torch.from_numpy(labels).long())
         np.add.at(confusion, (labels, answers.argmax(-1).numpy()), 1)
     total = int(confusion.sum())
     rows = by_class(confusion, classes)
@@ -78,23 +81,26 @@ def _label_counts(zone: Zone, manifest: Manifest, task: Task, classes: int) -> C
 
 
 def measure_regression(
-    model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device
-) -> Evaluation:
+    model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
+    chosen: Chosen,
+) -> Evaluation:  # fmt: skip
     """Root mean square error, mean absolute error and R² in the target's unit, beside the train split's mean."""
     answers: list[Array] = []
     truths: list[Array] = []
     for inputs, targets in track(sample_batches(zone, manifest, split, task.target, batch), "evaluate", unit="batches"):
-        answers.append(model(torch.from_numpy(inputs).to(device)).double().cpu().numpy())
+        answer = model(torch.from_numpy(inputs).to(device)).float().cpu()
+        chosen.update(answer, torch.from_numpy(targets).float())
+        answers.append(answer.double().numpy())
         truths.append(targets.astype(np.float64))
-    answer, truth = np.concatenate(answers), np.concatenate(truths)
+    guess, truth = np.concatenate(answers), np.concatenate(truths)
     known = [shard.column(task.target).astype(np.float64) for shard in open_split(zone, manifest, "train")]
     mean = float(np.concatenate(known).mean())
-    metrics = errors(answer, truth) | {
+    metrics = errors(guess, truth) | {
         "samples": len(truth),
         "baseline": {"mean": errors(np.full_like(truth, mean), truth)},
     }
     points = [
-        {"actual": float(t), "predicted": float(a)} for t, a in zip(truth[:SCATTERED], answer[:SCATTERED], strict=True)
+        {"actual": float(t), "predicted": float(a)} for t, a in zip(truth[:SCATTERED], guess[:SCATTERED], strict=True)
     ]
     return Evaluation(metrics, {"predictions": points}, {"predictions": partial(scatter, points)})
 

@@ -39,7 +39,7 @@ from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
 
-VERSION = 2
+VERSION = 3
 _MIB = 1 << 20
 
 

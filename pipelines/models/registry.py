@@ -10,12 +10,7 @@ The contract of a model, ours or anybody's:
 - Its randomness comes from torch's default generators, so that a resumed training repeats it.
 """
 
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -23,12 +18,21 @@ import torch
 from torch import nn
 
 from pipelines.models.cnn import CNN
+from pipelines.models.importing import import_named
 from pipelines.models.mlp import MLP
+from pipelines.models.resnet import ResNet
 from pipelines.models.transformer import Transformer
+from pipelines.models.vit import ViT
 from pipelines.params import suggestion
 from storage.errors import ParamsError
 
-MODELS: dict[str, type[nn.Module]] = {"transformer": Transformer, "mlp": MLP, "cnn": CNN}
+MODELS: dict[str, type[nn.Module]] = {
+    "transformer": Transformer,
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet": ResNet,
+    "vit": ViT,
+}
 
 
 def build_model(
@@ -95,33 +99,7 @@ def find_model(name: str) -> type[nn.Module]:
             f"model.name={name!r}: no such model{suggestion(name, list(MODELS))} "
             "A model of your own is named by its import path, package.module:Class."
         )
-    module_name, _, class_name = name.partition(":")
-    try:
-        with _current_folder_importable():
-            module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "\0")
-        hint = (
-            f"Looked in {os.getcwd()} and the installed packages; check the spelling, or where you run shardline."
-            if missing
-            else f"The module was found, but running it failed; try `python -c 'import {module_name}'`."
-        )
-        raise ParamsError(f"model.name={name!r} does not import: {type(error).__name__}: {error}. {hint}") from error
-    cls = getattr(module, class_name, None)
-    if cls is None:
-        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise ParamsError(f"model.name={name!r}: {module_name} has no {class_name!r}{suggestion(class_name, classes)}")
+    cls = import_named(name, "model.name")
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ParamsError(f"model.name={name!r}: {class_name} is {cls!r}, but must be a class of torch.nn.Module.")
+        raise ParamsError(f"model.name={name!r}: {cls!r} must be a class of torch.nn.Module.")
     return cls
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)

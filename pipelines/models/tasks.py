@@ -1,7 +1,8 @@
 """What a model is asked to do with a dataset: what it is given, what it must answer, and what an answer costs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import exp, sqrt
 from typing import Any, Literal
 
@@ -15,18 +16,22 @@ from storage.errors import DataError
 
 TOKENS = "tokens"  # the array of a token batch
 INPUTS = "x"  # the array of inputs of a batch of samples
+#: (answers, targets) → the sum over the targets; see `losses`.
+Criterion = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
     """language: the next token; classification: a class; regression: a number.
 
-    `target` names the array with the answers (samples); `scale` is the unit of a regression's errors.
+    `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
+    the place of cross-entropy or squared error.
     """
 
     name: Literal["language", "classification", "regression"]
     target: str = TOKENS
     scale: float = 1.0
+    criterion: Criterion | None = None
 
     def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1."""
@@ -46,11 +51,14 @@ class Task:
         return inputs, targets.float() if self.name == "regression" else targets.long()
 
     def loss(self, answers: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Sum over the targets of the cross-entropy in nats, or of the squared error in units of `scale`²."""
+        """Sum over the targets: of the criterion, the cross-entropy in nats, or the squared error in `scale`²."""
         if self.name == "regression":
-            return F.mse_loss(answers.float() / self.scale, targets / self.scale, reduction="sum")
-        logits = answers.float().flatten(0, -2)
-        return F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=label_smoothing)
+            answers, targets = answers.float() / self.scale, targets / self.scale
+            return (self.criterion or partial(F.mse_loss, reduction="sum"))(answers, targets)
+        logits, targets = answers.float().flatten(0, -2), targets.flatten()
+        if self.criterion is not None:
+            return self.criterion(logits, targets)
+        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
     def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
         """How many classes are right, as a tensor; 0 for the other tasks."""
@@ -60,11 +68,13 @@ class Task:
 
     def summary(self, loss: float, hits: float) -> dict[str, float]:
         """Metrics of a mean loss and a share of hits."""
+        if self.name == "classification":
+            return {"loss": loss, "accuracy": hits}
+        if self.criterion is not None:  # nothing is known of what its mean means
+            return {"loss": loss}
         if self.name == "regression":
             return {"loss": loss, "rmse": sqrt(loss) * self.scale}
-        if self.name == "language":
-            return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
-        return {"loss": loss, "accuracy": hits}
+        return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
 def task_of(spec: dict[str, Any]) -> Task:

@@ -117,44 +117,46 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + swiglu(norm(x)); [B, T, dim] → [B, T, dim]."""
+    """x + attention(norm(x)), then x + swiglu(norm(x)); [B, T, dim] → [B, T, dim]. Without cos and sin, no rotation."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, *, causal: bool = True) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(dim)
-        self.attention = Attention(dim, heads, dropout)
+        self.attention = Attention(dim, heads, dropout, causal=causal)
         self.mlp_norm = nn.RMSNorm(dim)
         self.mlp = SwiGLU(dim, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions."""
+    """Multi-head attention: causal unless told otherwise, with rotary positions where it is given their table."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, *, causal: bool = True) -> None:
         super().__init__()
-        self.head_dim, self.dropout = dim // heads, dropout
+        self.head_dim, self.dropout, self.causal = dim // heads, dropout, causal
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
         split = (
             *x.shape[:2],
             -1,
             self.head_dim,
         )  # heads by what there is, so that a rank may hold some of them
-        query = rotate(self.query(x).view(split), cos, sin).transpose(1, 2)  # [B, heads, T, head_dim]
-        key = rotate(self.key(x).view(split), cos, sin).transpose(1, 2)
+        query, key = self.query(x).view(split), self.key(x).view(split)  # [B, T, heads, head_dim]
+        if cos is not None and sin is not None:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)  # [B, heads, T, head_dim]
         value = self.value(x).view(split).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=self.causal)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -1,10 +1,21 @@
 """From a model to the registry: evaluate, package, promote."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipelines.params.section import NAME, Section
+
+
+class Metric(Section):
+    """A metric besides those of the task."""
+
+    name: str
+    """A class of torchmetrics, or package.module:Class of one with update(answers, targets) and compute()."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of its constructor, which gets task and num_classes by itself."""
+    key: str | None = Field(None, pattern=NAME)
+    """Its name in metrics/evaluate.json. None: that of the class, as in f1_score."""
 
 
 class Evaluate(Section):
@@ -14,6 +25,8 @@ class Evaluate(Section):
     """The split that is evaluated."""
     batch_size: int = Field(64, ge=1)
     """Samples at a time."""
+    metrics: list[str | Metric] = []
+    """More metrics: names of torchmetrics, import paths, or {name, args, key}."""
 
 
 class Package(Section):

@@ -12,12 +12,14 @@ from pipelines.params.schedule import Cosine, Schedule
 from pipelines.params.section import Section
 from pipelines.params.step import Ema, NonFinite, Stop
 
+ENTRYPOINT = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|.+\.py)$"
+
 
 class Model(Section):
     """The model."""
 
     name: str = "mlp"
-    """transformer, mlp, cnn, or an import path package.module:Class of a torch.nn.Module."""
+    """transformer, mlp, cnn, resnet, vit, or an import path package.module:Class of a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
 
@@ -25,6 +27,10 @@ class Model(Section):
 class Train(Section):
     """shards → model."""
 
+    entrypoint: str | None = Field(None, pattern=ENTRYPOINT)
+    """Your own trainer instead of the built-in loop: package.module:function, or a script.py (your-own-trainer.md)."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the entry point's function."""
     optimizer: Optimizer = AdamW()
     """The optimiser: its name, or name and parameters (docs/optimizers.md)."""
     lr: float = Field(1e-3, gt=0, le=10)
@@ -49,6 +55,10 @@ class Train(Section):
     """What a step does whose loss or gradient is not finite: stop, skip or backoff, or name and parameters."""
     accumulate: int = Field(1, ge=1)
     """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
+    loss: str = "auto"
+    """auto, cross_entropy, focal; squared, absolute, huber; or package.module:function that sums over the targets."""
+    loss_args: dict[str, Any] = {}
+    """Keyword arguments of the loss."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over the other classes."""
     steps: int | None = Field(None, ge=1)
@@ -80,8 +90,13 @@ class Train(Section):
     network: Network = Network()
     """What the ranks send each other, and how often."""
 
+    price_per_hour: float | None = Field(None, ge=0)
+    """Price of an hour of one rank's share of its machine: the machine's price / the ranks on it. None: not known."""
+
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
+        if self.args and self.entrypoint is None:
+            raise ValueError("train.args are the entry point's: set train.entrypoint too (the model's are model.args)")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of train.steps and train.epochs")
         if self.betas is not None:
@@ -148,6 +163,7 @@ class Train(Section):
             ("network.local_after", network.local_after),
             ("eval_every", self.eval_every),
             ("checkpoint_every", self.checkpoint_every),
+            ("checkpoints.every", self.checkpoints.every or self.checkpoint_every),
         ):
             if value % network.local_steps:
                 best = -(-value // network.local_steps) * network.local_steps

@@ -6,6 +6,7 @@ the processor's cache, and the kernel has no fresh pages to clear.
 """
 
 import math
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -90,6 +91,31 @@ class Buffers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffers, (self.allocate, self.idle_limit)
+
+
+class _Shared(Buffers):
+    """The memory of all streams of this process. What a closed stream has let go of, the next one fills: new pages cost
+    more than what is copied into them."""
+
+    def clear(self) -> None:
+        """Others may need it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return buffers_from, ()
+
+
+_shared: tuple[int, Buffers] | None = None
+
+
+def buffers_from(make: Allocate = allocate) -> Buffers:
+    """Of ordinary memory the process' own, which all streams share; else a stream's. A forked child's is new."""
+    global _shared
+    if make is not allocate:
+        return Buffers(make)
+    found = _shared
+    if found is None or found[0] != os.getpid():
+        found = _shared = os.getpid(), _Shared()
+    return found[1]
 
 
 def _size_class(nbytes: int) -> int:

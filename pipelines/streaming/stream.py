@@ -13,7 +13,7 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
-from pipelines.streaming.buffers import Allocate, Buffers, allocate
+from pipelines.streaming.buffers import Allocate, allocate, buffers_from
 from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, same_fields
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
@@ -104,7 +104,9 @@ class Stream:
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
         samples = np.concatenate([dataset.samples for dataset in datasets.values()])
-        gatherer = Gatherer(fetcher, samples, same_fields(datasets, documents), Buffers(allocate), self.meter, memory)
+        gatherer = Gatherer(
+            fetcher, samples, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
+        )
         self._source = Source(order, gatherer, rank, world, last)
         self._digest = (
             manifest.digest

@@ -1,22 +1,25 @@
 """Where a shard arrives: memory for it, and its digest, made of bytes that are still in the processor's cache."""
 
 import mmap
+import os
 import threading
 from contextlib import suppress
 
 from blake3 import blake3
 
 _PART = 1 << 20  # bytes
+SPARE = 512 << 20  # bytes
 
 
 class Memory:
     """Memory for shards that arrive, used again when no view of it is left. Safe for threads.
 
     New memory costs more than what is done with it: to fill 64 MiB for the first time took 40 to 50 ms, in huge pages
-    9 ms, in a mapped file 20 ms; the second time 3 ms. Up to `spare` unused pieces are kept.
+    9 ms, in a mapped file 20 ms, and a multiple of that in a virtual machine whose host must find the pages first; the
+    second time 3 ms. Up to `spare` unused bytes are kept.
     """
 
-    def __init__(self, spare: int = 3) -> None:
+    def __init__(self, spare: int = SPARE) -> None:
         self._spare = spare
         self._lock = threading.Lock()
         self._pieces: list[mmap.mmap] = []
@@ -30,8 +33,7 @@ class Memory:
             for piece in unused:
                 if nbytes <= len(piece) <= 2 * nbytes:
                     return memoryview(piece)[:nbytes]
-            for piece in unused[self._spare :]:
-                self._pieces.remove(piece)
+            self._let_go(unused)
             piece = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 with suppress(OSError):  # a kernel without them
@@ -39,10 +41,37 @@ class Memory:
             self._pieces.append(piece)
             return memoryview(piece)
 
-    def clear(self) -> None:
-        """Let go of all; what is in use stays until it isn't."""
+    def _let_go(self, unused: list[mmap.mmap]) -> None:
+        """Of the unused pieces those beyond the spare, the oldest first."""
+        excess = sum(map(len, unused)) - self._spare
+        for piece in unused:
+            if excess <= 0:
+                return
+            self._pieces.remove(piece)
+            excess -= len(piece)
+
+    def rest(self) -> None:
+        """Nobody may need it for a while: the kernel may take what is unused when it is short of memory. Until then the
+        same pages are filled again."""
         with self._lock:
-            self._pieces.clear()
+            unused = [piece for piece in self._pieces if _is_unused(piece)]
+            self._let_go(unused)
+            for piece in unused:
+                if hasattr(mmap, "MADV_FREE"):
+                    with suppress(OSError):
+                        piece.madvise(mmap.MADV_FREE)
+
+
+_shared: tuple[int, Memory] | None = None
+
+
+def shared_memory() -> Memory:
+    """The memory of all caches of this process: what one has let go of, another one fills. A forked child's is new."""
+    global _shared
+    found = _shared
+    if found is None or found[0] != os.getpid():
+        found = _shared = os.getpid(), Memory()
+    return found[1]
 
 
 def _is_unused(piece: mmap.mmap) -> bool:

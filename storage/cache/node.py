@@ -24,6 +24,7 @@ from storage.cache.counters import Tally
 from storage.cache.locks import is_at, lock, pauses, try_lock, unlock
 from storage.cache.node_index import Index
 from storage.cache.policy import DAY, decide, ring_of
+from storage.cache.write import write
 
 SUFFIX, TEMPORARY = ".arrow", ".tmp"
 _OURS = re.compile(r"^([0-9a-f]{64})(\.arrow|\.tmp)$")
@@ -42,12 +43,12 @@ class Claim:
     descriptor: int
     inode: int
 
-    def commit(self, view: memoryview) -> Path | None:
-        """Write the shard and give the file its name. None where that can't be (its folder was deleted, say)."""
-        path, done = self.cache.path(self.digest), 0
+    def commit(self, view: memoryview, *, direct: bool = False) -> Path | None:
+        """Write the shard (with `direct` past the page cache) and give the file its name. None where that can't be (its
+        folder was deleted, say)."""
+        path = self.cache.path(self.digest)
         try:
-            while done < self.size:
-                done += os.pwrite(self.descriptor, view[done:], done)
+            write(self.descriptor, view, direct=direct)
             os.rename(self.cache.temporary(self.digest), path)
         except OSError as error:
             self.cache.complain(error)

@@ -5,6 +5,8 @@ than Redis does. So the replies to GETs are read from the connection's socket in
 https://redis.io/docs/latest/develop/reference/protocol-spec/). Connections, their set-up and pools stay redis-py's.
 """
 
+import socket
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +21,8 @@ _HEAD = 64  # bytes asked for where a reply begins
 def get_into(client: Client, keys: Sequence[str], places: Sequence[memoryview]) -> list[bool]:
     """GET all `keys` at once; the value of keys[i] into places[i]. Returns which were there and of that very size.
 
-    Raises redis-py's errors and OSError; then the places hold anything.
+    It waits for as long as the connections live: cut them to end it (see `Link.use`). Raises redis-py's errors and
+    OSError; then the places hold anything.
     """
     found = [False] * len(keys)
     pools: dict[int, tuple[Any, list[int]]] = {}
@@ -33,9 +36,13 @@ def get_into(client: Client, keys: Sequence[str], places: Sequence[memoryview]) 
             under_way.append((pool, connection, indices))
             connection.send_packed_command(connection.pack_commands([("GET", keys[index]) for index in indices]))
         for _, connection, indices in under_way:
-            replies = _Replies(connection._sock)
+            sock = connection._sock
+            limit = sock.gettimeout()
+            sock.settimeout(None)  # the kernel waits for a value as a whole; the caller's watch is the limit
+            replies = _Replies(sock)
             for index in indices:
                 found[index] = replies.into(places[index])
+            sock.settimeout(limit)
     except BaseException:
         for _, connection, _ in under_way:
             connection.disconnect()  # what is left of its replies belongs to nobody
@@ -58,6 +65,7 @@ class _Replies:
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
+        self._flags = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_WAITALL
         self._head = bytearray()  # received, and not yet used: the begin of a reply at most
 
     def into(self, place: memoryview) -> bool:
@@ -81,7 +89,7 @@ class _Replies:
         place[:done] = self._head[:done]
         del self._head[:done]
         while done < len(place):
-            done += self._received(self._sock.recv_into(place[done:]))
+            done += self._received(self._sock.recv_into(place[done:], len(place) - done, self._flags))
 
     def _received(self, what: Any) -> Any:
         if not what:

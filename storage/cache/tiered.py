@@ -20,7 +20,7 @@ from typing import Any, Self
 import pyarrow as pa
 from typing_extensions import Buffer
 
-from storage.cache.arrival import Memory, Verifier
+from storage.cache.arrival import Verifier, shared_memory
 from storage.cache.counters import Counters, Tally
 from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
@@ -28,7 +28,7 @@ from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
-from storage.mapped import map_file
+from storage.mapped import map_file, read_in
 
 _BEHIND = 4  # shards that are written to the node cache while they are in use already
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Tiered:
         self._under_way: dict[str, Future[Path | Buffer]] = {}
         self._intact: set[int] = set()  # hashes of (digest, inode) of the files that this process has checked
         self._lake = Tally()
-        self._memory = Memory()
+        self._memory = shared_memory()
         self._writer: ThreadPoolExecutor | None = None
         self._room = threading.Semaphore(_BEHIND)
 
@@ -105,7 +105,9 @@ class Tiered:
             if not isinstance(source, Path):
                 return pa.py_buffer(source), True
             try:
-                return map_file(source), False
+                mapped = map_file(source)
+                read_in(mapped)  # a file that was written past the page cache isn't in it
+                return mapped, False
             except FileNotFoundError:  # its place in the ring was needed between the two lines above
                 continue
         return pa.py_buffer(self._in_memory(obj)), True
@@ -159,26 +161,33 @@ class Tiered:
         """Fill a file of the node cache; the shard's bytes where that can't be, or is done `behind` the caller."""
         try:
             view = self._memory.take(obj.plain_bytes)
-            self._fill(obj, view)
+            was_hot = self._fill(obj, view)
         except BaseException:
             claim.abandon()
             raise
-        if behind and self._room.acquire(blocking=False):
-            try:
-                with self._lock:
-                    self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="shardline-node-cache")
-                    written = self._writer.submit(self._commit, claim, view)
-                written.add_done_callback(lambda _: self._room.release())
-                return view.toreadonly()
-            except RuntimeError as error:  # no thread can be started any more: the interpreter ends, say
-                _log.warning("node cache: %s is not kept (%s)", obj.digest, error)
-                self._room.release()
-                claim.abandon()
-                return view.toreadonly()
+        if behind and self._write_behind(claim, view):
+            return view.toreadonly()
+        if behind and was_hot:  # Redis has it, and is faster than this disk: another epoch may find the disk idle
+            claim.abandon()
+            return view.toreadonly()
         return self._commit(claim, view) or view.toreadonly()
 
-    def _commit(self, claim: Claim, view: memoryview) -> Path | None:
-        file = claim.commit(view)
+    def _write_behind(self, claim: Claim, view: memoryview) -> bool:
+        """Whether a thread will write the shard: not where it has enough to write already."""
+        if not self._room.acquire(blocking=False):
+            return False
+        try:
+            with self._lock:
+                self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="shardline-node-cache")
+                written = self._writer.submit(self._commit, claim, view, direct=True)
+        except RuntimeError:  # no thread can be started any more: the interpreter ends, say
+            self._room.release()
+            return False
+        written.add_done_callback(lambda _: self._room.release())
+        return True
+
+    def _commit(self, claim: Claim, view: memoryview, *, direct: bool = False) -> Path | None:
+        file = claim.commit(view, direct=direct)
         if file is not None:
             self._intact.add(hash((claim.digest, claim.inode)))
         return file
@@ -188,12 +197,13 @@ class Tiered:
         self._fill(obj, view)
         return view.toreadonly()
 
-    def _fill(self, obj: StoredObject, view: memoryview) -> None:
-        """Put the shard's plain bytes into `view`, from the hot cache or the lake, and check them."""
-        if self.hot is None:
-            self._from_lake(obj, view, None)
-        else:
-            self.hot.fill(obj.digest, view, lambda on_range: self._from_lake(obj, view, on_range))
+    def _fill(self, obj: StoredObject, view: memoryview) -> bool:
+        """Put the shard's plain bytes into `view` and check them; returns whether they came from the hot cache rather
+        than the lake."""
+        if self.hot is not None:
+            return self.hot.fill(obj.digest, view, lambda on_range: self._from_lake(obj, view, on_range))
+        self._from_lake(obj, view, None)
+        return False
 
     def _from_lake(self, obj: StoredObject, view: memoryview, on_range: OnRange | None) -> None:
         """Read the object, twice if its bytes aren't those of its digest; `on_range(start, stop)` as parts of `view`
@@ -250,7 +260,7 @@ class Tiered:
             self.node.report()
         if self.hot is not None:
             self.hot.close()
-        self._memory.clear()
+        self._memory.rest()
 
     def __enter__(self) -> Self:
         return self

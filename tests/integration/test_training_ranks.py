@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import training_samples
+from gated_training import command, started, starts
+from safetensors.torch import load_file
 from training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
 
 from pipelines.training import train
@@ -22,6 +25,7 @@ DEADLINE = 90  # seconds
 
 #: Fails on one rank only, after a step; and remembers its processes.
 FAILING = """
+import json
 import os
 from torch import nn
 
@@ -168,3 +172,38 @@ def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path:
     assert "Rank 1 of 2 failed with exit code 1" in said
     assert "RuntimeError: the second rank has had enough" in said
     assert not alive(list(seen.values()))
+
+
+def test_shards_train_through_the_launcher_and_leave_a_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`shardline train` with FSDP2 on two ranks: the curve of one rank, and a model that evaluates alone."""
+    import pipelines.tracking
+
+    monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
+    without_mlflow()
+    settings = {"steps": 6, "log_every": 1, "eval_every": 6, "lr": 1e-3, "patience": 3}
+    one = make_text(tmp_path / "one", documents=6, train=settings)
+    train(one)
+    two = make_text(tmp_path / "two", documents=6, train=settings | {"ranks": 2, "parallel": {"shard": 2}})
+    process = start(two)
+    _, said = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, said
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    alone, sharded = (load_file(ws.model / "model.safetensors") for ws in (one, two))
+    assert alone.keys() == sharded.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_that_somebody_else_starts_train_together(tmp_path: Path) -> None:
+    ws = make_points(tmp_path, train={"ranks": 1})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # As a cluster would: `shardline train` under torchrun, whose environment says which rank it is.
+    with started(*torchrun, *command(ws)[1:]) as job:
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 0, said
+    assert json.loads(ws.metrics("train").read_text())["steps"] == 12
+    outcomes = [json.loads(file.read_text())["outcome"] for file in ws.state.glob("logs/2*/outcome.json")]
+    assert outcomes == ["done", "done"]
+    assert [starts(ws, rank) for rank in (0, 1)] == [1, 1]

@@ -14,28 +14,24 @@ from pipelines.training.ranks import Ranks
 from pipelines.training.session import samples_in
 from pipelines.workspace import Workspace
 
+pytestmark = pytest.mark.xdist_group("layouts")
 TOLERANCE = 1e-5
 STEPS = 5
-MODEL = {"name": "transformer", "args": {"dim": 16, "layers": 4, "heads": 2}}
+MODEL = {"name": "transformer", "args": {"dim": 16, "layers": 2, "heads": 2}}
+DEEP = MODEL | {"args": {**MODEL["args"], "layers": 4}}
 #: Of one process on torch 2.13, CPU. A refactor keeps them; a deliberate change of the arithmetic renews them.
-GOLDEN = [5.553953, 5.345707, 5.162806, 5.049490, 4.963987]
+GOLDEN = [5.550241, 5.365079, 5.129256, 5.058819, 5.000736]
 
 
 def case(ranks: int, **train: Any) -> Case:
     return {"train": {"ranks": ranks, **train}}
 
 
-def own(name: str, ranks: int, **train: Any) -> Case:
-    return {"model": {"name": name, "args": {}}, **case(ranks, **train)}
-
-
 EQUAL = {
     2: {
-        "DDP": case(2),
         "DDP in 3 pieces": case(2, accumulate=3),
         "ZeRO-1 in 3 pieces": case(2, accumulate=3, parallel={"shard": 2, "zero": 1}),
         "ZeRO-2 in 3 pieces": case(2, accumulate=3, parallel={"shard": 2, "zero": 2}),
-        "ZeRO-3": case(2, parallel={"shard": 2}),
         "ZeRO-3, recomputed and offloaded": case(
             2, parallel={"shard": 2, "activation_checkpointing": True, "offload": True}
         ),
@@ -50,7 +46,7 @@ EQUAL = {
         "data x tensor": case(4, parallel={"data": 2, "tensor": 2}),
         "shard x pipeline": case(4, parallel={"shard": 2, "pipeline": 2}),
         "tensor x pipeline": case(4, parallel={"tensor": 2, "pipeline": 2}),
-        "pipeline of 4": case(4, parallel={"pipeline": 4, "microbatches": 4}),
+        "pipeline of 4": {"model": DEEP, **case(4, parallel={"pipeline": 4, "microbatches": 4})},
     },
 }
 OTHERS = {
@@ -104,8 +100,9 @@ def test_two_ranks_take_the_steps_of_one(name: str, one: dict[str, Any], two: di
 
 
 @pytest.mark.parametrize("name", EQUAL[4])
-def test_four_ranks_take_the_steps_of_one(name: str, one: dict[str, Any], four: dict[str, Any]) -> None:
-    same_steps(one, four[name])
+def test_four_ranks_take_the_steps_of_one(name: str, ws: Workspace, one: dict[str, Any], four: dict[str, Any]) -> None:
+    alone = run_case(changed(ws, {"model": DEEP}), Ranks()) if EQUAL[4][name].get("model") == DEEP else one
+    same_steps(alone, four[name])
 
 
 def same_steps(one: dict[str, Any], many: dict[str, Any]) -> None:
@@ -118,9 +115,8 @@ def same_steps(one: dict[str, Any], many: dict[str, Any]) -> None:
 
 def test_pieces_of_a_batch_send_their_sum_once(two: dict[str, Any]) -> None:
     sent = {name: two[name]["collectives"] for name in EQUAL[2]}
-    assert sent["DDP in 3 pieces"] == sent["DDP"]
-    assert sent["DDP"]["allreduce"] <= 2 * STEPS
-    units = 4 + 1  # blocks, and what is around them
+    assert sent["DDP in 3 pieces"]["allreduce"] == STEPS  # of one bucket
+    units = 2 + 1  # blocks, and what is around them
     assert sent["ZeRO-1 in 3 pieces"]["reduce_scatter_base"] == units * STEPS
     assert sent["ZeRO-1 in 3 pieces"]["allgather_base"] == units * STEPS
     # ZeRO-2 keeps no whole gradient between the pieces: that is what it saves.

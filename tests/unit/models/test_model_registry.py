@@ -41,7 +41,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_registry_holds_what_the_documents_name() -> None:
-    assert sorted(MODELS) == ["cnn", "mlp", "transformer"]
+    assert sorted(MODELS) == ["cnn", "mlp", "resnet", "transformer", "vit"]
 
 
 def test_facts_of_the_data_are_injected_by_name() -> None:

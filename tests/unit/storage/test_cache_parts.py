@@ -1,7 +1,11 @@
 """The small parts of the caches: memory that is used again, digests made on arrival, URLs without passwords."""
 
+import ctypes
+import fcntl
 import json
+import mmap
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +18,12 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 from servers import Redis, redis_server
 
-from storage.cache import NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache.address import check
 from storage.cache.arrival import Memory, Verifier
 from storage.cache.node import Claim
 from storage.cache.receive import get_into
+from storage.cache.write import write
 from storage.digest import digest_bytes
 from storage.lake import Zone
 from storage.secret import mask
@@ -44,13 +49,13 @@ def test_memory_is_used_again_when_nobody_looks_at_it(hold: object) -> None:
 
 
 def test_memory_keeps_a_few_pieces_only() -> None:
-    memory = Memory(spare=2)
+    memory = Memory(spare=2 * PART)
     views = [memory.take(PART) for _ in range(6)]
     del views
     memory.take(64 * PART)
     assert len(memory._pieces) == 3
-    memory.clear()
-    assert not memory._pieces
+    memory.rest()
+    assert sum(map(len, memory._pieces)) <= 2 * PART
 
 
 @given(st.integers(0, 4 * PART), st.randoms(use_true_random=False), st.integers(0, 4))
@@ -122,9 +127,10 @@ def test_a_shard_is_in_use_before_its_file_is_written(tmp_path: Path) -> None:
     writing = threading.Event()
     commit = Claim.commit
 
-    def commit_when_told(claim: Claim, view: memoryview) -> Path | None:
-        assert threading.current_thread() is threading.main_thread() or writing.wait(60)
-        return commit(claim, view)
+    def commit_when_told(claim: Claim, view: memoryview, *, direct: bool = False) -> Path | None:
+        assert direct is (threading.current_thread() is not threading.main_thread())
+        assert not direct or writing.wait(60)
+        return commit(claim, view, direct=direct)
 
     with pytest.MonkeyPatch.context() as patch, Tiered(zone, node) as tiers:
         patch.setattr(Claim, "commit", commit_when_told)
@@ -159,3 +165,82 @@ def test_what_is_opened_cannot_be_changed(tmp_path: Path) -> None:
     for node in (None, NodeCache(tmp_path / "node", 1 << 20)):
         with Tiered(zone, node) as tiers:
             assert not tiers.open(obj)[0].is_mutable
+
+
+@pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 4095, (8 << 20) + 5])
+@pytest.mark.parametrize("place", ["disk", "memory file system"])
+def test_a_file_is_the_same_past_the_page_cache(size: int, place: str, tmp_path: Path) -> None:
+    """The tail, small files, memory that begins anywhere and file systems without direct writes go the usual way."""
+    view = Memory().take(size + 1)
+    view[:] = os.urandom(size + 1)
+    folder = tmp_path if place == "disk" else Path("/dev/shm")
+    for part in (view[:size], view[1:]):
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        try:
+            write(descriptor, part, direct=True)
+            assert Path(name).read_bytes() == part
+            assert not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
+
+
+def test_what_is_written_behind_leaves_the_page_cache_alone(tmp_path: Path) -> None:
+    """A direct write was made in whole blocks, if the file system can: none of its pages is in memory."""
+    view = Memory().take(8 << 20)
+    with (tmp_path / "file").open("w+b") as file:
+        write(file.fileno(), view, direct=True)
+        assert resident(tmp_path / "file") == 0
+        write(file.fileno(), view)
+        assert resident(tmp_path / "file") == 8 << 20
+
+
+def resident(file: Path) -> int:
+    """Bytes of the file in the page cache, by mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    pages = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE))()
+    start = address(mapped)
+    assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), pages) == 0
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+def test_all_caches_of_a_process_share_their_memory(tmp_path: Path) -> None:
+    zone = Zone(tmp_path / "lake", f"memory://{tmp_path}")
+    obj = zone.publish(bytes(3 * PART), ".arrow")
+    places = []
+    for _ in range(2):
+        with Tiered(zone) as tiers:
+            buffer = tiers.open(obj)[0]
+            places.append(buffer.address)
+            del buffer
+    assert places[0] == places[1]
+
+
+@pytest.mark.xdist_group("redis")
+def test_a_shard_of_redis_waits_for_no_disk(redis: Redis, tmp_path: Path) -> None:
+    """While as many as may be are waiting to be written, those of Redis are not kept on the node, but those of the lake
+    are; another time they may be."""
+    zone = Zone(tmp_path / "lake", f"memory://{tmp_path}")
+    objects = [zone.publish(bytes([number]) * 1000, ".arrow") for number in range(6)]
+    with Tiered(zone, hot=HotCache(redis.url, 1 << 20)) as tiers:
+        for obj in objects[:5]:
+            tiers.open(obj)
+    node, writing, commit = NodeCache(tmp_path / "node", 1 << 20), threading.Event(), Claim.commit
+
+    def commit_when_told(claim: Claim, view: memoryview, *, direct: bool = False) -> Path | None:
+        assert not direct or writing.wait(60)
+        return commit(claim, view, direct=direct)
+
+    with pytest.MonkeyPatch.context() as patch, Tiered(zone, node, HotCache(redis.url, 1 << 20)) as tiers:
+        patch.setattr(Claim, "commit", commit_when_told)
+        assert [tiers.open(obj)[1] for obj in objects] == [True] * 5 + [False]
+        assert tiers.counters()["hot"].hits == 5
+        writing.set()
+    kept = {obj.digest for number, obj in enumerate(objects) if number != 4}
+    assert set(node.digests()) == kept
+    assert json.loads((tmp_path / "node" / "index.json").read_text())["bytes"] == 5000
+    with Tiered(zone, node, HotCache(redis.url, 1 << 20)) as tiers:
+        assert tiers.open(objects[4])[1]
+    assert set(node.digests()) == kept | {objects[4].digest}

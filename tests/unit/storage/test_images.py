@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from storage.errors import DataError
 from storage.images import decode_image, stored_image
@@ -67,6 +68,18 @@ def test_a_resized_image_is_near_the_best_that_pillow_makes(kind: str, size: tup
     data = encoded(Image.fromarray(picture(*size)), kind, quality=95)
     best = Image.open(io.BytesIO(data)).resize((224, 224), Image.Resampling.BILINEAR)
     assert worst(decoded(data, (224, 224, 3)), best) <= 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(500, 375), (450, 300), (260, 600), (240, 230), (600, 240), (640, 427)])
+def test_a_photograph_shrinks_as_pillow_shrinks_it(kind: str, size: tuple[int, int]) -> None:
+    """Peak signal-to-noise ratio against Pillow's antialiased resize of the whole image; without the smoothing it is 22
+    to 31 dB where an image shrinks twice in a direction."""
+    photograph = Image.fromarray(load_sample_image("china.jpg")).resize(size, Image.Resampling.LANCZOS)
+    data = encoded(photograph, kind, quality=90)
+    best = np.asarray(Image.open(io.BytesIO(data)).resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+    error = decoded(data, (224, 224, 3)) - best
+    assert 20 * np.log10(255 / np.sqrt((error**2).mean())) > 36
 
 
 def test_nothing_aliases_when_an_image_shrinks() -> None:

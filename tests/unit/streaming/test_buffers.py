@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.streaming.buffers import ALIGNMENT, Buffers, _size_class, allocate
+from pipelines.streaming.buffers import ALIGNMENT, Buffers, _size_class, allocate, buffers_from
 
 
 def address(array: np.ndarray) -> int:  # type: ignore[type-arg]
@@ -143,3 +143,11 @@ def test_threads_never_share_memory() -> None:
         thread.join()
     assert not wrong
     assert buffers.lent_bytes == 0
+
+
+def test_the_streams_of_a_process_share_ordinary_memory() -> None:
+    first, second = buffers_from(), pickle.loads(pickle.dumps(buffers_from()))
+    place = address(first.empty((1 << 20,), np.uint8))
+    first.clear()
+    assert address(second.empty((1 << 20,), np.uint8)) == place
+    assert buffers_from(lambda nbytes: np.empty(nbytes, np.uint8)) is not first

@@ -285,13 +285,18 @@ def test_memory_stays_within_what_the_settings_say(zone: Zone, manifest: Manifes
     memory, ahead, alive = 4 * size(manifest), 2 * size(manifest), weakref.WeakSet[Shard]()
     opened, most = Shard.open, 0
 
+    def own(nbytes: int) -> Any:
+        return np.empty(nbytes, np.uint8)
+
     def noted(*arguments: Any) -> Shard:
         alive.add(shard := opened(*arguments))
         return shard
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shard, "open", noted)
-        with make(Tiered(zone), manifest, epochs=2, memory=memory, ahead=ahead, window=ROWS, lanes=1) as stream:
+        with make(
+            Tiered(zone), manifest, epochs=2, memory=memory, ahead=ahead, window=ROWS, lanes=1, allocate=own
+        ) as stream:
             gatherer, seen = stream._source.gatherer, []
             for batch in stream:
                 seen.append(batch["label"].tolist())

@@ -1,0 +1,62 @@
+"""A stream as trainers expect a loader: an epoch at a time, tensors on the device."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from pipelines.models import Task
+from pipelines.streaming import Batch, Stream
+from pipelines.training.ranks import Ranks
+
+#: What a batch is: inputs [n, …] and targets as `Task.pair` gives them, and the two figures below.
+Tensors = dict[str, Any]
+
+
+class Loader:
+    """What is left of the stream's epoch, batch by batch: {"inputs", "targets", "weight", "count"}.
+
+    count: targets of the *global* batch. weight: world / count, so that `weight · (sum of losses over the targets)`,
+    averaged over the ranks as DDP does, is the mean over the global batch, for any number of ranks. A rank without
+    samples in a short last batch gets one sample of zeros with weight 0, since every rank must take part.
+
+    Iterating starts nothing by itself, and goes on from the state; the last batch of an epoch ends the iteration, and
+    the next one is of the next epoch. The state counts the batches that were handed out: hand the loader to a
+    framework as it is, since one that wraps it to fetch ahead would be ahead of itself in its checkpoints. Where the
+    stream ends (`val`), each iteration is one whole pass.
+    """
+
+    def __init__(self, stream: Stream, task: Task, ranks: Ranks, device: torch.device) -> None:
+        self.stream, self._task, self._ranks, self._device = stream, task, ranks, device
+
+    def __len__(self) -> int:
+        """Batches of an epoch: the same on every rank."""
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[Tensors]:
+        if self.stream.epochs is not None:
+            self.stream.set_epoch(0)
+        for batch in self.stream:
+            yield self._tensors(batch)
+            if batch.step + 1 == len(self):
+                return
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's: JSON values, the same on every rank, valid for any number of ranks."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state` was taken, in milliseconds: nothing is read again. Raises as `Stream.load_state_dict`."""
+        self.stream.load_state_dict(state)
+
+    def _tensors(self, batch: Batch) -> Tensors:
+        inputs, targets = self._task.pair(batch.arrays, self._device)
+        count = batch.size * self._task.targets_per_sample(batch.arrays)
+        weight = self._ranks.world / count
+        if not len(inputs):
+            inputs, targets, weight = (
+                inputs.new_zeros(1, *inputs.shape[1:]),
+                targets.new_zeros(1, *targets.shape[1:]),
+                0.0,
+            )
+        return {"inputs": inputs, "targets": targets, "weight": weight, "count": count}

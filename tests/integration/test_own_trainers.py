@@ -1,0 +1,51 @@
+"""The examples of a trainer of one's own: killed or stopped in the middle of an epoch and run again, they end as if
+nothing had happened."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trainer_runs
+from conftest import REPOSITORY
+from training_samples import make_points, make_text, outs, train_params
+
+from pipelines.workspace import Workspace
+
+#: 70 rows in batches of 16: each epoch ends with its fifth batch, a short one.
+POINTS = {"model": {"name": "mlp", "args": {"hidden": [16], "dropout": 0.2}}}
+#: 17 windows in batches of 4, likewise.
+TEXT = {"documents": 6, "stream": {"batch_size": 4, "seq_len": 16}}
+SETTINGS = {"steps": 13, "checkpoint_every": 3, "eval_every": 5, "log_every": 1}
+
+
+def batches(ws: Workspace) -> list[list[Any]]:
+    return [json.loads(line) for line in (ws.root / "batches.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["with_accelerate", "with_lightning", "with_transformers"])
+def test_an_example_resumes_exactly_in_the_middle_of_an_epoch(tmp_path: Path, name: str) -> None:
+    settings = {"train": train_params(**SETTINGS, entrypoint=f"{name}:train")}
+    if name == "with_transformers":
+        settings |= TEXT | {"model": {"name": f"{name}:Llama", "args": {"dim": 16, "layers": 1, "heads": 2}}}
+    make = make_text if name == "with_transformers" else make_points
+    made = {run: make(tmp_path / run, **(POINTS | settings)) for run in ("whole", "killed", "stopped")}
+    path = os.pathsep.join(str(REPOSITORY / folder) for folder in ("", "tests", "examples"))
+    done = subprocess.run(
+        [sys.executable, trainer_runs.__file__, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": path}, text=True, capture_output=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exit code 143: Training stopped by SIGTERM: the entry point" in done.stdout
+
+    [whole] = batches(made["whole"])
+    assert len(whole) == 13
+    for run, handed_out, resumed in (("killed", 8, 6), ("stopped", 9, 9)):
+        first, second = batches(made[run])
+        assert first == whole[:handed_out]
+        assert second == whole[resumed:], "the samples of each step that was left, and no batch that was done"
+        assert outs(made[run]) == outs(made["whole"])
+        assert not list((made[run].state / "entrypoint").iterdir()), "checkpoints of a finished training"
