@@ -17,6 +17,7 @@ SENTENCES = {
     "resume": "10^9 samples in 10^6 shards: the time to the next index at 0, 50 and 99 %, and the memory.",
     "checkpoint": "29.5 million parameters on CPU: the pause of a save, SIGTERM to saved, start to first step at 99 %.",
     "scale": "What 1 to 1,024 nodes read of 1 PB, an epoch after the other, simulated; how well it is shuffled.",
+    "step": "A step of the training loop beside the same one by hand in PyTorch, Lightning's and accelerate's.",
 }
 
 

@@ -32,14 +32,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions(setting: Setting) -> dict[str, str]:
-    """Of Python, Shardline (version and commit) and the libraries; those of the peers' environment as well."""
+def versions(setting: Setting, libraries: tuple[str, ...] = ()) -> dict[str, str]:
+    """Of Python, Shardline (version and commit) and the libraries: those of the streams and, from their environment, of
+    the peers; or `libraries` of this environment instead."""
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
     own = f"{metadata.version('shardline')} ({commit.stdout.strip() or 'no commit'})"
-    found = {"python": platform.python_version(), "shardline": own, **{name: metadata.version(name) for name in OURS}}
-    if setting.peers:
+    found = {
+        "python": platform.python_version(),
+        "shardline": own,
+        **{name: metadata.version(name) for name in libraries or OURS},
+    }
+    if setting.peers and not libraries:
         asked = subprocess.run([setting.peers_python, "-c", _ASK, *PEERS], capture_output=True, text=True, check=True)
         found |= {name: version for name, version in json.loads(asked.stdout).items() if name not in OURS}
     return found

@@ -41,6 +41,7 @@ class Outcome:
     columns: list[str]
     table: list[list[str]]
     more: dict[str, Any] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()  # of this environment that matter; none: those of the streams and of the peers
 
     def to_json(self, setting: Setting) -> dict[str, Any]:
         """The object that `--json` prints. Ratios are null where there is nothing to compare with."""
@@ -48,7 +49,7 @@ class Outcome:
         return {
             "name": self.name,
             "machine": machine(),
-            "versions": versions(setting),
+            "versions": versions(setting, self.libraries),
             "date": today(),
             "quick": setting.quick or setting.tiny,
             "unit": self.unit,

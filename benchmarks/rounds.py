@@ -135,7 +135,7 @@ def compete(
     others: Sequence[Entrant] = (),
 ) -> dict[str, Readings]:
     """Readings by name: a warm-up of each, which chooses the workers, then rounds: ours, peer, ours, peer, … and each
-    of the others."""
+    of the others (with `quick`, in the first round only)."""
     everybody = [*limits, ours, *peers, *others]
     readings = {entrant.name: Readings() for entrant in everybody}
     with started(everybody, work, setting) as processes:
@@ -145,7 +145,8 @@ def compete(
         for turn in range(setting.rounds):
             say(f"{work}: round {turn + 1} of {setting.rounds}")
             turns = [each for peer in peers for each in (ours, peer)] or [ours]
-            for entrant in [*limits, *turns, *others]:
+            beside = others if turn == 0 or not setting.quick else ()  # a look has a minute
+            for entrant in [*limits, *turns, *beside]:
                 found = readings[entrant.name]
                 answer = processes[entrant.name].ask(workers=found.workers, seconds=setting.seconds)
                 found.rates.append(answer["rate"])

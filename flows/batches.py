@@ -16,7 +16,7 @@ from prefect.utilities.annotations import quote
 
 from flows.steps import RETRY, STEP, open_recipe, record
 from pipelines import versions
-from pipelines.executors import PoolExecutor, choose_executor
+from pipelines.executors import PoolExecutor, choose_pool
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import DataStage, Item, Journal, Result, commit, journal_of, pending
 
@@ -52,7 +52,7 @@ def run_data_stage(name: str, recipe: str) -> dict[str, Any]:
         items = plan(whole(stage))
         known = pending(stage, items, journal)
         todo = [item for item in items if item.key not in known]
-        executor = choose_executor(ws.params.compute, sum(item.bytes for item in todo))
+        executor = choose_pool(ws.params.compute, sum(item.bytes for item in todo))
         with Journal(journal) as note:
             ledger = Ledger(known, note)
             work_all(stage, todo, ledger, executor)

@@ -49,11 +49,16 @@ def open_hot(ws: Workspace) -> HotCache | None:
         server = _embedded(ws, budget)
         url = server.url
     else:
-        url = _expanded("cache.hot.url", settings.url)
+        url = hot_url(settings.url)
     return HotCache(
         url, budget, _bytes(settings.ring_mb), timeout=settings.timeout_ms / 1000, wait=settings.wait_s,
         lease=settings.lease_s, idle=cache.idle_hours * _HOUR, prefix=settings.prefix, server=server,
     )  # fmt: skip
+
+
+def hot_url(url: str) -> str:
+    """`cache.hot.url` with the environment's values in it, checked. Raises ParamsError."""
+    return _expanded("cache.hot.url", url)
 
 
 @contextmanager

@@ -257,6 +257,32 @@ def cache_drop(
 
 
 @app.command(rich_help_panel=LOOK)
+def profile(
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=100_000, help="Steps that are measured; about 5 s of them by default.")
+    ] = None,
+    warm_up: Annotated[int, typer.Option(min=2, help="Steps before, which don't count.")] = 10,
+    recipe: Recipe = None,
+) -> None:
+    """Where a training step's time goes, what to change and what to expect of it. Leaves the training's state alone."""
+    from pipelines.diagnosis.profiling import profile as run
+
+    run(_workspace(recipe), steps=steps, warm_up=warm_up)
+
+
+@app.command(rich_help_panel=LOOK)
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False, recipe: Recipe = None
+) -> None:
+    """This machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
+    from pipelines.diagnosis.doctor import doctor as run
+
+    if recipe is not None:
+        _workspace(recipe)  # goes to its folder
+    run(as_json=as_json)
+
+
+@app.command(rich_help_panel=LOOK)
 def recipes() -> None:
     """The recipes of this project: what they make of which sources, and how far each has come."""
     from pipelines.inspect import show_recipes
@@ -291,6 +317,19 @@ def verify(
     from pipelines.inspect import verify_zones
 
     verify_zones(_workspace(recipe), zone)
+
+
+@app.command(rich_help_panel=LOOK)
+def replay(
+    step: Annotated[int, typer.Option(min=1, help="Of the training, counted from 1.")],
+    everything: Annotated[bool, typer.Option("--all", help="Every sample of the batch, not the worst ten.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    recipe: Recipe = None,
+) -> None:
+    """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
+    from pipelines.training.replay import show_replay
+
+    show_replay(_workspace(recipe), step, everything=everything, as_json=as_json)
 
 
 @app.command(rich_help_panel=LOOK)

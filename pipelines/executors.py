@@ -1,4 +1,4 @@
-"""Where the items of a data stage run: threads or processes of this machine. Prefect tasks map the same `work`."""
+"""Where the items of a data stage run: threads or processes of this machine, or Ray. Prefect maps the same `work`."""
 
 import multiprocessing
 import os
@@ -11,10 +11,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import connection
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from pipelines.environment import expand
 from pipelines.params import Compute
-from storage.errors import DataError
+from storage.errors import DataError, ShardlineError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -66,10 +67,59 @@ class PoolExecutor:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def choose_executor(compute: Compute, total_bytes: int) -> PoolExecutor:
+class RayExecutor:
+    """Items as tasks of a Ray cluster: the one at `address`, or with None one of this machine with `workers` processes.
+    No more than four items a worker are in flight. What `work` reads and writes must be reachable from all machines."""
+
+    def __init__(self, workers: int | None, address: str | None) -> None:
+        self.workers, self.address = workers, address
+
+    def map(self, work: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+        if not items:
+            return
+        from pipelines.ray_cluster import ray_cluster
+
+        with ray_cluster(self.address, self.workers or cores(), "compute.engine") as ray:
+            workers = self.workers or int(ray.cluster_resources().get("CPU", 1))
+            do = ray.remote(num_cpus=1, max_retries=2)(_work).remote
+            shared, waiting = ray.put(work), iter(items)
+            running = [do(shared, item) for item in islice(waiting, 4 * workers)]
+            while running:
+                (done,), running = ray.wait(running, num_returns=1)
+                running += [do(shared, item) for item in islice(waiting, 1)]
+                yield _result(ray, done)
+
+
+def _work(work: Callable[[In], Out], item: In) -> Out:
+    return work(item)
+
+
+def _result(ray: Any, done: Any) -> Any:
+    """A task's result, or its error as it was raised there."""
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ShardlineError):
+            raise error.cause from None
+        raise
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise DataError(
+            "A worker process died three times at the same item, most often for want of memory: lower compute.workers. "
+            "What was finished is kept; the same command goes on."
+        ) from error
+
+
+def choose_executor(compute: Compute, total_bytes: int) -> Executor:
     """The executor that `compute` asks for; `auto` takes processes from 256 MiB of input on."""
+    if compute.engine == "ray":
+        return RayExecutor(compute.workers, expand("compute.ray", compute.ray))
+    return choose_pool(compute, total_bytes)
+
+
+def choose_pool(compute: Compute, total_bytes: int) -> PoolExecutor:
+    """The same on this machine, where something else spreads the items over machines: processes stand in for Ray."""
     workers = compute.workers or cores()
-    processes = compute.engine == "processes" or (compute.engine == "auto" and total_bytes >= _MUCH)
+    processes = compute.engine in ("processes", "ray") or (compute.engine == "auto" and total_bytes >= _MUCH)
     return PoolExecutor(workers, processes=processes and workers > 1)
 
 

@@ -8,6 +8,8 @@
     ├── DigestError           bytes that differ from the digest in the manifest
     ├── LakeError             the lake cannot be read or written (full disk, permissions, network)
     ├── TrackingError         MLflow is needed and cannot be used
+    ├── OutOfMemory           a rank's memory or its device's is too small for the settings
+    ├── Hung                  ranks that took no step any more were given up
     └── Interrupted           SIGINT or SIGTERM: state was saved, the same command goes on
 
 A message says what happened, to which thing, the likely cause, and the setting to change.
@@ -57,6 +59,14 @@ class LakeError(ShardlineError):
 
 class TrackingError(ShardlineError):
     pass
+
+
+class OutOfMemory(ShardlineError):
+    exit_code = 12  # ENOMEM; the same command fails the same way
+
+
+class Hung(ShardlineError):
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command may succeed
 
 
 class Interrupted(ShardlineError):

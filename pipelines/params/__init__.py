@@ -7,6 +7,7 @@ A name that is not here is refused with the nearest one that is. No module here 
 from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
+from pipelines.params.launching import Launching
 from pipelines.params.load import FILENAME, load_params
 from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
@@ -29,6 +30,7 @@ __all__ = [
     "HotCache",
     "Ingest",
     "Lake",
+    "Launching",
     "Metric",
     "Model",
     "Network",

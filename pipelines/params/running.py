@@ -4,16 +4,20 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipelines.params.launching import Launching
 from pipelines.params.section import NAME, Section
 
 
-class Compute(Section):
+class Compute(Launching):
     """How the stages run. Nothing here changes a result, so no stage depends on it."""
 
-    engine: Literal["auto", "threads", "processes"] = "auto"
-    """What the data stages run on. auto: threads for little data, processes for much."""
+    engine: Literal["auto", "threads", "processes", "ray"] = "auto"
+    """What the data stages run on. auto: threads for little data, processes for much. ray: tasks of a Ray cluster."""
     workers: int | None = Field(None, ge=1, le=1024)
     """Of the data stages. None: one for each core."""
+    ray: str | None = None
+    """The Ray cluster, for engine and launcher ray: its address (HOST:PORT, ray://…, auto). ${NAME} stands for that
+    environment variable. None: one of this machine, made for the command and ended with it."""
     lake_timeout: float = Field(60.0, gt=0, le=3600)
     """Seconds without progress, retries included, after which reading from a remote lake or writing to it fails."""
     prefetch: int = Field(2, ge=0, le=64)

@@ -90,6 +90,9 @@ class Train(Section):
     network: Network = Network()
     """What the ranks send each other, and how often."""
 
+    price_per_hour: float | None = Field(None, ge=0)
+    """Price of an hour of one rank's share of its machine: the machine's price / the ranks on it. None: not known."""
+
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
         if self.args and self.entrypoint is None:

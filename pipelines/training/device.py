@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Precision:
         return cls(device.type, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+        return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device, dtype=self.dtype)
 
 
 @contextmanager
@@ -100,8 +100,18 @@ def host_memory(device: torch.device) -> Allocate:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state."""
-    torch.manual_seed(keyed_uint64("step", seed, step, rank))
+    """Make the randomness of a step (dropout) a function of (seed, step, rank), so that resuming needs no RNG state.
+
+    Seeds the generators of the CPU and of the accelerators in use. `torch.manual_seed` does so, too, but notes the call
+    stack for every kind that isn't in use: 0.3 ms a step.
+    """
+    value = keyed_uint64("step", seed, step, rank)
+    torch.default_generator.manual_seed(value)
+    for module in (torch.cuda, torch.xpu):
+        if module.is_initialized():
+            module.manual_seed(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
 
 
 def _cores() -> int:

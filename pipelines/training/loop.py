@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.streaming import Batch
 from pipelines.training import nonfinite
+from pipelines.training.pulse import beat
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
@@ -46,6 +47,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 
         state, targets = s.state, outcome.targets
         state.add_step(outcome.loss_sum, targets, batch.size)
+        beat(state.step)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % s.params.train.log_every == 0 or state.step == s.steps:
             report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot(), s.exchange)
@@ -79,6 +81,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
             count += batch.size * s.task.targets_per_sample(batch.arrays)
+            beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:
                 break

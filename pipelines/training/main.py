@@ -1,6 +1,5 @@
 """The entry point of a rank that a launcher started: `python -m pipelines.training.main FOLDER` (see launchers.job)."""
 
-import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -8,17 +7,21 @@ from pathlib import Path
 from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.lifeline import die_with_parent
-from pipelines.training.launchers.reports import Report
+from pipelines.training.launchers.logs import collect_output
+from pipelines.training.launchers.reports import Report, report_file
+from pipelines.training.launchers.stacks import answers
+from pipelines.training.pulse import pulse
 from storage.atomic import full_disk
 
 
 def main(folder: Path) -> int:
     """Train as one of the job's ranks; an error is left as a report for the launcher. Returns the exit code."""
-    if AGENT_PID in os.environ:
-        die_with_parent(int(os.environ[AGENT_PID]))
-    rank = int(os.environ["RANK"])
-    with (folder / f"crash-{rank}.txt").open("w") as crash:
-        faulthandler.enable(crash)
+    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    report_file(folder, local).unlink(missing_ok=True)  # of an earlier start
+    log = collect_output(folder, rank)
+    with answers(folder, rank), pulse(folder, rank, world, local):
+        if AGENT_PID in os.environ:
+            die_with_parent(int(os.environ[AGENT_PID]))
         try:
             from pipelines.training.rank import train_rank
             from pipelines.training.ranks import Ranks
@@ -26,10 +29,10 @@ def main(folder: Path) -> int:
             train_rank(Job.load(folder).workspace, Ranks.from_environment())
         except BaseException as error:
             error = full_disk(error) or error
-            Report.of(rank, error).save(folder)
+            report = Report.of(rank, error)
+            report.save(folder, local)
+            print(*report.lines, sep="\n", file=log)
             return int(getattr(error, "exit_code", 1))
-        finally:
-            faulthandler.disable()
     return 0
 
 

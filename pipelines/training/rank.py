@@ -12,6 +12,8 @@ from torch import Tensor
 from pipelines.models import save_model
 from pipelines.progress import progress, say
 from pipelines.training.loop import fit
+from pipelines.training.memory import memory_explained
+from pipelines.training.pulse import rest
 from pipelines.training.ranks import Ranks
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
@@ -23,15 +25,23 @@ from storage.atomic import write_atomically
 TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
 
-def train_rank(ws: Workspace, ranks: Ranks) -> None:
-    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved."""
+def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> None:
+    """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved.
+    `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
     if ws.params.train.entrypoint is not None:
         from pipelines.training.entrypoint import run_entrypoint
 
         run_entrypoint(ws, ranks)
         return
-    with stop_on_signals(StopRequest()) as stop, open_session(ws, ranks) as session, reporting(ws, session) as report:
+    stop = StopRequest() if stop is None else stop
+    with (
+        memory_explained(ws.params),
+        stop_on_signals(stop),
+        open_session(ws, ranks) as session,
+        reporting(ws, session) as report,
+    ):
         fit(session, report, stop)
+        rest()
         final = session.final_weights()
         if ranks.leads:
             write_outs(ws, session, final, report)
@@ -45,6 +55,7 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
     if not s.ranks.leads:
         yield Reporter(None, lambda *_, **__: None, unit, s.steps)
         return
+    from pipelines.diagnosis.hooks import attend
     from pipelines.tracking import open_run
 
     with open_run(ws, run_id=s.state.run_id) as run, progress("train", s.steps, "steps") as advance:
@@ -56,10 +67,11 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
             "parameters": str(s.parameters),
         })  # fmt: skip
         run.log_dataset(s.manifest, s.zone, "train")
+        spending = attend(ws, run, s.device, s.ranks.world)
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated)
+        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending)
 
 
 def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Reporter) -> None:
@@ -73,10 +85,11 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
     val_columns = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
     write_atomically(ws.plots("val.csv"), _csv(val_columns, s.state.val_curve))
     report.run.log_metrics({f"final.{k}": v for k, v in final.items() if isinstance(v, int | float)})
+    spent = report.spent(s.state.step)
     for name in ("train.csv", "val.csv"):
         report.run.log_artifact(ws.plots(name), "plots")
     s.checkpoints.clear()
-    say(_summary(ws, final, report.run.url))
+    say(_summary(ws, final, spent, report.run.url))
 
 
 def final_metrics(s: Session) -> dict[str, Any]:
@@ -95,14 +108,14 @@ def final_metrics(s: Session) -> dict[str, Any]:
     return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}
 
 
-def _summary(ws: Workspace, metrics: dict[str, Any], url: str | None) -> str:
+def _summary(ws: Workspace, metrics: dict[str, Any], spent: str, url: str | None) -> str:
     values = [f"{name} {metrics[name]:.4f}" for name in ("train_loss", "val_loss", "val_accuracy") if name in metrics]
     early = ", stopped early" if metrics["stopped_early"] else ""
     best = f", weights of step {metrics['step']}" if metrics["step"] != metrics["steps"] else ""
     return (
         f"train: {ws.params.model.name}, {metrics['parameters']:,} parameters, {metrics['steps']} steps, "
         f"{metrics['epochs']:.2f} epochs{early}{best}: {', '.join(values)}\n"
-        f"  data version {metrics['manifest'][:12]}, model in {ws.model}"
+        f"  data version {metrics['manifest'][:12]}, model in {ws.model}{spent}"
     ) + (f"\n  run: {url}" if url else "")
 
 

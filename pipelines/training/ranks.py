@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -66,12 +67,14 @@ class Ranks:
 
 
 @contextmanager
-def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Inside, the ranks are connected; by a process group that is there already, where one is."""
+def joined(ranks: Ranks, device: torch.device, timeout: timedelta | None = None) -> Iterator[None]:
+    """Inside, the ranks are connected; a collective that takes longer than `timeout` (None: torch's own) fails. A
+    connection that is there already, of Ray's say, is used and left."""
     if ranks.world == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group(BACKENDS[device.type], device_id=device if device.type != "cpu" else None)
+    device_id = device if device.type != "cpu" else None
+    dist.init_process_group(BACKENDS[device.type], timeout=timeout, device_id=device_id)
     try:
         yield
     finally:

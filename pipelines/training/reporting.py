@@ -8,6 +8,7 @@ from pipelines.streaming import Times
 from pipelines.training.state import Point, TrainState
 
 if TYPE_CHECKING:
+    from pipelines.diagnosis.spending import Spending
     from pipelines.tracking import Run
     from pipelines.training.network import Exchange
 
@@ -26,6 +27,7 @@ class Reporter:
     done: int = 0
     reported: int = 0
     times: Times = field(default_factory=Times)
+    spending: "Spending | None" = None
 
     def step(self, seconds: float, waited: float, work: int) -> None:
         """Count a step: how long it took, how much of that was waiting for data, units of work (of all ranks)."""
@@ -46,6 +48,8 @@ class Reporter:
         self.times = times
         self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0
         self.run.log_metrics({k: v for k, v in point.items() if k != "step"} | rates, step=int(point["step"]))
+        if self.spending is not None:
+            self.run.log_metrics(self.spending.note(), step=int(point["step"]))
         self.advance(0, note=f"loss {point['train_loss']:.4f}")
 
     def validation(self, state: TrainState) -> None:
@@ -58,3 +62,13 @@ class Reporter:
         if state.train_curve:
             values = {"train_loss": state.train_curve[-1]["train_loss"]} | values
         say(f"step {state.validated}/{self.steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def spent(self, step: int) -> str:
+        """What the run took, in MLflow and as the end of a sentence; it is over then."""
+        if self.run is None or self.spending is None:
+            return ""
+        from pipelines.diagnosis.spending import sentence
+
+        found = self.spending.close()
+        self.run.log_metrics(found, step=step)
+        return f"; {sentence(found)}"

@@ -20,6 +20,7 @@ from pipelines.training.ema import Average
 from pipelines.training.network import Exchange, Wire
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
+from pipelines.training.pulse import collective_timeout
 from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
@@ -142,9 +143,9 @@ class Session:
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
         self._saved = state.step
 
-    def restore(self) -> bool:
-        """Go back to the newest checkpoint; False when there is none."""
-        saved = self.checkpoints.restore()
+    def restore(self, before: int | None = None) -> bool:
+        """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
+        saved = self.checkpoints.restore(before)
         if saved is None:
             return False
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
@@ -190,8 +191,9 @@ def open_stream(
 
 
 @contextmanager
-def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
-    """Everything of a training, at its start or where its last checkpoint was; closed at the end."""
+def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> Iterator[Session]:
+    """Everything of a training, at its start or where its last checkpoint was (with `before`: the last one that comes
+    before that step); closed at the end."""
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
@@ -204,7 +206,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
     layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
-        stack.enter_context(joined(ranks, device))
+        stack.enter_context(joined(ranks, device, collective_timeout(params.compute)))
         mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
@@ -229,7 +231,7 @@ def open_session(ws: Workspace, ranks: Ranks) -> Iterator[Session]:
         )  # fmt: skip
         if train.ema is not None:
             session.average = Average(model, train.ema)
-        session.restore()
+        session.restore(before)
         yield session
 
 

@@ -13,7 +13,8 @@ from servers import s3_server
 from benchmarks import results
 from benchmarks.catalogue import SENTENCES, question
 from benchmarks.contender import check, count, once
-from benchmarks.outcome import Bar, Outcome
+from benchmarks.outcome import Bar, Outcome, of_readings
+from benchmarks.rounds import Readings
 from benchmarks.setting import Setting
 
 ALWAYS = {
@@ -24,6 +25,7 @@ MORE: dict[str, set[str]] = {
     "egress": {"s3_over_dataset", "hit_ratio"},
     "resume": {"seconds", "peak_mb"},
     "checkpoint": {"pause_share", "sigterm_seconds", "resume_seconds"},
+    "step": {"ratio_to_bare", "wait_share"},
 }
 
 
@@ -109,3 +111,14 @@ def test_the_document_is_made_of_the_kept_results(tmp_path: Path) -> None:
         assert "old" not in text
         assert text.count("| [stream-rows](#stream-rows) | × a | ≥ 4 | 3 | **missed** |") == 1
         assert "| a | 2 |" in text
+
+
+def test_contenders_beside_the_peers_are_shown_but_count_in_no_ratio() -> None:
+    rates = {"limit": 100.0, "Shardline": 90.0, "peer": 45.0, "peer, our decoder": 89.0}
+    readings = {who: Readings(rates=[rate], firsts=[0.1]) for who, rate in rates.items()}
+    beside = {"peers_given_our_decoder": ["peer, our decoder"]}
+    outcome = of_readings("stream-jpeg", "samples/s", readings, {"the best peer": 1.3}, 0.85, beside)
+    assert outcome.peers == {"peer": 45.0}
+    assert outcome.more["peers_given_our_decoder"] == {"peer, our decoder": 89.0}
+    assert [row[0] for row in outcome.table] == list(rates)
+    assert [(bar.what, bar.found) for bar in outcome.bars] == [("× the best peer", 2.0), ("× the limit", 0.9)]

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 import training_samples
+from gated_training import command, started, starts
 from safetensors.torch import load_file
 from training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
 
@@ -24,6 +25,7 @@ DEADLINE = 90  # seconds
 
 #: Fails on one rank only, after a step; and remembers its processes.
 FAILING = """
+import json
 import os
 from torch import nn
 
@@ -192,3 +194,16 @@ def test_shards_train_through_the_launcher_and_leave_a_whole_model(
     assert alone.keys() == sharded.keys()
     for name, weight in alone.items():
         torch.testing.assert_close(sharded[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_that_somebody_else_starts_train_together(tmp_path: Path) -> None:
+    ws = make_points(tmp_path, train={"ranks": 1})
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # As a cluster would: `shardline train` under torchrun, whose environment says which rank it is.
+    with started(*torchrun, *command(ws)[1:]) as job:
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 0, said
+    assert json.loads(ws.metrics("train").read_text())["steps"] == 12
+    outcomes = [json.loads(file.read_text())["outcome"] for file in ws.state.glob("logs/2*/outcome.json")]
+    assert outcomes == ["done", "done"]
+    assert [starts(ws, rank) for rank in (0, 1)] == [1, 1]

@@ -5,8 +5,11 @@ from storage.digest import digest_json
 
 #: Parameters that change how a result is computed, not (but for rounding) which one: a resumed run may change them.
 NEUTRAL = {
-    "train": {"checkpoint_every", "checkpoints", "log_every", "device", "ranks", "threads", "accumulate", "parallel"},
-}
+    "train": {
+        "checkpoint_every", "checkpoints", "log_every", "device", "ranks", "threads", "accumulate", "parallel",
+        "price_per_hour",
+    },
+}  # fmt: skip
 
 
 def checkpoint_key(manifest: str, params: Params) -> str:

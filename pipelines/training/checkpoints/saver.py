@@ -6,7 +6,7 @@ checkpoint. Staging buffers are kept for the next save. One save is in flight at
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -192,16 +192,17 @@ class Saver:
 
     # -- restoring -----------------------------------------------------------------------------------------------
 
-    def restore(self) -> Extra | None:
-        """Take model and optimiser back to the newest sound checkpoint, and return the rest of it; None without one.
+    def restore(self, before: int | None = None) -> Extra | None:
+        """Take model and optimiser back to the newest sound checkpoint (of a step before `before`), and return the rest
+        of it; None without one.
 
         Nothing changes before every rank has read and verified its part. A damaged checkpoint is passed over, with a
         word. Raises FormatError for one of an unknown format, or that doesn't fit the model.
         """
         self.wait()
-        if self.ranks.leads:
+        if self.ranks.leads and before is None:
             self.zone.sweep_temporaries()
-        found = self.shelf.newest_first() if self.ranks.leads else iter(())
+        found = self._older(before) if self.ranks.leads else iter(())
         while True:
             manifest: CheckpointManifest | None = self.ranks.share(next(found, None))
             if manifest is None:
@@ -222,6 +223,9 @@ class Saver:
         if self.rules.background:
             self._buffers = {name: chunk.data for name, chunk in chunks.items() if name not in rest}
         return Extra(rest, values, manifest.score)
+
+    def _older(self, before: int | None) -> Iterator[CheckpointManifest]:
+        return (manifest for manifest in self.shelf.newest_first() if before is None or manifest.step < before)
 
     def _boxes(self, manifest: CheckpointManifest) -> dict[str, Chunk]:
         """Empty chunks for all that this rank needs of a checkpoint."""

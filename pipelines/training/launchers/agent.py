@@ -1,6 +1,6 @@
 """The process between a launcher and its ranks: torchrun's agent, which doesn't outlive the launcher.
 
-python -m pipelines.training.launchers.agent FOLDER RANKS LAUNCHER_PID
+python -m pipelines.training.launchers.agent FOLDER LAUNCHER_PID
 """
 
 import json
@@ -8,33 +8,92 @@ import os
 import sys
 from pathlib import Path
 
+from pipelines.environment import expand
+from pipelines.params import Compute
+from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.lifeline import die_with_parent
+from pipelines.training.launchers.placement import Placement, interfaces, place
+from pipelines.training.launchers.stacks import RECORDER
+from pipelines.training.launchers.watchdog import Late, Watchdog, kill
 
 AGENT_PID = "SHARDLINE_AGENT_PID"
-FAILURE = "failure.json"
+LOOPBACK = "127.0.0.1"
+FAILURE, HUNG = "failure.json", "hung.json"
 
 
-def main(folder: str, ranks: str, launcher: str) -> int:
+def main(folder: str, launcher: str) -> int:
     """Run the ranks; the first failure goes to failure.json. Returns the exit code."""
     die_with_parent(int(launcher))
-    os.environ[AGENT_PID] = str(os.getpid())
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher reports failures, and shorter
+    job = Job.load(Path(folder))
+    compute, placement = job.workspace.params.compute, place(job.workspace.params, job.ranks)
+    _prepare_environment(compute, placement)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
 
-    quiet = ",".join(f"{rank}:3" for rank in range(1, int(ranks)))  # rank 0 speaks to the terminal
-    arguments = ["--standalone", "--nproc-per-node", ranks, "--log-dir", f"{folder}/logs", "--redirects", quiet]
+    def end(text: str, late: list[Late]) -> None:
+        """The ranks' end is torchrun's affair: it starts them again, or fails."""
+        print(f"shardline: {text}", file=sys.stderr, flush=True)
+        about = {"message": text, "processes": [rank.sign.pid for rank in late]}
+        (Path(folder) / HUNG).write_text(json.dumps(about))
+        kill(late)
+
     try:
-        torchrun([*arguments, "-m", "pipelines.training.main", folder])
+        with Watchdog(Path(folder), compute.hang_timeout_s, end):
+            torchrun([*_arguments(folder, job, placement), "-m", "pipelines.training.main", folder])
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        about = {"rank": rank, "exit_code": first.exitcode, "log": str(first.error_file)}
-        (Path(folder) / FAILURE).write_text(json.dumps(about))
+        _fail(folder, rank=rank, exit_code=first.exitcode, process=first.pid)
+        return 1
+    except RendezvousError as error:
+        _fail(folder, rendezvous=f"{type(error).__name__}: {error}")
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _prepare_environment(compute: Compute, placement: Placement) -> None:
+    os.environ[AGENT_PID] = str(os.getpid())
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher reports failures, and shorter
+    os.environ.setdefault(RECORDER, "2000")
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(compute.grace_s)
+    # Shared, the ranks' store lives on over a restart in torch 2.13, and with it the addresses of ranks that are dead:
+    # the new ones then wait for these (docs/decisions/0018).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    meeting = placement.meeting
+    interface = meeting.interface if meeting else interfaces().get(LOOPBACK)
+    if interface is not None:  # gloo would take the host name's address, if it has any
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _arguments(folder: str, job: Job, placement: Placement) -> list[str]:
+    """torchrun's command line."""
+    common = ["--nproc-per-node", str(placement.per_node), "--max-restarts", str(placement.restarts)]
+    common += ["--log-dir", f"{folder}/agent"]
+    meeting, compute = placement.meeting, job.workspace.params.compute
+    if meeting is None:
+        return [*common, "--standalone", "--local-addr", LOOPBACK]
+    id = os.environ.get("PET_RDZV_ID") or expand("compute.rendezvous_id", compute.rendezvous_id) or job.id
+    settings = {
+        "join_timeout": compute.rendezvous_timeout_s,
+        "read_timeout": compute.rendezvous_timeout_s,
+        "last_call_timeout": compute.last_call_s,
+        "keep_alive_interval": compute.heartbeat_s,
+        "keep_alive_max_attempt": 3,
+    }
+    if meeting.host is not None:
+        settings["is_host"] = int(meeting.host)
+    return [
+        *common, "--nnodes", f"{placement.min_nodes}:{placement.max_nodes}", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", meeting.endpoint, "--rdzv-id", id, "--local-addr", meeting.address,
+        "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
+    ]  # fmt: skip
+
+
+def _fail(folder: str, **about: object) -> None:
+    (Path(folder) / FAILURE).write_text(json.dumps(about))
 
 
 if __name__ == "__main__":

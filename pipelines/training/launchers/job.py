@@ -7,16 +7,25 @@ from typing import Protocol
 
 from pipelines.params import Params
 from pipelines.workspace import Workspace
+from storage.digest import digest_json
 
 FILENAME = "job.json"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training to run on `ranks` processes."""
+    """A training to run on `ranks` processes of this machine, or, on several machines, of each."""
 
     workspace: Workspace
     ranks: int
+
+    @property
+    def id(self) -> str:
+        """The same on every machine with the same recipe, parameters and data."""
+        params = self.workspace.params
+        values = params.model_dump(mode="json", exclude={"compute", "cache"})
+        digest = digest_json({"manifest": self.workspace.zone("shards").manifest().digest, **values})
+        return f"{params.recipe}-{digest[:16]}"
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs into `folder`."""
@@ -42,6 +51,9 @@ class Launcher(Protocol):
     It returns when every rank has finished. It raises what stopped them: a rank's ShardlineError as it was; Interrupted
     when they saved their state after a signal (which it forwards to them); ShardlineError naming the rank, its exit
     code and its last lines otherwise. Whatever happens, no process that it started lives on.
+
+    `folder` is the job's own, for the ranks' logs and reports. A launcher that submits to a cluster fits in as well: it
+    submits, waits, and raises what the ranks' reports say.
     """
 
-    def launch(self, job: Job) -> None: ...
+    def launch(self, job: Job, folder: Path) -> None: ...

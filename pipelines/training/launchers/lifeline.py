@@ -1,16 +1,24 @@
 """A child that does not outlive its parent, however the parent ends."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 
 POLL = 0.3  # seconds
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(parent: int) -> None:
-    """Kill this process once `parent` (a process id) is not its parent any more. Portable, unlike PR_SET_PDEATHSIG,
-    and not bound to the thread that started it."""
+    """Kill this process once `parent` (a process id) is not its parent any more.
+
+    A thread watches, which is portable. On Linux the kernel does so too, which reaches even a process that is stopped;
+    it counts the end of the *thread* that started this process, which waits for it in our launchers.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     def watch() -> None:
         while os.getppid() == parent:

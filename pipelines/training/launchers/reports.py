@@ -1,4 +1,4 @@
-"""How a rank tells its launcher why it stopped: one JSON file a rank, written before it leaves."""
+"""How a rank tells its launcher why it stopped: one JSON file a rank of this machine, written before it leaves."""
 
 import json
 import time
@@ -27,8 +27,12 @@ class Report:
         lines = "".join(traceback.format_exception(error)).splitlines()[-25:]
         return cls(rank, type(error).__name__, str(error), lines, time.time(), getattr(error, "signum", None))
 
-    def save(self, folder: Path) -> None:
-        write_atomically(folder / f"rank-{self.rank}.json", json.dumps(asdict(self)).encode())
+    def save(self, folder: Path, local_rank: int | None = None) -> None:
+        """`local_rank`, on this machine, stays when an elastic job counts its ranks anew."""
+        write_atomically(report_file(folder, self.rank if local_rank is None else local_rank), self._json())
+
+    def _json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
 
     @property
     def ours(self) -> bool:
@@ -45,7 +49,11 @@ class Report:
         return again
 
 
+def report_file(folder: Path, local_rank: int) -> Path:
+    return folder / f"report-{local_rank}.json"
+
+
 def read_reports(folder: Path) -> list[Report]:
     """The reports in `folder`, the earliest first."""
-    reports = [Report(**json.loads(file.read_text())) for file in folder.glob("rank-*.json")]
+    reports = [Report(**json.loads(file.read_text())) for file in folder.glob("report-*.json")]
     return sorted(reports, key=lambda report: report.at)

@@ -1,17 +1,45 @@
 """Which launcher a job gets."""
 
+import os
+
 from pipelines.training.launchers.job import Job, Launcher
+from pipelines.training.launchers.logs import job_folder
+from pipelines.training.launchers.placement import started_by_others
 
 
 def launch(job: Job) -> None:
-    """Run `job` to its end: one rank in this process, several by torchrun. Raises as `Launcher` says."""
-    launcher: Launcher
-    if job.ranks == 1:
-        from pipelines.training.launchers.in_process import InProcess
+    """Run `job` to its end by the launcher of compute.launcher. Raises as `Launcher` says."""
+    with job_folder(job.workspace.state) as folder:
+        choose(job).launch(job, folder)
 
-        launcher = InProcess()
-    else:
+
+def choose(job: Job) -> Launcher:
+    """The launcher of `compute.launcher`. Each imports only what it needs."""
+    name: str = job.workspace.params.compute.launcher
+    if name == "auto":
+        name = _fitting(job)
+    if name == "external":
+        from pipelines.training.launchers.external import External
+
+        return External()
+    if name == "ray":
+        from pipelines.training.launchers.ray_train import RayTrain
+
+        return RayTrain()
+    if name == "torchrun":
         from pipelines.training.launchers.torchrun import Torchrun
 
-        launcher = Torchrun()
-    launcher.launch(job)
+        return Torchrun()
+    from pipelines.training.launchers.in_process import InProcess
+
+    return InProcess()
+
+
+def _fitting(job: Job) -> str:
+    compute = job.workspace.params.compute
+    if started_by_others():
+        return "external"
+    several = (
+        job.ranks > 1 or compute.nodes > 1 or compute.elastic or compute.restarts > 0 or "PET_NNODES" in os.environ
+    )
+    return "torchrun" if several else "in_process"

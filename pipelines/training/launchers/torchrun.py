@@ -1,38 +1,41 @@
-"""Several ranks on this machine, by torchrun (torch.distributed.run), with nothing left behind."""
+"""Ranks started by torchrun (torch.distributed.run), on this machine and others, with nothing left behind."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import psutil
-
-from pipelines.training.launchers.agent import FAILURE
+from pipelines.leftovers import MARK, sweep
+from pipelines.params import Params
+from pipelines.progress import say
+from pipelines.training.launchers.agent import FAILURE, HUNG
 from pipelines.training.launchers.job import Job
+from pipelines.training.launchers.logs import last_lines
+from pipelines.training.launchers.placement import place
 from pipelines.training.launchers.reports import Report, read_reports
+from pipelines.training.memory import advice, kernel_kills
+from pipelines.training.pulse import signs
 from pipelines.training.signals import StopRequest, stop_on_signals
-from storage.errors import Interrupted, ShardlineError
+from storage.errors import Hung, Interrupted, OutOfMemory, ShardlineError
 
-MARK = "SHARDLINE_JOB"  # in the environment of every process of a job
-LAST_LINES = 20
+AGAIN = "The same command goes on from the last checkpoint."
 
 
 class Torchrun:
     """The agent runs in a session of its own, so that a Ctrl-C reaches the ranks once, through `launch`."""
 
-    def launch(self, job: Job) -> None:
-        folder = _fresh_folder(job)
+    def launch(self, job: Job, folder: Path) -> None:
         job.save(folder)
-        command = [
-            sys.executable, "-m", "pipelines.training.launchers.agent", str(folder), str(job.ranks), str(os.getpid()),
-        ]  # fmt: skip
+        placement = place(job.workspace.params, job.ranks)  # errors before anything is started
+        if placement.meeting is not None:
+            say(f"meeting the other machines at {placement.meeting.endpoint}; logs of this one: {folder}")
+        command = [sys.executable, "-m", "pipelines.training.launchers.agent", str(folder), str(os.getpid())]
         environment = os.environ | {MARK: str(folder)}
+        kills = kernel_kills()
         process: subprocess.Popen[bytes] | None = None
         forward = _Forward()
         try:
@@ -44,21 +47,22 @@ class Torchrun:
             sweep(str(folder))
             if process is not None:
                 process.wait()
-        error = explain(folder, code, job.ranks, forward.signum)
-        if error is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
-        raise error
+        if error := explain(folder, code, forward.signum, job.workspace.params, kills):
+            raise error
 
 
-def explain(folder: Path, code: int, ranks: int, signum: int | None) -> ShardlineError | None:
+def explain(
+    folder: Path, code: int, signum: int | None, params: Params, kills: int | None = None
+) -> ShardlineError | None:
     """What an agent's exit code and its ranks' reports mean: None for success. The first error that is ours counts,
-    since the others (lost connections) mostly follow from it."""
+    since the others (lost connections) mostly follow from it. `kills`: `kernel_kills` at the start."""
     if code == 0:
         return None
-    reports = read_reports(folder)
-    ours = [report for report in reports if report.ours]
-    if ours:
+    first, reports = _read(folder / FAILURE), read_reports(folder)
+    hung = _read(folder / HUNG)
+    if hung and first.get("process") in hung["processes"]:
+        return Hung(f"{hung['message']}\n{AGAIN}")
+    if ours := [report for report in reports if report.ours]:
         return min(ours, key=lambda report: report.kind == Interrupted.__name__).error()
     if signum is not None:
         return Interrupted(
@@ -66,46 +70,48 @@ def explain(folder: Path, code: int, ranks: int, signum: int | None) -> Shardlin
             "are kept. The same command goes on from there.",
             signum,
         )
-    failure = folder / FAILURE
-    if not failure.is_file():
+    if reason := first.get("rendezvous"):
+        return ShardlineError(_did_not_meet(str(reason), params))
+    if not first:
         return ShardlineError(
-            f"torchrun's agent ended with exit code {code}, and its ranks with it. The same command goes on from the "
-            f"last checkpoint. Logs: {folder}"
+            f"torchrun's agent ended with exit code {code}, and its ranks with it. {AGAIN} Logs: {folder}"
         )
-    first = json.loads(failure.read_text())
-    report = next((r for r in reports if r.rank == first["rank"]), None)
-    return ShardlineError(_failed(folder, first["rank"], first["exit_code"], ranks, report))
+    report = next((report for report in reports if report.rank == first["rank"]), None)
+    return _failed(folder, first["rank"], first["exit_code"], report, params, kills)
 
 
-def _failed(folder: Path, rank: int, code: int, ranks: int, report: Report | None) -> str:
+def _failed(
+    folder: Path, rank: int, code: int, report: Report | None, params: Params, kills: int | None
+) -> ShardlineError:
+    now = kernel_kills()
+    killed = code == -signal.SIGKILL
+    by_kernel = killed and kills is not None and now is not None and now > kills
+    world = next((f" of {sign.world}" for sign in signs(folder) if sign.rank == rank), "")
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-    hint = " Killed so, it has most often run out of memory: lower stream.batch_size, or raise train.accumulate."
-    lines = report.lines if report else _tail(folder, rank)
-    text = f"Rank {rank} of {ranks} {how}.{hint if code == -signal.SIGKILL else ''} "
-    text += "The same command goes on from the last checkpoint."
-    return text + ("\nIts last lines:\n  " + "\n  ".join(lines) if lines else "") + f"\nLogs: {folder}"
+    text = f"Rank {rank}{world} {how}"
+    if by_kernel:
+        text += f": the machine, or this job's control group, has no memory left. {advice(params)}"
+    elif killed:
+        text += f". Killed so, it has most often run out of memory. {advice(params)}"
+    else:
+        text += "."
+    lines = report.lines if report else last_lines(folder, rank)
+    text += f" {AGAIN}" + ("\nIts last lines:\n  " + "\n  ".join(lines) if lines else "") + f"\nLogs: {folder}"
+    return OutOfMemory(text) if by_kernel else ShardlineError(text)
 
 
-def _tail(folder: Path, rank: int) -> list[str]:
-    files = [folder / f"crash-{rank}.txt", *sorted(folder.glob(f"logs/**/{rank}/stderr.log"))]
-    lines = [line for file in files if file.is_file() for line in file.read_text(errors="replace").splitlines()]
-    return lines[-LAST_LINES:]
+def _did_not_meet(reason: str, params: Params) -> str:
+    compute = params.compute
+    return (
+        f"The machines of this job did not meet ({reason}; compute.rendezvous={compute.rendezvous!r}, "
+        f"compute.nodes={compute.nodes}, compute.rendezvous_timeout_s={compute.rendezvous_timeout_s}). Is the command "
+        "running on all of them, with the same parameters and data, and can they reach that address and port? "
+        "Where the host has several networks, name an address of the one that joins them."
+    )
 
 
-def sweep(mark: str) -> None:
-    """Kill what is left of a job, even what has lost its parent: every process with its mark in the environment."""
-    left = [process for process in psutil.process_iter() if process.pid != os.getpid() and _marked(process, mark)]
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=10)
-
-
-def _marked(process: psutil.Process, mark: str) -> bool:
-    try:
-        return process.environ().get(MARK) == mark
-    except (psutil.Error, OSError):  # it has ended, or belongs to somebody else
-        return False
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
 class _Forward(StopRequest):
@@ -125,11 +131,3 @@ class _Forward(StopRequest):
         super().note(signum, frame)
         if first and self._process is not None:
             self._process.send_signal(signum)
-
-
-def _fresh_folder(job: Job) -> Path:
-    """A folder for the job's files, instead of those that earlier jobs left."""
-    parent = job.workspace.state / "ranks"
-    shutil.rmtree(parent, ignore_errors=True)
-    parent.mkdir(parents=True)
-    return Path(tempfile.mkdtemp(dir=parent))

@@ -1,0 +1,102 @@
+"""A job's folder: kept for a while, with the outcome in it."""
+
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipelines.params import Params
+from pipelines.training.launchers.logs import KEPT, OUTCOME, job_folder
+from pipelines.training.launchers.stacks import read_place
+from pipelines.training.memory import out_of_memory
+from pipelines.training.pulse import RESTING, beat, pulse, rest, signs
+from storage.errors import Hung, Interrupted, OutOfMemory
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code"),
+    [
+        (None, "done", 0),
+        (Interrupted("saved", 15), "preempted", 143),
+        (Hung("stuck"), "hung", 75),
+        (OutOfMemory("much"), "out_of_memory", 12),
+        (RuntimeError("oops"), "failed", 1),
+    ],
+)
+def test_the_outcome_is_told_by_a_word_and_a_code(
+    tmp_path: Path, error: Exception | None, outcome: str, code: int
+) -> None:
+    with suppress(type(error) if error else ()), job_folder(tmp_path) as folder:
+        if error:
+            raise error
+    found = json.loads((folder / OUTCOME).read_text())
+    assert (found["outcome"], found["exit_code"]) == (outcome, code)
+    assert (tmp_path / "logs" / "latest").resolve() == folder.resolve()
+
+
+def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_running_jobs(tmp_path: Path) -> None:
+    logs, host = tmp_path / "logs", socket.gethostname()
+    running = logs / f"20200101-000000-{host}-{os.getpid()}"
+    other = logs / "20200101-000000-other.host-1"
+    for folder in (running, other):
+        folder.mkdir(parents=True)
+    dead = logs / f"20200102-000000-{host}-999999999"
+    dead.mkdir()
+    for _ in range(KEPT + 3):
+        with job_folder(tmp_path) as newest:
+            pass
+    left = [path for path in logs.iterdir() if path.name != "latest"]
+    assert {running, other, newest} <= set(left)
+    assert dead not in left
+    assert len(left) == 2 + KEPT + 1  # the newest is made after the cut
+
+
+def test_signs_of_life(tmp_path: Path) -> None:
+    beat(3)  # nobody listens
+    with pulse(tmp_path, rank=5, world=8, local_rank=1):
+        assert [(sign.rank, sign.world, sign.pid, sign.step) for sign in signs(tmp_path)] == [
+            (5, 8, os.getpid(), RESTING)
+        ]
+        beat(7)
+        first = signs(tmp_path)[0]
+        beat(7)
+        again = signs(tmp_path)[0]
+        assert first.step == again.step == 7
+        assert again.at > first.at
+        rest()
+        assert signs(tmp_path)[0].step == RESTING
+    assert signs(tmp_path)[0].step == RESTING
+
+
+DUMP = """
+Thread 0x1 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 300 in wait
+
+Current thread 0x2 (most recent call first):
+  File "/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2800 in all_reduce
+  File "/here/pipelines/training/ranks.py", line 45 in sum
+  File "/here/pipelines/training/loop.py", line 66 in fit
+  File "<frozen runpy>", line 88 in _run_code
+  File "<frozen runpy>", line 198 in _run_module_as_main
+"""
+
+
+def test_a_dump_tells_where_a_rank_is_and_whether_it_waits() -> None:
+    waiting = read_place(DUMP)
+    assert waiting is not None
+    assert (waiting.frame, waiting.waits) == ("sum (ranks.py:45)", True)
+    busy = read_place(
+        DUMP.replace("torch/distributed", "torch/nn").replace("/here/pipelines/training/ranks.py", "/my/model.py")
+    )
+    assert busy is not None
+    assert (busy.frame, busy.waits) == ("sum (model.py:45)", False)
+    assert read_place("Thread 0x1 (most recent call first):\n  File") is None
+
+
+def test_what_is_out_of_memory_and_what_is_not() -> None:
+    params = Params.model_construct(train=None)
+    assert out_of_memory(RuntimeError("shapes do not match"), params) is None
+    assert out_of_memory(ValueError("out of memory"), params) is None
