@@ -124,6 +124,7 @@ def test_pieces_of_a_batch_send_their_sum_once(two: dict[str, Any]) -> None:
     units = 2 + 1  # blocks, and what is around them
     assert sent["ZeRO-1 in 3 pieces"]["reduce_scatter_base"] == units * STEPS
     assert sent["ZeRO-1 in 3 pieces"]["allgather_base"] == units * STEPS
+    assert sent["ZeRO-2 in 3 pieces"]["allgather_base"] == units * STEPS
     # ZeRO-2 keeps no whole gradient between the pieces: that is what it saves.
     assert sent["ZeRO-2 in 3 pieces"]["reduce_scatter_base"] == units * (3 * (STEPS - 1) + 1)  # one sample: one piece
 
