@@ -18,12 +18,13 @@ MARK = "SHARDLINE_JOB"  # in the environment of every process of a job
 PATIENCE = 10.0  # seconds for a kill to show
 
 
-def sweep(mark: str) -> None:
-    """Kill what is left of a job, and what that starts meanwhile: every process with its mark in the environment, but
-    this one. One that has ended shows no environment, reaped or not."""
+def sweep(mark: str, folder: str | None = None) -> None:
+    """Kill what is left of a job, and what that starts meanwhile: every process with its mark in the environment, or
+    with a file of `folder` open, but this one. One that has ended shows neither, reaped or not."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        left = [process for process in psutil.process_iter() if process.pid != os.getpid() and _marked(process, mark)]
+        others = [process for process in psutil.process_iter() if process.pid != os.getpid()]
+        left = [process for process in others if _marked(process, mark) or (folder and _holds(process, folder))]
         if not left:
             return
         for process in left:
@@ -36,6 +37,14 @@ def _marked(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get(MARK) == mark
     except (psutil.Error, OSError):  # it has ended, or belongs to somebody else
+        return False
+
+
+def _holds(process: psutil.Process, folder: str) -> bool:
+    """Whether a process has a file of `folder` open. Some of Ray's write their title over their environment."""
+    try:
+        return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
+    except (psutil.Error, OSError):
         return False
 
 
@@ -62,7 +71,7 @@ def swept(folder: Path) -> Iterator[None]:
 
 def main(mark: str, folder: str) -> None:
     sys.stdin.read()
-    sweep(mark)
+    sweep(mark, folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,7 +23,8 @@ from urllib.request import getproxies, proxy_bypass
 from storage.watch import Watch
 
 _PIECE = 256 << 10  # bytes read at a time: after each one the caller is told
-_IDLE = 64  # connections kept
+_IDLE = 64  # connections, and signatures, kept
+_FRESH = 60.0  # seconds a signature is used; S3 takes it for 15 minutes
 _OLD = 20.0  # seconds without use after which a server may have closed a connection
 
 Came = Callable[[int], None]
@@ -58,6 +59,7 @@ class DirectReads:
         self._idle: deque[tuple[float, str, HTTPConnection]] = deque()
         weakref.finalize(self, _close, self._idle)
         self._key: Key | None = None
+        self._signatures: dict[str, tuple[float, dict[str, str]]] = {}  # when, and the headers, by URL
         self._lock = threading.Lock()
         self._watch = Watch()
 
@@ -69,11 +71,11 @@ class DirectReads:
         url = self._find(path)
         place = urlsplit(url)
         connection = self._connection(place.scheme, place.netloc)
-        whole = False
+        span, whole = f"bytes={start}-{start + len(out) - 1}", False
         try:
             sock = connection.sock
             with self._watch.limit(self._limit, lambda: _cut(sock)):
-                connection.request("GET", place.path, headers=self._signed(url, start, start + len(out)))
+                connection.request("GET", place.path, headers={**self._signed(url), "Range": span})
                 response = connection.getresponse()
                 if response.status != 206:
                     raise Answer(response.status, response.read(64 << 10))
@@ -105,19 +107,33 @@ class DirectReads:
         made.sock.settimeout(None)  # the watch is the limit, and saves a poll before each read
         return made
 
-    def _signed(self, url: str, start: int, stop: int) -> dict[str, str]:
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials
-
+    def _signed(self, url: str) -> dict[str, str]:
+        """Headers for GETs of `url`. The range isn't signed, so that those of an object share the signature."""
+        now = time.monotonic()
         with self._lock:
+            made, headers = self._signatures.get(url, (-_FRESH, {}))
+            if now - made < _FRESH:
+                return headers
             if self._key is None or self._key.get("expires_at", _NEVER) < datetime.now(UTC):
                 self._key = self._credentials()
             key = self._key
-        owner = Credentials(key["access_key_id"], key["secret_access_key"], key.get("token"))
-        request = AWSRequest("GET", url, headers={"Range": f"bytes={start}-{stop - 1}"})
-        S3SigV4Auth(owner, "s3", self._region).add_auth(request)
-        return dict(request.headers.items())
+        headers = _sign(url, key, self._region)
+        with self._lock:
+            if len(self._signatures) >= _IDLE:
+                self._signatures.clear()
+            self._signatures[url] = now, headers
+        return headers
+
+
+def _sign(url: str, key: Key, region: str) -> dict[str, str]:
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    owner = Credentials(key["access_key_id"], key["secret_access_key"], key.get("token"))
+    request = AWSRequest("GET", url)
+    S3SigV4Auth(owner, "s3", region).add_auth(request)
+    return dict(request.headers.items())
 
 
 _NEVER = datetime.max.replace(tzinfo=UTC)

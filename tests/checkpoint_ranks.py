@@ -83,8 +83,15 @@ class Case:
         pipeline, data, shard, tensor = place.layout.sizes
         parallel = Parallel(pipeline=pipeline, data=data, shard=shard, tensor=tensor)
         train, device = Train(steps=1, ranks=place.ranks.world, parallel=parallel), torch.device("cpu")
-        precision, wire = Precision("cpu", torch.float32), Wire(place.ranks.world)
-        arranged = arrange(plain(seed), place.layout, place.mesh, train, device, precision, wire)
+        arranged = arrange(
+            plain(seed),
+            place.layout,
+            place.mesh,
+            train,
+            device,
+            Precision("cpu", torch.float32),
+            Wire(place.ranks.world),
+        )
         self.model, self.runner = arranged.model, arranged.runner
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.saver = Saver(Zone(folder), Rules(), place.ranks, place.ranks.group, self.model, self.optimizer)

@@ -12,7 +12,7 @@ RECIPES = ("python_lm", "digits")
 PEERS = ("accelerate", "lightning")
 LIBRARIES = ("torch", "mlflow", "accelerate", "pytorch-lightning")
 SHOWN = {"ours": "Shardline", "stream": "Shardline, over its stream", "bare": "PyTorch by hand"}
-LOGGED = 10  # steps between looks at the loss; blocks are a multiple
+LOGGED = 10  # steps between looks at the loss
 PAIRS = 4  # of ours and by hand, in a round
 
 
@@ -41,9 +41,8 @@ def ask(setting: Setting) -> Outcome:
     ratios = {recipe: _ratio(loops["ours"], loops["bare"]) for recipe, loops in found.items()}
     waits = {recipe: median(loops["stream"].waits) for recipe, loops in found.items()}
     bars = [Bar(f"{recipe}: a step, × one by hand", 1.02, ratios[recipe], most=True) for recipe in recipes]
-    bars += [
-        Bar(f"{recipe}: share of a step that waits for data", 0.01, waits[recipe], most=True) for recipe in RECIPES
-    ]
+    what = "share of a step that waits for data"
+    bars += [Bar(f"{recipe}: {what}", 0.01, waits[recipe], most=True) for recipe in recipes]
     rates = {who: 1000 / loop.step for who, loop in found[recipes[0]].items()}
     more: dict[str, Any] = {
         "ratio_to_bare": max(ratios.values()),
@@ -76,11 +75,13 @@ def _race(recipe: str, setting: Setting) -> dict[str, Loop]:
 
 
 def _warm(process: Process, everybody: list[str], setting: Setting) -> int:
-    """A block of each. Returns how many steps make a block of a tenth of a second, or more."""
-    process.ask(turns=everybody, steps=LOGGED)
-    (block,) = process.ask(turns=["ours"], steps=LOGGED)["blocks"]
-    wanted = 0.0 if setting.tiny else 0.1
-    return LOGGED * max(1, round(wanted / float(block["seconds"])))
+    """A few steps of each. Returns how many make a block: tens of them for a tenth of a second, or five slow ones."""
+    process.ask(turns=everybody, steps=3)
+    (block,) = process.ask(turns=["ours"], steps=3)["blocks"]
+    step = float(block["seconds"]) / 3
+    if setting.tiny or step > 0.1:
+        return LOGGED // 2
+    return LOGGED * max(1, round(0.1 / step / LOGGED))
 
 
 def _ratio(loop: Loop, bare: Loop, times: str = "milliseconds") -> float:

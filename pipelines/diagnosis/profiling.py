@@ -21,7 +21,7 @@ from pipelines.diagnosis.verdict import PARTS, Figures, Verdict, judge
 from pipelines.diagnosis.window import FOUND, TRACE, Found, Window, watch
 from pipelines.progress import progress, say
 from pipelines.workspace import Workspace
-from storage.errors import ShardlineError
+from storage.errors import ParamsError, ShardlineError
 
 FOLDER = "profile"  # of the workspace's state, and of the run's artifacts
 TOP = 12  # operators that are shown
@@ -31,6 +31,11 @@ def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, secon
     """Profile the training of `ws` and say what bounds it; everything goes into `.shardline/profile` and an MLflow run
     tagged kind=profile. No out, checkpoint or DVC state is touched. Raises ShardlineError."""
     manifest = ws.zone("shards").manifest()  # a clear error before anything is started
+    if ws.params.train.entrypoint is not None:
+        raise ParamsError(
+            f"train.entrypoint={ws.params.train.entrypoint!r}: profile watches Shardline's own loop, and a trainer of "
+            "one's own has none of it. Use torch.profiler inside it, or set train.entrypoint to null."
+        )
     _quiet_kineto()
     with tempfile.TemporaryDirectory(prefix="shardline-profile-") as folder:
         window = Window(ws.root, ws.project, ws.params, Path(folder), warm_up, steps, seconds)

@@ -18,11 +18,13 @@ from time import perf_counter
 from typing import Any
 
 from pipelines.params import Params
+from pipelines.params.checkpoints import Checkpoints
 from pipelines.streaming import Batch, Stream
 from pipelines.workspace import Workspace
 
 TRACE, FOUND = "trace.json", "found.json"
 SETTING = "window.json"
+_NEVER = 10**9  # steps
 _FEWEST, _MOST = 10, 500  # steps of it
 _TRACED = 10  # steps under the profiler, at most
 
@@ -68,7 +70,11 @@ class Window:
 
     @property
     def workspace(self) -> Workspace:
-        return Scratch(self.root, self.project, self.params, self.folder / "state")
+        """Without checkpoints but for what an interruption leaves in the scratch folder, wherever the real ones lie."""
+        checkpoints = Checkpoints(url=str(self.folder / "checkpoints"))
+        train = self.params.train.model_copy(update={"checkpoint_every": _NEVER, "checkpoints": checkpoints})
+        params = self.params.model_copy(update={"train": train})
+        return Scratch(self.root, self.project, params, self.folder / "state")
 
 
 @dataclass

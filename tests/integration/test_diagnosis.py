@@ -94,7 +94,7 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     """Gradients of 2.4 MB go over the loopback in each step of little work; nothing of the training is touched."""
     ws = make_points(
         tmp_path / "project", model={"name": "mlp", "args": {"hidden": [768, 768]}}, stream={"batch_size": 2},
-        train=train_params(ranks=2),
+        train=train_params(ranks=2, checkpoint_every=1, checkpoints={"url": "kept", "keep_every": 1}),
     )  # fmt: skip
     place_store(ws, database)
     before = {file: file.read_bytes() for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts}

@@ -31,8 +31,8 @@ class RayTrain:
         workers = job.ranks * compute.nodes
         stop = StopRequest()
         with (
-            stop_on_signals(stop),
             ray_cluster(expand("compute.ray", compute.ray), workers, "compute.launcher") as ray,
+            stop_on_signals(stop),  # inside, since Ray has a SIGTERM handler of its own, which leaves at once
         ):
             failed = _fit(ray, job, workers, folder, stop)
         if error := _explain(folder, workers, failed):

@@ -70,7 +70,7 @@ def test_a_slow_source_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_the_size_of_a_model_and_of_its_batches(hidden: list[int], batch: int, bound: str, tmp_path: Path) -> None:
     ws = make_points(
-        tmp_path, rows=(600, 4, 4), model={"name": "mlp", "args": {"hidden": hidden}}, stream={"batch_size": batch}
+        tmp_path, rows=(1024, 4, 4), model={"name": "mlp", "args": {"hidden": hidden}}, stream={"batch_size": batch}
     )
     verdict, found = verdict_of(ws, tmp_path)
     shares = verdict.figures.shares
@@ -82,8 +82,7 @@ def test_the_size_of_a_model_and_of_its_batches(hidden: list[int], batch: int, b
     products = sum(a * b for a, b in pairwise(widths))
     # forward, gradients of the weights, and (but for the first layer) of the inputs: 2 operations a weight and sample
     assert found.flops == 2 * batch * (3 * products - widths[0] * widths[1])
-    assert verdict.figures.utilisation is not None
-    assert 0 < verdict.figures.utilisation < 1
+    assert verdict.figures.utilisation == found.flops / verdict.figures.step_seconds / found.peaks["float32"]
     assert min(found.peaks.values()) > 0
 
 

@@ -16,7 +16,7 @@ from storage.direct import Answer, DirectReads, proxied, tls_context
 
 DATA = os.urandom(3 << 20)
 KEY = {"access_key_id": "AKEXAMPLE", "secret_access_key": "secret", "token": "a+token/="}
-LIMIT = 0.5  # seconds
+LIMIT = 0.5  # seconds, of a range that trickles
 
 
 class Server(ThreadingHTTPServer):
@@ -83,11 +83,14 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
+def reads_of(server: Server, limit: float) -> DirectReads:
+    find = f"http://127.0.0.1:{server.server_port}/{{}}".format
+    return DirectReads(find, lambda: KEY, "eu-west-1", None, limit)
+
+
 @pytest.fixture
 def reads(server: Server) -> DirectReads:
-    return DirectReads(
-        lambda path: f"http://127.0.0.1:{server.server_port}/{path}", lambda: KEY, "eu-west-1", None, LIMIT
-    )
+    return reads_of(server, 30)
 
 
 def fetch(reads: DirectReads, path: str, start: int, stop: int) -> tuple[bytes, list[int]]:
@@ -114,10 +117,13 @@ def test_requests_are_signed_as_botocore_signs_them(server: Server, reads: Direc
     from botocore.credentials import Credentials
 
     fetch(reads, "a%20b/c", 10, 20)
-    head = server.heads[0]
+    fetch(reads, "a%20b/c", 30, 40)
+    head, again = server.heads
+    assert (head["range"], again["range"]) == ("bytes=10-19", "bytes=30-39")
+    assert head["authorization"] == again["authorization"]
     assert head["x-amz-security-token"] == KEY["token"]
     url = f"http://127.0.0.1:{server.server_port}/a%20b/c"
-    request = AWSRequest("GET", url, headers={"Range": "bytes=10-19"})
+    request = AWSRequest("GET", url)
     auth = S3SigV4Auth(Credentials(KEY["access_key_id"], KEY["secret_access_key"], KEY["token"]), "s3", "eu-west-1")
     auth.add_auth(request)
     if request.headers["X-Amz-Date"] == head["x-amz-date"]:  # else a second has passed: the names must do
@@ -133,7 +139,8 @@ def test_what_the_server_says_instead_is_told(server: Server, reads: DirectReads
 
 
 @pytest.mark.parametrize("path", ["slow-head", "slow-body"])
-def test_a_trickle_is_cut(reads: DirectReads, path: str) -> None:
+def test_a_trickle_is_cut(server: Server, path: str) -> None:
+    reads = reads_of(server, LIMIT)
     begun = time.monotonic()
     with pytest.raises((OSError, HTTPException)):
         fetch(reads, path, 0, 1000)
