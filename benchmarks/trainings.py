@@ -1,7 +1,7 @@
 """A training of its own for benchmarks of checkpoints, in a process of its own.
 
-python -m benchmarks.trainings pause ROOT ROUNDS     what saves cost: one JSON object on the last line
-python -m benchmarks.trainings late ROOT             leave a checkpoint at 99 % of the steps
+python -m benchmarks.trainings pause ROOT ROUNDS     what saves cost: one JSON object on the last line; it leaves a
+                                                     checkpoint of 99 % of the steps
 python -m benchmarks.trainings run ROOT              train; a line `step N` after each step
 """
 
@@ -78,14 +78,12 @@ def run(ws: Workspace) -> int:
     return 0
 
 
-def late(ws: Workspace) -> None:
-    """A step, so that the optimiser has state; then a checkpoint that says it was taken at 99 %."""
-    with open_session(ws, Ranks()) as session:
-        step(session)
-        session.state.step, done = STEPS * 99 // 100, session.stream.state_dict()
-        epoch, place = divmod(session.state.step, len(session.stream))
-        session.stream.load_state_dict(done | {"epoch": epoch, "step": place})
-        session.save(wait=True)
+def late(session: Session) -> None:
+    """Leave a checkpoint that says it was taken at 99 % of the steps."""
+    session.state.step, done = STEPS * 99 // 100, session.stream.state_dict()
+    epoch, place = divmod(session.state.step, len(session.stream))
+    session.stream.load_state_dict(done | {"epoch": epoch, "step": place})
+    session.save(wait=True)
 
 
 def step(session: Session) -> float:
@@ -126,6 +124,7 @@ def pause(ws: Workspace, rounds: int) -> dict[str, Any]:
                 for name, seconds in readings.items():
                     found.setdefault(name, []).append(seconds)
         size = sum(file.stat().st_size for file in saver.zone.folder.glob("objects/*")) // 2
+        late(session)
     medians = {name: median(values) for name, values in found.items()}
     return {"seconds": medians, "bytes": size, "parameters": session.parameters, "all": found}
 
@@ -164,10 +163,7 @@ def main(mode: str, root: str, rounds: str = "3") -> int:
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         if mode == "run":
             return run(ws)
-        if mode == "late":
-            late(ws)
-        else:
-            print(json.dumps(pause(ws, int(rounds))))
+        print(json.dumps(pause(ws, int(rounds))))
     return 0
 
 

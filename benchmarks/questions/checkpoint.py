@@ -27,13 +27,12 @@ def ask(setting: Setting) -> Outcome:
     shutil.rmtree(root, ignore_errors=True)
     make(root, tiny=setting.tiny)
     rounds = 1 if setting.tiny else 3 if setting.quick else 5
-    say("checkpoint: saving beside training")
-    pause: dict[str, Any] = json.loads(_worker("pause", root, str(rounds))[-1])
     say("checkpoint: SIGTERM")
     terms = [_sigterm(root) for _ in range(1 if setting.tiny or setting.quick else 3)]
-    say("checkpoint: resuming at 99 %")
+    say("checkpoint: saving beside training")
     _forget(root)
-    _worker("late", root)
+    pause: dict[str, Any] = json.loads(_worker("pause", root, str(rounds))[-1])
+    say("checkpoint: resuming at 99 %")
     resumes = [_resume(root) for _ in range(1 if setting.tiny or setting.quick else 3)]
     shutil.rmtree(root)
     return _outcome(pause, terms, resumes)
