@@ -98,9 +98,9 @@ def until(condition: Callable[[], Any], *processes: "subprocess.Popen[str]") -> 
 
 
 def newest(ws: Workspace) -> int:
-    """The step of the newest checkpoint; 0 without one."""
-    folders = (ws.state / "checkpoints").glob("*/step-*")
-    return max((int(path.name.removeprefix("step-")) for path in folders), default=0)
+    """The step of the newest complete checkpoint; 0 without one."""
+    manifests = (ws.state / "checkpoints").glob("*/step-*/manifest.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
 
 
 def starts(ws: Workspace, rank: int = 0) -> int:
