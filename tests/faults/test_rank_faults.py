@@ -73,6 +73,9 @@ STARVING = """
 import resource
 import torch
 from torch import nn
+from training_samples import without_mlflow
+
+without_mlflow()
 
 class Model(nn.Module):
     def __init__(self, *, in_features, num_classes, mean, std):
@@ -105,6 +108,9 @@ def test_out_of_memory_names_the_step_and_the_settings_to_change(tmp_path: Path)
 HANGING = """
 import threading
 from torch import nn
+from training_samples import without_mlflow
+
+without_mlflow()
 
 class Model(nn.Module):
     def __init__(self, *, in_features, num_classes, mean, std):
