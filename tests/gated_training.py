@@ -48,7 +48,7 @@ class Model(nn.Module):
         return self.layers(x)
 
     def stopped(self):
-        return any(isinstance(each, StopRequest) and each for each in gc.get_objects())
+        return any(type(each) is StopRequest and each for each in gc.get_objects())
 """
 
 
