@@ -35,7 +35,7 @@ def processes(ws: Workspace) -> list[int]:
 def test_every_way_to_lose_ranks_in_one_job(tmp_path: Path) -> None:
     ws = make_gated(
         tmp_path, 4, train={"ranks": 2, "steps": 40, "checkpoint_every": 2},
-        compute={"max_restarts": 3, "hang_timeout_s": 3.0},
+        compute={"max_restarts": 3, "hang_timeout_s": 6.0},
     )  # fmt: skip
     with started(*command(ws)) as job:
         until(lambda: newest(ws) == 4, job)
