@@ -18,12 +18,12 @@ MARK = "SHARDLINE_JOB"  # in the environment of every process of a job
 PATIENCE = 10.0  # seconds for a kill to show
 
 
-def sweep(mark: str, folder: str | None = None) -> None:
+def sweep(mark: str, folder: str | None = None, spare: int | None = None) -> None:
     """Kill what is left of a job, and what that starts meanwhile: every process with its mark in the environment, or
-    with a file of `folder` open, but this one. One that has ended shows neither, reaped or not."""
+    with a file of `folder` open, but this one and `spare`. One that has ended shows neither, reaped or not."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        others = [process for process in psutil.process_iter() if process.pid != os.getpid()]
+        others = [process for process in psutil.process_iter() if process.pid not in (os.getpid(), spare)]
         left = [process for process in others if _marked(process, mark) or (folder and _holds(process, folder))]
         if not left:
             return
@@ -70,8 +70,9 @@ def swept(folder: Path) -> Iterator[None]:
 
 
 def main(mark: str, folder: str) -> None:
+    owner = os.getppid()
     sys.stdin.read()
-    sweep(mark, folder)
+    sweep(mark, folder, spare=owner)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+TRIES = 3  # Ray gives its processes 30 s to start, which a busy machine may exceed
 OBJECT_STORE = 128 << 20  # bytes; what travels is small
 
 
@@ -54,10 +55,18 @@ def ray_cluster(address: str | None, cpus: int, setting: str) -> Iterator[Module
 def _own(ray: ModuleType, cpus: int) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix=f"shardline-ray-{os.getpid()}-"))
     with swept(folder), _modules_of_this_process():
-        ray.init(
-            num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
-            object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level="ERROR", configure_logging=False,
-        )  # fmt: skip
+        for left in reversed(range(TRIES)):
+            try:
+                ray.init(
+                    num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(folder),
+                    object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level="ERROR",
+                    configure_logging=False,
+                )  # fmt: skip
+                break
+            except Exception as error:  # Ray raises no class of its own here
+                ray.shutdown()
+                if left == 0 or "timed out" not in str(error):
+                    raise
         yield
 
 

@@ -38,7 +38,7 @@ class Model(nn.Module):
     def __init__(self, *, in_features, num_classes, mean, std):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(in_features, 16), nn.ReLU(), nn.Linear(16, num_classes))
-        self.calls = 0
+        self.calls, self.wishes = 0, []
 
     def forward(self, x):
         self.calls += self.training
@@ -48,7 +48,9 @@ class Model(nn.Module):
         return self.layers(x)
 
     def stopped(self):
-        return any(isinstance(each, StopRequest) and each for each in gc.get_objects())
+        if not self.wishes:  # looked for once: it takes long
+            self.wishes = [each for each in gc.get_objects() if type(each) is StopRequest]
+        return any(self.wishes)
 """
 
 

@@ -35,7 +35,7 @@ def processes(ws: Workspace) -> list[int]:
 def test_every_way_to_lose_ranks_in_one_job(tmp_path: Path) -> None:
     ws = make_gated(
         tmp_path, 4, train={"ranks": 2, "steps": 40, "checkpoint_every": 2},
-        compute={"max_restarts": 3, "hang_timeout_s": 3.0},
+        compute={"max_restarts": 3, "hang_timeout_s": 6.0},
     )  # fmt: skip
     with started(*command(ws)) as job:
         until(lambda: newest(ws) == 4, job)
@@ -75,6 +75,9 @@ STARVING = """
 import resource
 import torch
 from torch import nn
+from training_samples import without_mlflow
+
+without_mlflow()
 
 class Model(nn.Module):
     def __init__(self, *, in_features, num_classes, mean, std):
@@ -107,6 +110,9 @@ def test_out_of_memory_names_the_step_and_the_settings_to_change(tmp_path: Path)
 HANGING = """
 import threading
 from torch import nn
+from training_samples import without_mlflow
+
+without_mlflow()
 
 class Model(nn.Module):
     def __init__(self, *, in_features, num_classes, mean, std):
