@@ -96,7 +96,7 @@ def _start_weed(folder: Path, tries: int) -> "tuple[subprocess.Popen[bytes], str
         f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
         "-s3", f"-s3.port={port}", f"-s3.port.grpc={s3_grpc}", f"-s3.config={folder}/s3.json",
         "-s3.port.lance=0", "-s3.port.iceberg=0", "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=64", "-volume.max=20",
+        "-master.volumeSizeLimitMB=64", "-volume.max=100",
     ]  # fmt: skip
     endpoint = f"http://127.0.0.1:{port}"
     with (folder / "weed.log").open("ab") as log:
