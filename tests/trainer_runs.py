@@ -1,7 +1,7 @@
-"""Trainings by an entry point, one of them killed: python tests/trainer_runs.py ROOT (a folder of workspaces).
+"""Trainings by an entry point, one of them killed: python tests/trainer_runs.py ROOT… (folders of workspaces).
 
-`killed` is cut off by SIGKILL in a process of its own and then goes on here, `stopped` by SIGTERM in this one, and
-`whole` is not disturbed. Each leaves batches.jsonl: of every start, the batches that the trainer was given.
+Of each ROOT, `killed` is cut off by SIGKILL in a process of its own and then goes on here, `stopped` by SIGTERM in this
+one, and `whole` is not disturbed. Each leaves batches.jsonl: of every start, the batches that the trainer was given.
 """
 
 import importlib
@@ -49,23 +49,30 @@ def watch(file: Path, signum: int | None, at: int) -> None:
             note()
 
 
-def main(root: Path) -> None:
-    entrypoint = str(Workspace.open(root / "whole").params.train.entrypoint)
-    importlib.import_module(entrypoint.partition(":")[0])  # once, before there are threads
+def kill_one(root: Path) -> None:
+    """Train `killed` in a child until it is killed."""
     child = os.fork()
     if child == 0:
-        without_mlflow()
         watch(root / "killed" / "batches.jsonl", signal.SIGKILL, KILLED_AT)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def main(roots: list[Path]) -> None:
     without_mlflow()
-    try:
-        watch(root / "stopped" / "batches.jsonl", signal.SIGTERM, STOPPED_AT)
-    except Interrupted as error:
-        print(f"exit code {error.exit_code}: {error}")
-    for name in ("whole", "killed", "stopped"):
-        watch(root / name / "batches.jsonl", None, 0)
+    for root in roots:
+        entrypoint = str(Workspace.open(root / "whole").params.train.entrypoint)
+        importlib.import_module(entrypoint.partition(":")[0])
+    for root in roots:  # first, while there are no threads
+        kill_one(root)
+    for root in roots:
+        try:
+            watch(root / "stopped" / "batches.jsonl", signal.SIGTERM, STOPPED_AT)
+        except Interrupted as error:
+            print(f"{root.name}: exit code {error.exit_code}: {error}")
+        for name in ("whole", "killed", "stopped"):
+            watch(root / name / "batches.jsonl", None, 0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(argument) for argument in sys.argv[1:]])

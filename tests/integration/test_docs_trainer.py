@@ -29,16 +29,17 @@ def test_your_own_trainer(run: Run, project: Path) -> None:
     assert "is champion" in first
     assert json.loads((recipe / "metrics" / "train.json").read_text())["val_accuracy"] > 0.9
     assert "Running stage 'train'" in second, "it depends on one more file"
-    assert "up to date" in run("shardline", "repro", "--recipe", "own", cwd=project).stdout
+    assert "train" not in json.loads(run("dvc", "status", "--json", cwd=recipe).stdout)
     (recipe / "trainer.py").write_text((recipe / "trainer.py").read_text() + "\n# changed\n")
     assert "train" in json.loads(run("dvc", "status", "--json", cwd=recipe).stdout)
 
 
-@pytest.mark.xdist_group("docs")
+@pytest.mark.soak
 def test_models_losses_metrics(run: Run, project: Path) -> None:
     [out] = follow("models.md", run, project)
     metrics = json.loads((project / "recipes" / "digits_resnet" / "metrics" / "evaluate.json").read_text())
     assert metrics["accuracy"] > 0.9
     assert metrics["multiclass_auroc"] > 0.98
-    assert f"calibration {metrics['calibration']:.4f}" in out
+    assert 0 < metrics["calibration"] < 0.5
+    assert f"multiclass_auroc {metrics['multiclass_auroc']:.4f}" in out
     assert "is champion" in out
