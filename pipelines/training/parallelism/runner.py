@@ -50,9 +50,10 @@ class Direct:
                 with self.autocast():
                     answers = self.module(x)
                 loss, scaled = objective(answers, y)
-                torch.autograd.backward(scaled * real)
-            total += loss.detach() * real
-        return total * self.speaks
+                torch.autograd.backward(scaled if real else scaled * 0)
+            if real:
+                total += loss.detach()
+        return total if self.speaks else total * 0
 
     def answers(self, inputs: Tensor) -> Tensor | None:
         count = len(inputs)

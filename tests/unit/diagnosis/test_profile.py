@@ -38,6 +38,12 @@ def verdict_of(ws: Workspace, folder: Path, **settings: Any) -> tuple[Verdict, F
     return judge(figures(ws, found, read_trace(folder / TRACE))), found
 
 
+def largest(verdict: Verdict, wanted: str) -> str:
+    """The largest part. A busy machine adds to overhead, so that this counts only where it is wanted."""
+    shares = verdict.figures.shares
+    return max((part for part in shares if part != "overhead" or wanted == "overhead"), key=shares.__getitem__)
+
+
 def make_wide(root: Path) -> Workspace:
     """128 samples of 512 KiB, batches not prepared ahead: copying 64 of them takes longer than this model's step."""
     root.mkdir(exist_ok=True)
@@ -72,12 +78,11 @@ def test_the_size_of_a_model_and_of_its_batches(hidden: list[int], batch: int, b
     ws = make_points(
         tmp_path, rows=(1024, 4, 4), model={"name": "mlp", "args": {"hidden": hidden}}, stream={"batch_size": batch}
     )
-    verdict, found = verdict_of(ws, tmp_path)
-    shares = verdict.figures.shares
-    if bound == "overhead":
-        assert verdict.bound == "overhead"
-    else:  # a machine that is busy adds to overhead
-        assert max(("data", "network", "memory", "compute"), key=shares.__getitem__) == bound
+    for _ in range(3):  # other programs may take the cores in the middle of a window
+        verdict, found = verdict_of(ws, tmp_path)
+        if largest(verdict, bound) == bound:
+            break
+    assert largest(verdict, bound) == bound
     widths = [4, *hidden, 4]
     products = sum(a * b for a, b in pairwise(widths))
     # forward, gradients of the weights, and (but for the first layer) of the inputs: 2 operations a weight and sample
