@@ -24,6 +24,7 @@ from pipelines.training.checkpoints import Extra, Saver
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.state import model_tensors, optimizer_state
 from pipelines.training.device import Precision
+from pipelines.training.network import Wire
 from pipelines.training.parallelism import DIMENSIONS, Layout, arrange
 from pipelines.training.ranks import Ranks
 from storage.lake import Zone
@@ -82,7 +83,15 @@ class Case:
         pipeline, data, shard, tensor = place.layout.sizes
         parallel = Parallel(pipeline=pipeline, data=data, shard=shard, tensor=tensor)
         train, device = Train(steps=1, ranks=place.ranks.world, parallel=parallel), torch.device("cpu")
-        arranged = arrange(plain(seed), place.layout, place.mesh, train, device, Precision("cpu", torch.float32))
+        arranged = arrange(
+            plain(seed),
+            place.layout,
+            place.mesh,
+            train,
+            device,
+            Precision("cpu", torch.float32),
+            Wire(place.ranks.world),
+        )
         self.model, self.runner = arranged.model, arranged.runner
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.saver = Saver(Zone(folder), Rules(), place.ranks, place.ranks.group, self.model, self.optimizer)

@@ -2,15 +2,20 @@
 
     results = run_layouts(workspace, {"name": {"train": {…}, "model": {…}}}, ranks=2, folder=tmp_path / "two")
 
-python tests/layout_ranks.py FOLDER is one of the ranks; FOLDER/cases.json says what they train.
+python tests/layout_ranks.py FOLDER starts the ranks; FOLDER/job.json says what they train.
 """
 
+import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,49 +119,82 @@ def steps_after_an_overflow_on_the_last_rank(ranks: Ranks) -> float:
 
 def run_layouts(ws: Workspace, cases: dict[str, Case], ranks: int, folder: Path) -> dict[str, Any]:
     """What `run_case` gives for each case on so many ranks; {"error": text} for one that Shardline refuses."""
+    return run_groups(ws, {ranks: cases}, folder)[ranks]
+
+
+def run_groups(ws: Workspace, groups: dict[int, dict[str, Case]], folder: Path) -> dict[int, dict[str, Any]]:
+    """The same for several numbers of ranks, one after the other. One process imports torch, and the ranks fork from
+    it: that takes most of the time otherwise."""
     folder.mkdir()
-    job = {"root": str(ws.root), "params": ws.params.model_dump(), "cases": cases}
-    (folder / "cases.json").write_text(json.dumps(job))
+    job = {"root": str(ws.root), "params": ws.params.model_dump(), "groups": groups}
+    (folder / "job.json").write_text(json.dumps(job))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {
-        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
     }  # fmt: skip
     command = [sys.executable, "-W", "error::UserWarning", __file__, str(folder)]
-    logs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as stderr:
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen(command, env=env | place, stderr=stderr))
+    process = subprocess.Popen(command, env=env, start_new_session=True)
     try:
-        for process, log in zip(processes, logs, strict=True):
-            assert process.wait(DEADLINE) == 0, log.read_text()
+        code = process.wait(DEADLINE)
+        assert code == 0, "\n".join(log.read_text() for log in sorted(folder.glob("rank-*.txt")))
     finally:
-        for process in processes:
-            process.kill()
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return {ranks: json.loads((folder / f"results-{ranks}.json").read_text()) for ranks in groups}
 
 
-def main(folder: Path) -> None:
-    job = json.loads((folder / "cases.json").read_text())
+def start(folder: Path) -> int:
+    """Fork the ranks of each group, and wait for them. Returns the first exit code that is not 0."""
+    for module in ("_dynamo", "distributed.fsdp", "distributed.pipelining", "distributed.tensor.parallel"):
+        importlib.import_module(f"torch.{module}")
+    job = json.loads((folder / "job.json").read_text())
+    for world, cases in job["groups"].items():
+        children = [child for rank in range(int(world)) if (child := fork_rank(folder, job, rank, int(world), cases))]
+        for _ in children:
+            _, status = os.wait()
+            if status:
+                return 1
+    return 0
+
+
+def fork_rank(folder: Path, job: dict[str, Any], rank: int, world: int, cases: dict[str, Case]) -> int:
+    """The process id of a new rank, whose errors go to a file."""
+    child = os.fork()
+    if child == 0:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        with (folder / f"rank-{world}-{rank}.txt").open("w") as log:
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        code = 1
+        try:
+            be_a_rank(folder, job, world, cases)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def be_a_rank(folder: Path, job: dict[str, Any], world: int, cases: dict[str, Case]) -> None:
     ranks = Ranks.from_environment()
     dist.init_process_group("gloo")
     ws = Workspace(Path(job["root"]), Path(job["root"]), Params.model_validate(job["params"]))
     results: dict[str, Any] = {"overflow": steps_after_an_overflow_on_the_last_rank(ranks)}
-    for name, sections in job["cases"].items():
+    for name, sections in cases.items():
+        began = time.perf_counter()
         try:
             results[name] = run_case(changed(ws, sections), ranks)
         except ShardlineError as error:
             results[name] = {"error": str(error)}
+        results[name]["seconds"] = time.perf_counter() - began
     if ranks.leads:
-        (folder / "results.json").write_text(json.dumps(results))
+        (folder / f"results-{world}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(start(Path(sys.argv[1])))

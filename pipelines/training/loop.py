@@ -41,13 +41,13 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
         outcome = take_step(s, partial(forward_backward, s, batch), stop)
         stopping |= outcome.stops > 0  # on any rank: so all of them leave after the same step
+        beat(s.state.step + 1)
         if not outcome.finite:
             report.advance(nonfinite.handle(s, batch, outcome))
             continue
 
         state, targets = s.state, outcome.targets
         state.add_step(outcome.loss_sum, targets, batch.size)
-        beat(state.step)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % s.params.train.log_every == 0 or state.step == s.steps:
             report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot(), s.exchange)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipelines.training.device import seed_step
 from pipelines.training.optimizers import LineSearchOptimizer, set_learning_rate
+from pipelines.training.pulse import beat
 from pipelines.training.schedules import learning_rate
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
@@ -69,6 +70,7 @@ def _search(
 
     def evaluate() -> float:
         """The mean loss of the global batch, with the same dropout each time."""
+        beat(s.state.step)  # such a step takes many passes
         optimizer.zero_grad()
         seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
         with s.exchange.counting():

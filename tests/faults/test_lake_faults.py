@@ -19,6 +19,7 @@ import pytest
 from faulty_proxy import FaultyProxy, s3_error
 from servers import S3, s3_server, wait_for
 
+from storage.atomic import write_atomically
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
@@ -200,10 +201,10 @@ def test_credentials_that_expire_in_a_read_are_looked_for_anew(
         monkeypatch.delenv(name)
 
     def expire(start: int, stop: int) -> None:
+        if renewed:  # before the old ones end, and at once: another range may ask for them just now
+            write_atomically(file, write.format("next", "next").encode())
         proxy.answer(lambda head: s3_error(400, "ExpiredToken") if b"Credential=testkey/" in head else None)
         proxy.cut(after=0, times=1)  # so that there must be one more request
-        if renewed:
-            file.write_text(write.format("next", "next"))
 
     proxy.cut(after=3 << 20, times=3)
     if renewed:

@@ -28,6 +28,7 @@ from pipelines.training import train
 from storage.errors import DataError
 
 
+@pytest.mark.soak
 def test_ray_trains_stops_on_sigterm_goes_on_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def _double(number: int) -> int:
     return 2 * number
 
 
+@pytest.mark.soak
 def test_ray_works_items_and_hands_on_our_errors() -> None:
     executor = RayExecutor(2, None)
     assert sorted(executor.map(_double, range(30))) == [2 * n for n in range(30)]
@@ -89,6 +91,7 @@ with ray_cluster(None, 1, "compute.engine"):
 """
 
 
+@pytest.mark.soak
 def test_a_killed_command_leaves_no_ray_behind() -> None:
     with started(sys.executable, "-c", HOLDING) as holder:
         assert holder.stdout is not None

@@ -7,7 +7,7 @@ data-parallel layout have no sample. Two process groups, of 2 and of 4 ranks, ru
 from typing import Any
 
 import pytest
-from layout_ranks import Case, changed, run_case, run_layouts
+from layout_ranks import Case, changed, run_case, run_groups
 from training_samples import SEQ_LEN, make_text
 
 from pipelines.training.ranks import Ranks
@@ -81,13 +81,18 @@ def one(ws: Workspace) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two(ws: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_layouts(ws, EQUAL[2] | OTHERS, 2, tmp_path_factory.mktemp("two") / "job")
+def many(ws: Workspace) -> dict[int, dict[str, Any]]:
+    return run_groups(ws, {2: EQUAL[2] | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
 
 
 @pytest.fixture(scope="module")
-def four(ws: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_layouts(ws, EQUAL[4], 4, tmp_path_factory.mktemp("four") / "job")
+def two(many: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    return many[2]
+
+
+@pytest.fixture(scope="module")
+def four(many: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    return many[4]
 
 
 def test_golden_losses(one: dict[str, Any]) -> None:
@@ -119,6 +124,7 @@ def test_pieces_of_a_batch_send_their_sum_once(two: dict[str, Any]) -> None:
     units = 2 + 1  # blocks, and what is around them
     assert sent["ZeRO-1 in 3 pieces"]["reduce_scatter_base"] == units * STEPS
     assert sent["ZeRO-1 in 3 pieces"]["allgather_base"] == units * STEPS
+    assert sent["ZeRO-2 in 3 pieces"]["allgather_base"] == units * STEPS
     # ZeRO-2 keeps no whole gradient between the pieces: that is what it saves.
     assert sent["ZeRO-2 in 3 pieces"]["reduce_scatter_base"] == units * (3 * (STEPS - 1) + 1)  # one sample: one piece
 

@@ -98,6 +98,7 @@ def _train(ws: Workspace, name: str, contender: Contender, steps: int | None) ->
     changes: dict[str, Any] = {
         "optimizer": name, "lr": contender.lr, "weight_decay": decay, "betas": None, "ema": None, "nonfinite": "stop",
         "patience": None, "ranks": 1, "parallel": {}, "checkpoints": {},
+        "network": {}, "entrypoint": None, "args": {},
         "precision": "auto" if train.precision == "fp16" else train.precision,
     }  # fmt: skip
     if steps is not None:

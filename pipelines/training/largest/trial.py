@@ -34,7 +34,8 @@ class Trial:
 def alone(params: Params, size: int) -> Params:
     """The recipe's training with batches of `size` on one rank, without what a step doesn't need."""
     train = params.train.model_dump() | {
-        "ranks": 1, "accumulate": 1, "parallel": {}, "checkpoints": {}, "patience": None,
+        "ranks": 1, "accumulate": 1, "parallel": {}, "checkpoints": {}, "network": {},
+        "patience": None, "entrypoint": None, "args": {},
     }  # fmt: skip
     stream = params.stream.model_copy(update={"batch_size": size, "lanes": None})
     return params.model_copy(update={"train": Train.model_validate(train), "stream": stream})

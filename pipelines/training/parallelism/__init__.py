@@ -11,7 +11,7 @@ What the rest of training may rely on, in every layout:
   - data (DDP), pipeline: plain tensors. shard, tensor: DTensors on sub-meshes of the mesh, every one of a module's.
   - pipeline: a stage holds a part of the plain model's modules, under their own names; a parameter that two stages
     share (tied embeddings: first and last stage) has the same name and value on both.
-- What gathers (`DTensor.full_tensor`, `get_model_state_dict`, `full_weights`) is collective: all ranks call it.
+- What gathers (`DTensor.full_tensor`, `Session.final_weights`) is collective: all ranks call it.
 """
 
 from pipelines.training.parallelism.arrange import Arranged, arrange
@@ -20,7 +20,6 @@ from pipelines.training.parallelism.layout import DIMENSIONS, Layout
 from pipelines.training.parallelism.mesh import make_mesh
 from pipelines.training.parallelism.runner import Runner
 from pipelines.training.parallelism.scaler import SharedScaler
-from pipelines.training.parallelism.weights import full_weights
 
 __all__ = [
     "DIMENSIONS",
@@ -30,6 +29,5 @@ __all__ = [
     "SharedScaler",
     "arrange",
     "clip_",
-    "full_weights",
     "make_mesh",
 ]

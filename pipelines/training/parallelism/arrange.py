@@ -50,7 +50,7 @@ def arrange(
     if layout.size("pipeline") == 1 or mesh is None:
         runner: Runner = Direct(
             module, model, precision.autocast,
-            accumulate=train.accumulate, sum_late=parallel.zero == 1 or layout.size("shard") == 1, speaks=layout.speaks,
+            accumulate=train.accumulate, zero=parallel.zero if layout.size("shard") > 1 else 1, speaks=layout.speaks,
         )  # fmt: skip
         return Arranged(model, module, runner, shared)
     from pipelines.training.parallelism.staged import Pipelined

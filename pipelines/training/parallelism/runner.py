@@ -30,11 +30,12 @@ class Direct:
 
     def __init__(
         self, module: nn.Module, model: nn.Module, autocast: Callable[[], AbstractContextManager[None]], *,
-        accumulate: int, sum_late: bool, speaks: bool,
+        accumulate: int, zero: int, speaks: bool,
     ) -> None:  # fmt: skip
-        """`sum_late`: sum gradients up over the ranks after the last piece only (else, shard by shard, after each)."""
+        """`zero`: of sharded models; 1: gradients are summed up after the last piece only, else after each, so that no
+        rank holds more than its shard of them; 1 and 2: weights that are gathered stay for the next piece."""
         self.module, self.model, self.autocast = module, model, autocast
-        self.accumulate, self.sum_late, self.speaks = accumulate, sum_late, speaks
+        self.accumulate, self.zero, self.speaks = accumulate, zero, speaks
         self.alone = False
 
     def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
@@ -71,10 +72,10 @@ class Direct:
             return
         if isinstance(self.module, FSDPModule):
             self.module.set_is_last_backward(last)
-            self.module.set_requires_gradient_sync(last or not self.sum_late)
+            self.module.set_requires_gradient_sync(last or self.zero > 1)
             self.module.set_requires_all_reduce(last)  # between copies of a shard group
-            if self.sum_late:
-                self.module.set_reshard_after_backward(last)  # the weights stay for the next piece
+            if self.zero < 3:
+                self.module.set_reshard_after_backward(last)
         yield
 
 

@@ -148,7 +148,7 @@ def test_recomputing_activations_changes_nothing_and_keeps_fewer() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own code, in its compiler
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own code
 def test_a_compiled_model_gives_the_same_answers() -> None:
     torch.manual_seed(4)
     plain, compiled = transformer(layers=1), transformer(layers=1)

@@ -123,8 +123,8 @@ def test_the_average_by_hand() -> None:
             expected = 0.75 * expected + 0.25 * step
     assert float(average.tensors["weight"]) == pytest.approx(expected)
     with average.in_place():
-        assert float(model.weight) == pytest.approx(expected)
-    assert float(model.weight) == 6.0
+        assert model.weight.item() == pytest.approx(expected)
+    assert model.weight.item() == 6.0
     early = Average(model, Ema(decay=0.75))
     with torch.no_grad():
         model.weight.fill_(8.0)
