@@ -1,8 +1,10 @@
 """The Hugging Face Trainer and a Llama made from scratch, without a hub: `train.entrypoint: with_transformers:train`,
 `model.name: with_transformers:Llama` (docs/your-own-trainer.md)."""
 
+from __future__ import annotations
+
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")  # read when transformers is imported
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
-from pipelines.training.handoff import Handoff
-from pipelines.training.loader import Loader
+if TYPE_CHECKING:  # a packaged model brings this module, and needs no trainer
+    from pipelines.training.handoff import Handoff
+    from pipelines.training.loader import Loader
 
 
 class Llama(nn.Module):

@@ -3,6 +3,7 @@
 It holds no pickle and needs no checkout: weights (safetensors), configuration (JSON), and the code that runs them.
 """
 
+import ast
 import json
 import os
 import shutil
@@ -144,7 +145,21 @@ def _copy_code(ws: Workspace, model: str, target: Path) -> list[str]:
         return installed
     source = Path(next(iter(spec.submodule_search_locations or []), None) or str(spec.origin))
     _copy_python(source, target / source.name)
-    return []
+    return imported_distributions(target / source.name)
+
+
+def imported_distributions(code: Path) -> list[str]:
+    """The installed distributions that a Python file, or those of a folder, import anywhere in them."""
+    names: set[str] = set()
+    for file in [code] if code.is_file() else code.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module)
+    known = packages_distributions()
+    found = {distribution.lower() for name in names for distribution in known.get(name.partition(".")[0], [])}
+    return sorted(found - {"shardline"})  # its code is in the package
 
 
 def _copy_python(source: Path, target: Path) -> None:
