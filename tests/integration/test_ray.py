@@ -43,7 +43,6 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return ws
 
 
-@pytest.mark.soak
 def test_ray_trains_stops_on_sigterm_and_leaves_nothing(tmp_path: Path, alone: Workspace) -> None:
     ws = make_gated(tmp_path / "ray", 10, train=SETTINGS | {"ranks": 2}, compute={"launcher": "ray"})
     with started(*command(ws)) as job:
@@ -83,7 +82,6 @@ def _double(number: int) -> int:
     return 2 * number
 
 
-@pytest.mark.soak
 def test_ray_works_items_and_hands_on_our_errors() -> None:
     results: list[int] = []
     with pytest.raises(DataError, match=r"^-1 is negative$"):
@@ -101,7 +99,6 @@ for _ in RayExecutor(1, None).map(time.sleep, [0, 0, 10**6]):
 """
 
 
-@pytest.mark.soak
 def test_a_killed_command_leaves_no_ray_behind() -> None:
     with started(sys.executable, "-c", ENDLESS) as command:
         assert command.stdout is not None

@@ -131,7 +131,7 @@ def join_copies(
         moving = any(True for _ in persistent_buffers(model))  # tables that never change need no broadcast a step
         network = train.network
         copies = DistributedDataParallel(
-            model, device_ids=ids, process_group=mesh["data"].get_group(), broadcast_buffers=moving,
+            model, device_ids=ids, process_group=mesh["data"].get_group(), forward_sync_buffers=moving,
             gradient_as_bucket_view=True, bucket_cap_mb=network.bucket_mb if network.overlap else _ONE_BUCKET,
         )  # fmt: skip
         count_and_compress(copies, network, wire)
