@@ -6,16 +6,21 @@ window (so the first ones of a window have little context), and the last window 
 shard's first token, which nothing predicts, is charged 8 bits. All tokens are charged, separators included, and the
 sum is divided by the bytes of the documents, without separators. The bigram model is charged for exactly the same
 tokens. Compressors get the same bytes, document by document and end to end, and pay for no separator.
+
+A model trained with `stream.documents` sees only what the window holds of the token's own document, and is charged for
+the same tokens: the separator that ends a document is predicted from that document. (Where documents begin with no
+separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are charged
+to nobody.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from math import exp, log
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.evaluation.baselines import (
@@ -23,6 +28,7 @@ from pipelines.evaluation.baselines import (
     bigram_bits,
     bigram_counts,
     compressed_bits,
+    pair_counts,
     xz_9e,
     zlib_9,
 )
@@ -30,14 +36,15 @@ from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
-from pipelines.models import ModelConfig
+from pipelines.models import ModelConfig, Task, task_of
+from pipelines.models.documents import IGNORED
 from pipelines.progress import progress, track
+from pipelines.streaming.documents import documents_of
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
 
 FIRST_TOKEN_BITS = 8.0
-IGNORED = -100  # a target that counts nothing
 
 
 def measure_language(
@@ -48,23 +55,26 @@ def measure_language(
     assert config.seq_len is not None
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec["separator"]
-    nats, predicted, firsts, documents = 0.0, 0, 0, []
+    task = task_of(spec, config.documents).for_model(model)
+    nats, firsts, documents = 0.0, 0, []
     tokens = manifest.select(split)["tokens"].to_pylist()
     held_out = np.zeros((vocabulary, vocabulary), np.int64)
     with progress("evaluate", sum(tokens), "tokens") as advance:
         for shard in open_split(zone, manifest, split):
-            for inputs, targets in windows(shard.tokens, config.seq_len, batch):
-                nats += cost(model, inputs, targets, device, chosen)
-                advance(int((targets != IGNORED).sum()))
-            predicted += max(0, len(shard.tokens) - 1)
             firsts += bool(len(shard.tokens))
-            held_out += bigram_counts([shard.tokens], vocabulary)
+            for inputs, targets, beside, alone in questions(shard, config.seq_len, batch, task, device):
+                nats += cost(model, inputs, targets, device, chosen, beside)
+                held_out += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
+                firsts += alone
+                advance(int((targets != IGNORED).sum()))
             documents += texts(shard, separator)
     size = max(1, sum(map(len, documents)))
     train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
+    if task.documents is not None and task.documents.packed:
+        train[separator, separator] = 0  # what fills up packs
     model_bits = (nats / log(2) + FIRST_TOKEN_BITS * firsts) / size
     bigram = (bigram_bits(train, held_out) + FIRST_TOKEN_BITS * firsts) / size
-    loss = nats / max(1, predicted)
+    loss = nats / max(1, int(held_out.sum()))
     baseline = {"bigram": {"bits_per_byte": bigram}} | _compressors(documents)
     metrics = {
         "bits_per_byte": model_bits,
@@ -91,9 +101,30 @@ def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Arr
         yield inputs.reshape(rows, length), targets.reshape(rows, length)
 
 
-def cost(model: nn.Module, inputs: Array, targets: Array, device: torch.device, chosen: Chosen | None = None) -> float:
+def questions(
+    shard: Shard, length: int, batch: int, task: Task, device: torch.device
+) -> Iterator[tuple[Array, Array, dict[str, Tensor], int]]:
+    """The windows of a shard with what the model is given beside them, and the number of tokens that nothing predicts.
+    Targets that don't count are IGNORED."""
+    first = np.arange(0, len(shard.tokens), length)
+    for inputs, targets in windows(shard.tokens, length, batch):
+        if task.documents is None:
+            yield inputs, targets, {}, 0
+            continue
+        arrays = {"tokens": np.concatenate([inputs[:, :1], targets], axis=1)}
+        arrays["documents"], arrays["positions"] = documents_of(shard.offsets, first[: len(inputs)], length + 1)
+        first = first[len(inputs) :]
+        real = (targets != IGNORED) & ~task.documents.fills(arrays)
+        kept = real & task.documents.counts(arrays)
+        yield inputs, np.where(kept, targets, IGNORED), task.beside(arrays, device), int((real & ~kept).sum())
+
+
+def cost(
+    model: nn.Module, inputs: Array, targets: Array, device: torch.device, chosen: Chosen | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> float:  # fmt: skip
     """Nats that the model spends on the targets, summed in float64."""
-    logits = model(torch.from_numpy(inputs).to(device)).float()
+    logits = model(torch.from_numpy(inputs).to(device), **(beside or {})).float()
     answer = torch.from_numpy(targets).to(device)
     if chosen:
         counts = answer != IGNORED

@@ -25,7 +25,7 @@ class ModelConfig:
     """All that is needed to make the model again, and the dataset version that it learnt from.
 
     model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
-    manifest: digest of the shards manifest.
+    manifest: digest of the shards manifest; documents: whether text's are kept apart.
     """
 
     model: dict[str, Any]
@@ -33,13 +33,14 @@ class ModelConfig:
     seq_len: int | None
     task: str
     manifest: str
+    documents: bool = False
 
     def build(self, seed: int = 0) -> nn.Module:
         """A fresh model of this configuration."""
         return build_model(self.model["name"], self.model["args"], self.spec, self.seq_len, seed=seed)
 
     def get_task(self) -> Task:
-        return task_of(self.spec)
+        return task_of(self.spec, self.documents)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -50,7 +51,10 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:
     """Write `state` and `config` into `folder`, each file whole or absent; the same always gives the same bytes."""
     write_atomically(folder / WEIGHTS, encode_tensors(state))
-    text = json.dumps({"format": FORMAT, **asdict(config)}, indent=2, sort_keys=True)
+    values = {"format": FORMAT, **asdict(config)}
+    if not config.documents:
+        del values["documents"]  # as it was before there were any
+    text = json.dumps(values, indent=2, sort_keys=True)
     write_atomically(folder / CONFIG, (text + "\n").encode())
 
 

@@ -1,7 +1,7 @@
 """What a model is asked to do with a dataset: what it is given, what it must answer, and what an answer costs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, sqrt
 from typing import Any, Literal
@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from storage.errors import DataError
+from pipelines.models.documents import IGNORED, Documents
+from storage.errors import DataError, ParamsError
 
 TOKENS = "tokens"  # the array of a token batch
 INPUTS = "x"  # the array of inputs of a batch of samples
@@ -25,38 +26,61 @@ class Task:
     """language: the next token; classification: a class; regression: a number.
 
     `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
-    the place of cross-entropy or squared error.
+    the place of cross-entropy or squared error; `documents`: where not all targets of a window count, or a
+    model is told of documents.
     """
 
     name: Literal["language", "classification", "regression"]
     target: str = TOKENS
     scale: float = 1.0
     criterion: Criterion | None = None
+    documents: Documents | None = None
+
+    def for_model(self, model: nn.Module) -> "Task":
+        """The task as `model` takes it. Raises ParamsError when it can't."""
+        return replace(self, documents=self.documents.given_to(model)) if self.documents else self
 
     def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1."""
         return arrays[TOKENS].shape[1] - 1 if self.name == "language" else 1
 
+    def counted(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Targets of these samples that count."""
+        if self.documents is not None:
+            return int(self.documents.counts(arrays).sum())
+        return len(arrays[self.target]) * self.targets_per_sample(arrays)
+
+    def beside(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+        """What the model is given beside the inputs, by name, a row a sample."""
+        return self.documents.beside(arrays, device) if self.documents else {}
+
     def pair(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets on `device`; narrow types travel, and widen there.
 
-        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one; otherwise inputs as stored [n, *shape], and
-        targets int64 [n] or float32 [n].
+        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one, a target that doesn't count being IGNORED;
+        otherwise inputs as stored [n, *shape], and targets int64 [n] or float32 [n].
         """
         if self.name == "language":
             tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
-            return tokens[:, :-1], tokens[:, 1:]
+            inputs, targets = tokens[:, :-1], tokens[:, 1:]
+            if self.documents is not None:
+                counts = torch.from_numpy(self.documents.counts(arrays)).to(device, non_blocking=True)
+                targets = targets.where(counts, IGNORED)
+            return inputs, targets
         inputs = torch.from_numpy(arrays[INPUTS]).to(device, non_blocking=True)
         targets = torch.from_numpy(arrays[self.target]).to(device, non_blocking=True)
         return inputs, targets.float() if self.name == "regression" else targets.long()
 
     def loss(self, answers: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Sum over the targets: of the criterion, the cross-entropy in nats, or the squared error in `scale`²."""
+        """Sum over the targets that count: the criterion, the cross-entropy in nats, the squared error in `scale`²."""
         if self.name == "regression":
             answers, targets = answers.float() / self.scale, targets / self.scale
             return (self.criterion or partial(F.mse_loss, reduction="sum"))(answers, targets)
         logits, targets = answers.float().flatten(0, -2), targets.flatten()
         if self.criterion is not None:
+            if self.documents is not None:
+                counts = targets != IGNORED
+                logits, targets = logits[counts], targets[counts]
             return self.criterion(logits, targets)
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
@@ -77,10 +101,16 @@ class Task:
         return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
-def task_of(spec: dict[str, Any]) -> Task:
-    """The task that the shards manifest's spec sets. Raises DataError when it sets none."""
+def task_of(spec: dict[str, Any], documents: bool = False) -> Task:
+    """The task that the shards manifest's spec sets; with `documents`, those of text are kept apart. Raises DataError
+    when it sets none, ParamsError for documents of samples."""
     if "vocab_size" in spec:
-        return Task("language")
+        packed = spec.get("pack_len") is not None
+        return Task(
+            "language", documents=Documents(documents, spec.get("separator"), packed) if documents or packed else None
+        )
+    if documents:
+        raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")
     if not target:
         raise DataError("The shards have no target to learn: set `curate.label` to the column to predict.")

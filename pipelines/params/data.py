@@ -92,6 +92,8 @@ class Stream(Section):
     """Samples of the global batch, over all ranks."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
+    documents: bool = False
+    """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
     lanes: int | None = Field(None, ge=1)
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)

@@ -103,11 +103,12 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     """The job with all that belongs to it: connected ranks, streams, and rank 0's MLflow run."""
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
-    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
+    spec, documents = manifest.header["spec"], params.stream.documents
+    task = with_loss(task_of(spec, documents), params.train, spec)
     seq_len = params.stream.seq_len if task.name == "language" else None
     if not samples_in(manifest, "train", seq_len):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
-    config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
+    config = ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents)
     device = pick_device(params.train.device, ranks.local_rank)
     home = ws.state / FOLDER / checkpoint_key(manifest.digest, params)[:16]
     checkpoints = home / "checkpoints"

@@ -14,6 +14,7 @@ from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
 from pipelines.training.step import take_step
+from pipelines.training.targets import global_targets
 from storage.errors import Interrupted
 
 
@@ -57,7 +58,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    count = batch.size * s.task.targets_per_sample(batch.arrays)
+    count = global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
     weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
 
     def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
 
     s.runner.alone = s.exchange.alone(s.state.step)
     most = -(-batch.size // s.layout.data_world)
-    return s.runner.backward(inputs, targets, objective, most), count
+    return s.runner.backward(inputs, targets, objective, most, s.task.beside(batch.arrays, s.device)), count
 
 
 def validate(s: Session, stop: StopRequest) -> bool:
@@ -76,11 +77,11 @@ def validate(s: Session, stop: StopRequest) -> bool:
     with s.averaged(), s.val_stream() as batches:
         for batch in islice(batches, s.params.train.eval_batches):
             inputs, targets = s.task.pair(batch.arrays, s.device)
-            answers = s.runner.answers(inputs)
+            answers = s.runner.answers(inputs, s.task.beside(batch.arrays, s.device))
             if answers is not None and s.layout.speaks:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
-            count += batch.size * s.task.targets_per_sample(batch.arrays)
+            count += global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
             beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:

@@ -186,7 +186,7 @@ def open_stream(
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
         keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
-        allocate=host_memory(device),
+        allocate=host_memory(device), documents=settings.documents,
     )  # fmt: skip
 
 
@@ -197,9 +197,10 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
+    spec, documents = manifest.header["spec"], params.stream.documents
+    task = with_loss(task_of(spec, documents), params.train, spec)
     seq_len = params.stream.seq_len if task.name == "language" else None
-    config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
+    config = ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents)
     validates = _validates(params, manifest, seq_len)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
@@ -211,6 +212,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
         plain = config.build(params.seed).train()
+        task = task.for_model(plain)
         parameters = sum(p.numel() for p in plain.parameters())
         wire = Wire(layout.world)
         arranged = arrange(plain, layout, mesh, train, device, precision, wire)
