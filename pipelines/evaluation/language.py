@@ -10,7 +10,7 @@ tokens. Compressors get the same bytes, document by document and end to end, and
 A model trained with `stream.documents` sees only what the window holds of the token's own document, and is charged for
 the same tokens: the separator that ends a document is predicted from that document. (Where documents begin with no
 separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are charged
-to nobody.
+to nobody; in packs the last document of a shard has an end, too.
 """
 
 from collections.abc import Iterator, Mapping

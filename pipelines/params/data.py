@@ -81,6 +81,9 @@ class Shard(Section):
     """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
+    pack_len: int | None = Field(None, ge=2)
+    """Tokens of a pack of whole documents, so that none is cut that fits in; stream.seq_len must be the same. None:
+    documents lie end to end, and any seq_len cuts them where it falls (docs/streaming.md)."""
     image_mode: Literal["L", "RGB"] = "RGB"
     """Grey scale (one channel) or colour (three)."""
 
