@@ -72,10 +72,10 @@ def show_cuts() -> None:
     begun = np.concatenate([bounds[:-1] for bounds in offsets])
     lengths = np.concatenate([np.diff(bounds) for bounds in offsets])
     print(
-        f"{len(lengths):,} documents in {len(offsets)} shards; tokens: {lengths.sum():,}, median {np.median(lengths):,.0f}"
+        f"{len(lengths):,} documents, {len(offsets)} shards, {lengths.sum():,} tokens, median {np.median(lengths):,.0f}"
     )
     print(
-        "| window | documents that fit | of these cut: windows | packs | cuts too many: windows | packs | fill of packs |"
+        "| window | documents that fit | cut by windows | by packs | cuts too many: windows | packs | fill of packs |"
     )
     print("| ---: " * 7 + "|")
     for size in WINDOWS:

@@ -56,3 +56,10 @@ def test_a_layout_is_pinned() -> None:
     laid = dict(zip(packs.order.tolist(), packs.starts.tolist(), strict=True))
     assert packs.count == 6
     assert laid == {0: 0, 2: 3, 1: 8, 6: 28, 3: 32, 4: 40, 5: 42}
+
+
+def test_two_rests_share_a_pack() -> None:
+    packs = best_fit(np.array([10, 12, 2, 1]), 8)
+    assert packs.order.tolist() == [1, 3, 0, 2]
+    assert packs.starts.tolist() == [0, 12, 14, 24], "the second ends with a pack, and what nobody has lies before it"
+    assert packs.count == 4
