@@ -37,7 +37,7 @@ from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
 from pipelines.models import ModelConfig, Task, task_of
-from pipelines.models.documents import IGNORED
+from pipelines.models.tasks import IGNORED
 from pipelines.progress import progress, track
 from pipelines.streaming.documents import documents_of
 from storage.lake import Zone

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from storage.errors import ParamsError
 
 NAMES = ("documents", "positions")
-IGNORED = -100  # a target that does not count; cross_entropy's own number for it
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -83,7 +82,7 @@ class Documents:
 
     @property
     def _separator(self) -> int:
-        return IGNORED if self.separator is None else self.separator  # no token
+        return -1 if self.separator is None else self.separator  # no token
 
 
 def attention_mask(documents: Tensor) -> Tensor:

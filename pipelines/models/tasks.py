@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.models.documents import IGNORED, Documents
+from pipelines.models.documents import Documents
 from storage.errors import DataError, ParamsError
 
 TOKENS = "tokens"  # the array of a token batch
 INPUTS = "x"  # the array of inputs of a batch of samples
+IGNORED = -100  # a target that counts nothing (cross_entropy's default)
 #: (answers, targets) → the sum over the targets; see `losses`.
 Criterion = Callable[..., Tensor]
 
@@ -26,14 +27,15 @@ class Task:
     """language: the next token; classification: a class; regression: a number.
 
     `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
-    the place of cross-entropy or squared error; `documents`: where not all targets of a window count, or a
-    model is told of documents.
+    the place of cross-entropy or squared error; `documents`: how a window's are told apart. `counts_vary`: how
+    many targets count differs from sample to sample, and the others are IGNORED.
     """
 
     name: Literal["language", "classification", "regression"]
     target: str = TOKENS
     scale: float = 1.0
     criterion: Criterion | None = None
+    counts_vary: bool = False
     documents: Documents | None = None
 
     def for_model(self, model: nn.Module) -> "Task":
@@ -78,7 +80,7 @@ class Task:
             return (self.criterion or partial(F.mse_loss, reduction="sum"))(answers, targets)
         logits, targets = answers.float().flatten(0, -2), targets.flatten()
         if self.criterion is not None:
-            if self.documents is not None:
+            if self.counts_vary:
                 counts = targets != IGNORED
                 logits, targets = logits[counts], targets[counts]
             return self.criterion(logits, targets)
@@ -106,9 +108,8 @@ def task_of(spec: dict[str, Any], documents: bool = False) -> Task:
     when it sets none, ParamsError for documents of samples."""
     if "vocab_size" in spec:
         packed = spec.get("pack_len") is not None
-        return Task(
-            "language", documents=Documents(documents, spec.get("separator"), packed) if documents or packed else None
-        )
+        told = Documents(documents, spec.get("separator"), packed) if documents or packed else None
+        return Task("language", counts_vary=told is not None, documents=told)
     if documents:
         raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")

@@ -197,11 +197,8 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    spec, documents = manifest.header["spec"], params.stream.documents
-    task = with_loss(task_of(spec, documents), params.train, spec)
-    seq_len = params.stream.seq_len if task.name == "language" else None
-    config = ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents)
-    validates = _validates(params, manifest, seq_len)
+    task, config = aim(params, manifest)
+    validates = _validates(params, manifest, config.seq_len)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
     layout = Layout.of(params, ranks.world, ranks.rank)
@@ -227,7 +224,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
-            samples=samples_in(manifest, "train", seq_len), parameters=parameters,
+            samples=samples_in(manifest, "train", config.seq_len), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,
         )  # fmt: skip
@@ -235,6 +232,14 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
             session.average = Average(model, train.ema)
         session.restore(before)
         yield session
+
+
+def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
+    """What the model is asked to do with this data, and what it will be."""
+    spec, documents = manifest.header["spec"], params.stream.documents
+    task = with_loss(task_of(spec, documents), params.train, spec)
+    seq_len = params.stream.seq_len if task.name == "language" else None
+    return task, ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents)
 
 
 def checkpoints_zone(ws: Workspace, key: str) -> Zone:

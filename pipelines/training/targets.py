@@ -14,7 +14,7 @@ def global_targets(batch: Batch, task: Task, ranks: Ranks, device: torch.device,
     its own, and one small all-reduce sums them up, so all ranks call it. At least 1, so that a batch in which nothing
     counts is a step without a gradient.
     """
-    if task.documents is None:
+    if not task.counts_vary:
         return batch.size * task.targets_per_sample(batch.arrays)
     mine = task.counted(batch.arrays) if speaks else 0
     return max(1, round(ranks.sum(mine, device=device)[0]))
