@@ -91,7 +91,7 @@ def test_samples_have_no_documents(tmp_path: Path) -> None:
 
 def test_a_trainer_of_ones_own_is_given_them(tmp_path: Path) -> None:
     settings = {"entrypoint": "told:own", "steps": 3}
-    ws = make_text(tmp_path / "ws", model={"name": "told:Told"}, stream=STREAM, train=settings, separator=300)
+    ws = make_text(tmp_path / "ws", model={"name": "told:Told"}, stream=STREAM, train=settings, separator=0)
     assert train(ws)["val_loss"] == pytest.approx(log(257), rel=0.1)
 
 
@@ -105,7 +105,7 @@ def test_a_saved_model_says_so_only_where_it_is(tmp_path: Path) -> None:
 
 def test_held_out_documents_are_measured_as_if_each_stood_alone(tmp_path: Path) -> None:
     """The transformer's nats of each piece of a document in a window by itself, and 8 bits for what begins one."""
-    ws = make_text(tmp_path / "ws", stream=STREAM, separator=300)
+    ws = make_text(tmp_path / "ws", stream=STREAM, separator=0)
     zone = ws.zone("shards")
     manifest = zone.manifest()
     config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", True)
