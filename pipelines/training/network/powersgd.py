@@ -59,7 +59,8 @@ class PowerSGD:
 
     def saved(self) -> dict[str, Chunk]:
         """Between steps: a row of `error/<parameter>` for each copy, and `factor/<parameter>`. What training may change
-        before it is written is copied."""
+        before it is written is copied. Of a parameter that a pipeline's first and last stage share, one stage's rows
+        count."""
         errors, factors = dict(self.errors), dict(self.factors)
         for index, parameters in self._buckets.items():
             self._unpack(index, parameters, errors, factors)
@@ -111,12 +112,11 @@ class PowerSGD:
             flat = [self.errors.pop(p, p.new_zeros(p.numel())) for p in parameters]
             state.error_dict[index] = torch.cat(flat)
         compressed = self._compressed(parameters)
-        if all(p in self.factors for p in compressed):
+        if compressed and all(p in self.factors for p in compressed):
             factors = [self.factors.pop(p) for p in compressed]
             left = sum(p.shape[0] * q.shape[1] for p, q in zip(compressed, factors, strict=True))
-            none = parameters[0].new_empty(0)
-            state.p_memory_dict[index] = none.new_empty(left)  # which is computed anew
-            state.q_memory_dict[index] = torch.cat([none, *(q.flatten() for q in factors)])
+            state.p_memory_dict[index] = factors[0].new_empty(left)  # which is computed anew
+            state.q_memory_dict[index] = torch.cat([q.flatten() for q in factors])
 
     def _unpack(
         self, index: int, parameters: list[Tensor], errors: dict[Tensor, Tensor], factors: dict[Tensor, Tensor]
