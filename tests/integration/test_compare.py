@@ -29,14 +29,11 @@ REACHED = {
 
 @pytest.fixture
 def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """The recipe with its shards, in a project of its own."""
+    """The recipe in a project of its own."""
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "params.yaml").write_text((REPOSITORY / "recipes/digits/params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
-    ws = Workspace.open(tmp_path)
-    for name in ("ingest", "curate", "shard"):
-        run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)
-    return ws
+    return Workspace.open(tmp_path)
 
 
 def files(ws: Workspace) -> set[str]:
@@ -45,6 +42,8 @@ def files(ws: Workspace) -> set[str]:
 
 
 def test_every_optimiser_reaches_its_loss_on_digits(digits: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ingest", "curate", "shard"):
+        run(data_stage(name, digits), journal_of(digits, name), digits.params.compute)
     before = files(digits)
     entries = compare_optimizers(digits, steps=STEPS)
     assert {entry.name for entry in entries} == set(REACHED) == set(CONTENDERS)

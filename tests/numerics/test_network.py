@@ -13,6 +13,7 @@ from pipelines.params import Network
 from pipelines.training.network import Wire
 from pipelines.training.network.local import Meetings
 
+pytestmark = pytest.mark.xdist_group("network")
 STEPS = 12
 LOCAL = {"eval_every": 4}
 #: Small buckets: there are several, and others from the second step of a process on.
