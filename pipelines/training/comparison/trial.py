@@ -59,9 +59,16 @@ def run_trial(
     with _scratch(ws, ranks) as folder:
         aside = Aside(folder, ws.project, ws.params.model_copy(update={"train": train}), ws)
         with open_session(aside, ranks) as session:
-            logged = train.model_copy(update={"log_every": max(1, session.steps // POINTS)})
+            logged = train.model_copy(update={"log_every": _apart(session.steps)})
             session.params = session.params.model_copy(update={"train": logged})
             return _fit(session, stop, advance)
+
+
+def _apart(steps: int) -> int:
+    """Steps between points of the train curve: a divisor where there is one, so that the last point is the mean of as
+    many steps as the others."""
+    least = -(-steps // POINTS)
+    return next((every for every in range(least, 2 * least + 1) if steps % every == 0), least)
 
 
 def _fit(s: Session, stop: StopRequest, advance: Advance) -> Course:
