@@ -20,11 +20,8 @@ from pipelines.workspace import Workspace
 from storage.errors import Interrupted, ParamsError
 
 #: Loss on the val split, in nats (a guess has 2.30), after STEPS steps of digits at the contenders' rates.
-STEPS = 40
-REACHED = {
-    "sgd": 1.2, "adam": 1.0, "adamw": 1.0, "nadam": 1.0, "rmsprop": 1.2, "adagrad": 1.2, "adadelta": 1.2, "muon": 1.0,
-    "lbfgs": 1.0, "cg": 1.0,
-}  # fmt: skip
+STEPS = 20
+REACHED = {name: 1.3 for name in CONTENDERS} | {"lbfgs": 0.5, "cg": 0.5}
 
 
 @pytest.fixture
@@ -50,7 +47,7 @@ def test_every_optimiser_reaches_its_loss_on_digits(digits: Workspace, capsys: p
     make_shards(digits)
     before = files(digits)
     entries = compare_optimizers(digits, steps=STEPS)
-    assert {entry.name for entry in entries} == set(REACHED) == set(CONTENDERS)
+    assert {entry.name for entry in entries} == set(CONTENDERS)
     for entry in entries:
         assert not entry.course.failed
         assert entry.metrics["val_loss"] < REACHED[entry.name], entry.name

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from layout_ranks import STOPPED, run_layouts
+from layout_ranks import STOPPED, run_groups, run_layouts
 from torch import nn
 from training_samples import make_text
 
@@ -70,6 +70,17 @@ def test_powersgd_stopped_and_resumed_is_powersgd_undisturbed(found: dict[str, d
     """Its memory of errors, which each rank has for itself, and its factors are in the checkpoint."""
     assert found["powersgd resumed"]["digest"] == found["powersgd"]["digest"]
     assert found["powersgd resumed"]["loss"] == found["powersgd"]["loss"]
+
+
+@pytest.mark.soak
+def test_powersgds_errors_go_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    """What the algorithm sees, the mean of the errors, stays: without it the losses differ in the third digit."""
+    ws = make_text(tmp_path / "ws", train={"steps": 24, "log_every": 1, "checkpoint_every": 1000})
+    network = {"network": POWERSGD | {"powersgd_rank": 1}}
+    two, three = ({"train": {"ranks": ranks, **network}} for ranks in (2, 3))
+    undisturbed = run_layouts(ws, {"two": two}, 2, tmp_path / "undisturbed")["two"]
+    found = run_groups(ws, {2: {"stopped": two | {STOPPED: {"steps": 12}}}, 3: {"resumed": three}}, tmp_path / "both")
+    assert found[3]["resumed"]["loss"] == pytest.approx(undisturbed["loss"], abs=1e-5)
 
 
 def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: dict[str, dict[str, Any]]) -> None:
