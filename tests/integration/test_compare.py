@@ -21,7 +21,7 @@ from storage.errors import Interrupted, ParamsError
 
 #: Loss on the val split, in nats (a guess has 2.30), after STEPS steps of digits at the contenders' rates.
 STEPS = 20
-REACHED = {name: 1.3 for name in CONTENDERS} | {"lbfgs": 0.5, "cg": 0.5}
+REACHED = dict.fromkeys(CONTENDERS, 1.3) | {"lbfgs": 0.5, "cg": 0.5}
 
 
 @pytest.fixture
