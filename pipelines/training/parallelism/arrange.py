@@ -126,6 +126,8 @@ def join_copies(
         ids = [device] if device.type in ("cuda", "xpu") else None
         moving = any(True for _ in persistent_buffers(model))  # tables that never change need no broadcast a step
         network = train.network
+        # Where there is one input channel, its stride means nothing, and two gradients may differ in it.
+        warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*grad.sizes\(\) = \[\d+, 1, ", UserWarning)
         return DistributedDataParallel(
             model, device_ids=ids, process_group=mesh["data"].get_group(), forward_sync_buffers=moving,
             gradient_as_bucket_view=True, bucket_cap_mb=network.bucket_mb if network.overlap else _ONE_BUCKET,
