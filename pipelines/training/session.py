@@ -137,7 +137,7 @@ class Session:
             "scaler": self.scaler.state_dict(),
         }
         chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
-        chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
+        chunks |= self.exchange.saved()
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
@@ -145,15 +145,14 @@ class Session:
 
     def restore(self, before: int | None = None) -> bool:
         """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
-        saved = self.checkpoints.restore(before)
+        saved = self.checkpoints.restore(before, (self.layout.data_rank, self.layout.data_world))
         if saved is None:
             return False
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
         if self.average is not None:
             self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
-        momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
-        self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
         self.state = TrainState.from_json(saved.values["train"])
+        self.exchange.load(saved.chunks, self.state.step)
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.values["scaler"])
@@ -212,7 +211,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         task = task.for_model(plain)
         parameters = sum(p.numel() for p in plain.parameters())
         wire = Wire(layout.world)
-        arranged = arrange(plain, layout, mesh, train, device, precision, wire)
+        arranged = arrange(plain, layout, mesh, train, device, precision)
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
