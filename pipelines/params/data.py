@@ -92,6 +92,12 @@ class Stream(Section):
     """Samples of the global batch, over all ranks."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
+    samples: Literal["windows", "documents"] = "windows"
+    """Of text: windows of seq_len tokens out of all documents end to end, or whole documents, each cut to seq_len."""
+    bucket_batches: int = Field(64, ge=1, le=4096)
+    """Batches of documents whose samples are sorted into them by length, so that little is padding; 1: unsorted."""
+    pad_multiple: int = Field(16, ge=1, le=65_536)
+    """A batch of documents is padded to its longest, rounded up to a multiple of so many tokens (fewer shapes)."""
     lanes: int | None = Field(None, ge=1)
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.streaming import Batch
 from pipelines.training import nonfinite
+from pipelines.training.counting import count_targets
 from pipelines.training.pulse import beat
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
@@ -57,7 +58,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    count = batch.size * s.task.targets_per_sample(batch.arrays)
+    count = count_targets(s.task, batch, targets, s.ranks, s.device, speaks=s.layout.speaks)
     weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
 
     def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
             if answers is not None and s.layout.speaks:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))
-            count += batch.size * s.task.targets_per_sample(batch.arrays)
+            count += count_targets(s.task, batch, targets, s.ranks, s.device, speaks=s.layout.speaks)
             beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:
