@@ -89,6 +89,11 @@ def one(ws: Workspace) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def one_of_documents(ws: Workspace) -> dict[str, Any]:
+    return run_case(changed(ws, DOCUMENTS), Ranks())
+
+
+@pytest.fixture(scope="module")
 def many(ws: Workspace) -> dict[int, dict[str, Any]]:
     return run_groups(ws, {2: EQUAL[2] | OF_DOCUMENTS | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
 
@@ -113,8 +118,10 @@ def test_two_ranks_take_the_steps_of_one(name: str, one: dict[str, Any], two: di
 
 
 @pytest.mark.parametrize("name", OF_DOCUMENTS)
-def test_documents_of_two_ranks_take_the_steps_of_one(name: str, ws: Workspace, two: dict[str, Any]) -> None:
-    same_steps(run_case(changed(ws, DOCUMENTS), Ranks()), two[name])
+def test_documents_of_two_ranks_take_the_steps_of_one(
+    name: str, one_of_documents: dict[str, Any], two: dict[str, Any]
+) -> None:
+    same_steps(one_of_documents, two[name])
 
 
 @pytest.mark.parametrize("name", EQUAL[4])
