@@ -45,6 +45,7 @@ class Field(ABC):
     stored: Column
 
     facts = 1  # numbers that `inspect` returns
+    varies = False  # whether samples differ in length
     by_batch = False  # whether the arrays of several batches cannot be parts of the same ones
 
     @property
@@ -65,9 +66,9 @@ class Field(ABC):
     def gather(self, samples: Samples, place: Any, part: slice, new: New, meter: Meter) -> Arrays:
         """A part of the samples as arrays by name, in that order; `place` is of all of them."""
 
-    def lengths(self, place: Any) -> Ints | None:
-        """Of the samples that `locate` has placed, int64 [n], in bytes or tokens; None where all have the same."""
-        return None
+    def lengths(self, place: Any) -> Ints:
+        """Of the samples that `locate` has placed, int64 [n], in bytes or tokens, where the field `varies`."""
+        raise NotImplementedError(f"{type(self).__name__}: its samples have one length")
 
     def id(self, shard: Shard, row: int) -> str:
         """The name of a sample."""
@@ -221,6 +222,7 @@ class Blobs(Field):
     expected: float = 0.0  # bytes of a row, on average
 
     facts = 2  # addresses of the values and of the offsets
+    varies = True
 
     @property
     def nbytes(self) -> int:

@@ -117,12 +117,16 @@ class Gatherer:
             block = self.locate(shard[rest], row[rest], least=1)
             done, rest = np.split(rest, [len(block.samples.row)])
             for field, place in zip(self.fields, block.places, strict=True):
-                own = field.lengths(place)
-                if own is not None:
-                    lengths[done] += own
+                if field.varies:
+                    lengths[done] += field.lengths(place)
             if block.error is not None:
                 raise block.error
         return lengths
+
+    @property
+    def varies(self) -> bool:
+        """Whether samples differ in length."""
+        return any(field.varies for field in self.fields)
 
     @property
     def by_batch(self) -> bool:

@@ -121,8 +121,9 @@ class Stream:
         gatherer = Gatherer(
             fetcher, counts, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
         )
-        bucketed = Bucketed(order, bucket_batches, seed, gatherer.lengths) if shuffle and bucket_batches > 1 else None
-        self._source = Source(bucketed or order, gatherer, rank, world, last)
+        sorts = bucket_batches > 1 and shuffle and gatherer.varies
+        ordered = Bucketed(order, bucket_batches, seed, gatherer.lengths) if sorts else order
+        self._source = Source(ordered, gatherer, rank, world, last)
         self._digest = (
             manifest.digest
             if isinstance(manifest, Manifest)

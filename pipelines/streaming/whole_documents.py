@@ -29,7 +29,7 @@ class WholeDocuments(Field):
     expected: float = 0.0  # tokens of a document, on average
 
     facts = 2  # addresses of the tokens and of the offsets
-    by_batch = True
+    varies = by_batch = True
 
     @classmethod
     def of(
