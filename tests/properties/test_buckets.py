@@ -137,6 +137,13 @@ def test_padding_of_skewed_lengths_is_a_fraction_of_what_it_was_and_lengths_do_n
         assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.5
 
 
+def test_of_ranks_that_share_a_lane_none_always_has_the_longest_sample() -> None:
+    order = Bucketed(Order([300] * 8, batch=16, seed=3, lanes=1), 32, 3, skewed(1))
+    longest = [[max(lengths_of(order, batch)) for batch in batches(order, 0, rank, 4)] for rank in range(4)]
+    has = np.array(longest) == np.max(longest, axis=0)
+    assert (has.mean(axis=1) < 0.6).all()
+
+
 def test_a_mixtures_batches_keep_their_shares_and_are_the_same_for_any_world() -> None:
     mixture = Mixture({"a": [40, 30], "b": [25]}, {"a": {0: 1.0, 20: 3.0}, "b": 1.0}, batch=6, seed=2)
     plain = JoinedOrder(mixture, [2, 1])

@@ -1,6 +1,7 @@
 """Training, evaluation and generation with whole documents as samples: padding counts nowhere."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,8 @@ def test_a_loss_of_ones_own_sees_no_padding() -> None:
     assert targets.tolist() == [[2, 3, IGNORED], [IGNORED] * 3]
     logits = torch.randn(2, 3, 5)
     assert task.loss(logits, targets) == task.loss(logits[:1, :2], targets[:1, :2])
+    rows = replace(task, criterion=lambda answers, wanted: torch.tensor(1.0 * len(answers) * len(wanted)))
+    assert rows.loss(logits, targets) == 2 * 2
 
 
 def test_replays_and_loaders_count_what_counts(tmp_path: Path) -> None:
