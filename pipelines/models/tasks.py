@@ -42,6 +42,12 @@ class Task:
         of them are IGNORED."""
         return arrays[TOKENS].shape[1] - 1 if self.name == "language" else 1
 
+    def counted(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Targets of these samples that count."""
+        if LENGTHS in arrays:
+            return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
+        return len(arrays[self.target]) * self.targets_per_sample(arrays)
+
     def pair(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets on `device`; narrow types travel, and widen there.
 

@@ -7,8 +7,8 @@ import torch
 
 from pipelines.models import Task
 from pipelines.streaming import Batch, Stream
-from pipelines.training.counting import count_targets
 from pipelines.training.ranks import Ranks
+from pipelines.training.targets import global_targets
 
 #: What a batch is: inputs [n, …] and targets as `Task.pair` gives them, and the two figures below.
 Tensors = dict[str, Any]
@@ -53,7 +53,7 @@ class Loader:
 
     def _tensors(self, batch: Batch) -> Tensors:
         inputs, targets = self._task.pair(batch.arrays, self._device)
-        count = count_targets(self._task, batch, targets, self._ranks, self._device)
+        count = global_targets(batch, self._task, self._ranks, self._device)
         weight = self._ranks.world / count
         if not len(inputs):
             inputs, targets, weight = (

@@ -141,7 +141,9 @@ def test_of_ranks_that_share_a_lane_none_always_has_the_longest_sample() -> None
     order = Bucketed(Order([300] * 8, batch=16, seed=3, lanes=1), 32, 3, skewed(1))
     longest = [[max(lengths_of(order, batch)) for batch in batches(order, 0, rank, 4)] for rank in range(4)]
     has = np.array(longest) == np.max(longest, axis=0)
-    assert (has.mean(axis=1) < 0.6).all()
+    has = has[:, has.sum(axis=0) == 1]  # where one of them alone has it
+    assert has.shape[1] > 30
+    assert (has.mean(axis=1) < 0.4).all()
 
 
 def test_a_mixtures_batches_keep_their_shares_and_are_the_same_for_any_world() -> None:
