@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.streaming.dataset import JoinedOrder
 from pipelines.streaming.order import Ints, Order
-from pipelines.streaming.permutation import Words, spread
+from pipelines.streaming.permutation import spread
 from pipelines.streaming.windows import Windows
 from storage.digest import keyed_uint64
 
@@ -116,31 +116,30 @@ class Bucketed:
         parts = [self.order.block(epoch, start, count, part, of) for part in range(first, last + 1)]
         shard, row = (np.stack([p[i].reshape(count, each) for p in parts], axis=1).reshape(-1) for i in (0, 1))
         step = np.repeat(np.arange(count), len(parts) * each)
-        if isinstance(self.order, Order):
-            group = np.tile(np.repeat(np.arange(len(parts)), each), count)
-        else:
-            group = self.order.datasets_of(shard)
-        turns = spread(
-            np.arange(count, dtype=np.uint64),
-            np.uint64(keyed_uint64("buckets", BUCKETS_VERSION, self.seed, epoch, start)),
-        )
-        source = dealt(self._lengths(shard, row), group, step, turns)
+        slot = np.tile(np.arange(first * each, (last + 1) * each), count)  # in the global batch
+        group = slot // each if isinstance(self.order, Order) else self.order.datasets_of(shard)
+        key_of_block = keyed_uint64("buckets", BUCKETS_VERSION, self.seed, epoch, start)
+        source = dealt(self._lengths(shard, row), group, step, step * self.batch_size + slot, key_of_block)
         shape = (count, -1)
         return _Block(key, start, first * each, shard[source].reshape(shape), row[source].reshape(shape))
 
 
-def dealt(lengths: Ints, group: Ints, step: Ints, turns: Words) -> Ints:
-    """Which sample each place of a block gets, int64 [n], where it had its own: `lengths`, `group`, `step` [n].
+def dealt(lengths: Ints, group: Ints, step: Ints, number: Ints, key: int) -> Ints:
+    """Which sample each place of a block gets, int64 [n], where it had its own: `lengths`, `group`, `step`, and the
+    `number` of the place in the block, [n] each.
 
-    Each group's samples, sorted by length, fill the group's places step by step, the steps in the order of `turns`
-    [steps]. So a step keeps as many samples of each group as it had. Those of a step stay in their old order, so that
-    the ranks that share them get as long ones each.
+    Each group's samples, sorted by length, fill the group's places step by step, the steps in an order drawn by `key`.
+    So a step keeps as many samples of each group as it had. Those of a group in a step are shuffled, so that of the
+    ranks that share them none always gets the longest.
     """
+    steps = int(step.max()) + 1
+    turns = spread(np.arange(steps, dtype=np.uint64), np.uint64(key))
+    mixed = spread((steps + number).view(np.uint64), np.uint64(key))
     places = np.lexsort((turns[step], group))
     samples = np.lexsort((lengths, group))
     parted = np.flatnonzero((np.diff(step[places]) != 0) | (np.diff(group[places]) != 0)) + 1
     segment = np.zeros(len(places), dtype=np.int64)
     segment[parted] = 1
     source = np.empty_like(places)
-    source[places] = samples[np.lexsort((samples, np.cumsum(segment)))]
+    source[places] = samples[np.lexsort((mixed[samples], np.cumsum(segment)))]
     return source
