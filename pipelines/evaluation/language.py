@@ -11,6 +11,11 @@ A model trained with `stream.documents` sees only what the window holds of the t
 the same tokens: the separator that ends a document is predicted from that document. (Where documents begin with no
 separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are charged
 to nobody; in packs the last document of a shard has an end, too.
+
+A model that has learnt from whole documents (`stream.samples: documents`) is measured on such, unless
+`evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
+is given, and the one that ends it, which is charged. What is cut off is in no figure but `cut_bytes`; the bigram model
+and the compressors get the same tokens and bytes as the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,38 +41,52 @@ from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
+from pipelines.evaluation.whole_documents import cut_documents, padded_batches
 from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.tasks import IGNORED
 from pipelines.progress import progress, track
 from pipelines.streaming.documents import documents_of
+from storage.errors import ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
 
 FIRST_TOKEN_BITS = 8.0
+#: (inputs, targets, what the model is given beside them, tokens that nothing predicts)
+Questions = Iterator[tuple[Array, Array, dict[str, Tensor], int]]
 
 
 def measure_language(
     model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    chosen: Chosen,
+    chosen: Chosen, samples: str = "windows",
 ) -> Evaluation:  # fmt: skip
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec["separator"]
     task = task_of(spec, config.documents).for_model(model)
-    nats, firsts, documents = 0.0, 0, []
+    if samples == "documents" and spec.get("pack_len") is not None:
+        raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
+    nats, firsts, cut, documents = 0.0, 0, 0, []
     tokens = manifest.select(split)["tokens"].to_pylist()
     held_out = np.zeros((vocabulary, vocabulary), np.int64)
     with progress("evaluate", sum(tokens), "tokens") as advance:
         for shard in open_split(zone, manifest, split):
-            firsts += bool(len(shard.tokens))
-            for inputs, targets, beside, alone in questions(shard, config.seq_len, batch, task, device):
+            whole = texts(shard, separator)
+            if samples == "documents":
+                streams = cut_documents(shard, config.seq_len, separator)
+                pieces: Questions = ((inputs, targets, {}, 0) for inputs, targets in padded_batches(streams, batch))
+                kept = [text[: config.seq_len] for text in whole]
+                cut += sum(map(len, whole)) - sum(map(len, kept))
+            else:
+                pieces, kept = questions(shard, config.seq_len, batch, task, device), whole
+                firsts += bool(len(shard.tokens))
+            for inputs, targets, beside, alone in pieces:
                 nats += cost(model, inputs, targets, device, chosen, beside)
                 held_out += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
                 firsts += alone
                 advance(int((targets != IGNORED).sum()))
-            documents += texts(shard, separator)
+            documents += kept
     size = max(1, sum(map(len, documents)))
     train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
     if task.documents is not None and task.documents.packed:
@@ -84,6 +103,8 @@ def measure_language(
         "bytes": size,
         "baseline": baseline,
     }
+    if samples == "documents":
+        metrics |= {"samples": samples, "cut_bytes": cut}
     rows = [{"name": "model", "bits_per_byte": model_bits}]
     rows += [{"name": name, "bits_per_byte": block["bits_per_byte"]} for name, block in baseline.items()]
     figure = partial(bars, rows, "name", "bits_per_byte", "bits per byte of held-out documents (less is better)")
@@ -101,9 +122,7 @@ def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Arr
         yield inputs.reshape(rows, length), targets.reshape(rows, length)
 
 
-def questions(
-    shard: Shard, length: int, batch: int, task: Task, device: torch.device
-) -> Iterator[tuple[Array, Array, dict[str, Tensor], int]]:
+def questions(shard: Shard, length: int, batch: int, task: Task, device: torch.device) -> Questions:
     """The windows of a shard with what the model is given beside them, and the number of tokens that nothing predicts.
     Targets that don't count are IGNORED."""
     first = np.arange(0, len(shard.tokens), length)

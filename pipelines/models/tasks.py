@@ -16,6 +16,7 @@ from pipelines.models.documents import Documents
 from storage.errors import DataError, ParamsError
 
 TOKENS = "tokens"  # the array of a token batch
+LENGTHS = "lengths"  # the array with the tokens of each sample, where some are padding
 INPUTS = "x"  # the array of inputs of a batch of samples
 IGNORED = -100  # a target that counts nothing (cross_entropy's default)
 #: (answers, targets) → the sum over the targets; see `losses`.
@@ -43,13 +44,16 @@ class Task:
         return replace(self, documents=self.documents.given_to(model)) if self.documents else self
 
     def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1."""
+        """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1. With `counts_vary`, some
+        of them are IGNORED."""
         return arrays[TOKENS].shape[1] - 1 if self.name == "language" else 1
 
     def counted(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         """Targets of these samples that count."""
         if self.documents is not None:
             return int(self.documents.counts(arrays).sum())
+        if LENGTHS in arrays:
+            return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
         return len(arrays[self.target]) * self.targets_per_sample(arrays)
 
     def beside(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
@@ -68,6 +72,10 @@ class Task:
             if self.documents is not None:
                 counts = torch.from_numpy(self.documents.counts(arrays)).to(device, non_blocking=True)
                 targets = targets.where(counts, IGNORED)
+            if LENGTHS in arrays:
+                lengths = torch.from_numpy(arrays[LENGTHS]).to(device, non_blocking=True)
+                places = torch.arange(1, tokens.shape[1], device=device)
+                targets = targets.masked_fill(places >= lengths[:, None], IGNORED)
             return inputs, targets
         inputs = torch.from_numpy(arrays[INPUTS]).to(device, non_blocking=True)
         targets = torch.from_numpy(arrays[self.target]).to(device, non_blocking=True)
@@ -103,13 +111,13 @@ class Task:
         return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
-def task_of(spec: dict[str, Any], documents: bool = False) -> Task:
-    """The task that the shards manifest's spec sets; with `documents`, those of text are kept apart. Raises DataError
-    when it sets none, ParamsError for documents of samples."""
+def task_of(spec: dict[str, Any], documents: bool = False, *, counts_vary: bool = False) -> Task:
+    """The task that the shards manifest's spec sets; with `documents`, those that share a window are kept apart. Raises
+    DataError when it sets none, ParamsError for documents of samples."""
     if "vocab_size" in spec:
         packed = spec.get("pack_len") is not None
         told = Documents(documents, spec.get("separator"), packed) if documents or packed else None
-        return Task("language", counts_vary=told is not None, documents=told)
+        return Task("language", counts_vary=counts_vary or told is not None, documents=told)
     if documents:
         raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")

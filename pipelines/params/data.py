@@ -95,6 +95,12 @@ class Stream(Section):
     """Samples of the global batch, over all ranks."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
+    samples: Literal["windows", "documents"] = "windows"
+    """Of text: windows of seq_len tokens out of all documents end to end, or whole documents, each cut to seq_len."""
+    bucket_batches: int = Field(64, ge=1, le=4096)
+    """Batches of documents whose samples are sorted into them by length, so that little is padding; 1: unsorted."""
+    pad_multiple: int = Field(16, ge=1, le=65_536)
+    """A batch of documents is padded to its longest, rounded up to a multiple of so many tokens (fewer shapes)."""
     documents: bool = False
     """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
     lanes: int | None = Field(None, ge=1)
@@ -105,3 +111,12 @@ class Stream(Section):
     """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
+
+    @model_validator(mode="after")
+    def _documents_share_windows(self) -> "Stream":
+        if self.documents and self.samples == "documents":
+            raise ValueError(
+                "documents = true keeps documents of a window apart, but with samples = documents each is a sample of "
+                "its own: leave stream.documents out"
+            )
+        return self

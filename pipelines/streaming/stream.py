@@ -13,8 +13,9 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
+from pipelines.streaming.buckets import Bucketed
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
-from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, same_fields
+from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, Unit, same_fields
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
@@ -35,10 +36,13 @@ class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
     `batch_size` is the global batch, of which this is the part of `rank` of `world`. Tokens come as windows of
-    `seq_len` + 1; with `documents`, also which document each token is of and where in it (see `fields.Windows`). The
-    last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs` the stream ends before
-    that epoch, with None never. At least `prefetch` batches are prepared ahead in threads; with 0 there is no thread.
-    Close it, use it as a context manager or forget it: no thread is left behind.
+    `seq_len` + 1; with `documents`, also which document each token is of and where in it (see `fields.Tokens`). Where
+    `samples` are documents, each comes whole, cut to so many tokens, and a batch is padded to a multiple of
+    `pad_multiple` (see `whole_documents`). Samples that differ in length are sorted by it into the batches of blocks of
+    `bucket_batches`, where that is above 1 and they are shuffled (see `buckets`). The last batch of an epoch is kept
+    short, dropped, or padded with zeros and masked. With `epochs` the stream ends before that epoch, with None never.
+    At least `prefetch` batches are prepared ahead in threads; with 0 there is no thread. Close it, use it as a context
+    manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
@@ -74,6 +78,9 @@ class Stream:
         epochs: int | None = None,
         prefetch: int = 2,
         documents: bool = False,
+        samples: Unit = "windows",
+        pad_multiple: int = 1,
+        bucket_batches: int = 1,
         weights: Mapping[str, Weight] | None = None,
         steps: int | None = None,
         tiers: Tiered | Mapping[str, Tiered] | None = None,
@@ -83,13 +90,20 @@ class Stream:
     ) -> None:
         if last not in get_args(Last):
             raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
+        if samples not in get_args(Unit) or (documents and samples == "documents"):
+            raise ValueError(
+                f"samples={samples!r}: must be one of {', '.join(get_args(Unit))}; documents=True: windows"
+            )
+        if pad_multiple < 1 or bucket_batches < 1:
+            raise ValueError(f"pad_multiple={pad_multiple}, bucket_batches={bucket_batches}: must be at least 1")
+        cut = (split, seq_len, samples, pad_multiple)
         ordering: dict[str, Any] = {"batch": batch_size, "seed": seed, "lanes": lanes, "window": window}
         ordering |= {"keep_lanes": keep_lanes, "shuffle": shuffle}
         order: AnyOrder
         if isinstance(manifest, Manifest):
             if weights is not None or steps is not None or isinstance(zone, Mapping):
                 raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
-            datasets = {"": Dataset(tiers if isinstance(tiers, Tiered) else Tiered(zone), manifest, split, seq_len)}
+            datasets = {"": Dataset(tiers if isinstance(tiers, Tiered) else Tiered(zone), manifest, *cut)}
             order = Order(datasets[""].samples, first_window=first_window, **ordering)
         else:
             if not isinstance(zone, Mapping) or set(zone) != set(manifest):
@@ -97,23 +111,25 @@ class Stream:
             if last != "keep" or first_window is not None:
                 raise ValueError("all batches of a mixture are full, and its windows start as small as they can")
             through = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-            datasets = {name: Dataset(through[name], manifest[name], split, seq_len) for name in manifest}
+            datasets = {name: Dataset(through[name], manifest[name], *cut) for name in manifest}
             rows = {name: dataset.samples for name, dataset in datasets.items()}
             mixture = Mixture(rows, weights or dict.fromkeys(rows, 1.0), steps=steps, **ordering)
             order = JoinedOrder(mixture, [len(part) for part in rows.values()])
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
-        samples = np.concatenate([dataset.samples for dataset in datasets.values()])
+        counts = np.concatenate([dataset.samples for dataset in datasets.values()])
         gatherer = Gatherer(
-            fetcher, samples, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
+            fetcher, counts, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
         )
-        self._source = Source(order, gatherer, rank, world, last)
+        sorts = bucket_batches > 1 and shuffle and gatherer.varies
+        ordered = Bucketed(order, bucket_batches, seed, gatherer.lengths) if sorts else order
+        self._source = Source(ordered, gatherer, rank, world, last)
         self._digest = (
             manifest.digest
             if isinstance(manifest, Manifest)
             else digest_json({name: part.digest for name, part in manifest.items()})
         )
-        self.split, self.seq_len = split, seq_len
+        self.split, self.seq_len, self.unit = split, seq_len, samples
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] | None = None
@@ -124,7 +140,7 @@ class Stream:
             raise DataError(datasets[""].why_empty(batch_size))
 
     @property
-    def order(self) -> AnyOrder:
+    def order(self) -> AnyOrder | Bucketed:
         """Which samples come when."""
         return self._source.order
 
@@ -241,11 +257,11 @@ class Stream:
                 "checkout), or start anew without the checkpoint."
             )
         saved, own = state["order"], self._order_settings()
-        differing = [name for name in own if saved.get(name) != own[name]]
+        differing = [name for name in {**own, **saved} if saved.get(name) != own.get(name)]
         if differing:
             raise ParamsError(
                 "The stream state was taken in another order, so that the same step would be other samples: "
-                + ", ".join(f"{name} was {saved.get(name)!r} and is {own[name]!r}" for name in differing)
+                + ", ".join(f"{name} was {saved.get(name)!r} and is {own.get(name)!r}" for name in differing)
                 + ". Set it back, or start anew without the checkpoint."
             )
         self._restart()
@@ -253,4 +269,5 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len}
+        unit = {} if self.unit == "windows" else {"stream.samples": self.unit}
+        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}

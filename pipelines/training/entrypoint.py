@@ -104,7 +104,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
     task, config = aim(params, manifest)
-    if not samples_in(manifest, "train", config.seq_len):
+    if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
     device = pick_device(params.train.device, ranks.local_rank)
     home = ws.state / FOLDER / checkpoint_key(manifest.digest, params)[:16]
@@ -121,7 +121,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
             return Loader(stack.enter_context(stream), task, ranks, device)
 
         train = loader("train")
-        val = loader("val") if samples_in(manifest, "val", config.seq_len) else None
+        val = loader("val") if samples_in(manifest, "val", config.window) else None
         steps = params.train.steps or ceil(float(params.train.epochs or 0) * len(train))
         run = stack.enter_context(_run(ws, ranks, home))
         run.set_tags({"task": task.name, "device": str(device), "ranks": str(ranks.world)})

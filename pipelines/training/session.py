@@ -183,7 +183,9 @@ def open_stream(
         rank=layout.data_rank, world=layout.data_world,
         seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
-        keep_lanes=settings.keep_lanes, epochs=None if train else 1, prefetch=compute.prefetch,
+        keep_lanes=settings.keep_lanes, samples=settings.samples, pad_multiple=settings.pad_multiple,
+        bucket_batches=settings.bucket_batches if settings.samples == "documents" else 1,
+        epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
         allocate=host_memory(device), documents=settings.documents,
     )  # fmt: skip
@@ -197,7 +199,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     zone = ws.zone("shards")
     manifest = zone.manifest()
     task, config = aim(params, manifest)
-    validates = _validates(params, manifest, config.seq_len)
+    validates = _validates(params, manifest, config.window)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
     layout = Layout.of(params, ranks.world, ranks.rank)
@@ -223,7 +225,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
-            samples=samples_in(manifest, "train", config.seq_len), parameters=parameters,
+            samples=samples_in(manifest, "train", config.window), parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,
         )  # fmt: skip
@@ -235,10 +237,13 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
 
 def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
     """What the model is asked to do with this data, and what it will be."""
-    spec, documents = manifest.header["spec"], params.stream.documents
-    task = with_loss(task_of(spec, documents), params.train, spec)
-    seq_len = params.stream.seq_len if task.name == "language" else None
-    return task, ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents)
+    spec, stream = manifest.header["spec"], params.stream
+    task = task_of(spec, stream.documents, counts_vary=stream.samples == "documents")
+    seq_len = stream.seq_len if task.name == "language" else None
+    config = ModelConfig(
+        params.model.model_dump(), spec, seq_len, task.name, manifest.digest, stream.samples, stream.documents
+    )
+    return with_loss(task, params.train, spec), config
 
 
 def checkpoints_zone(ws: Workspace, key: str) -> Zone:
@@ -271,7 +276,7 @@ def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:
 
 
 def samples_in(manifest: Manifest, split: str, seq_len: int | None) -> int:
-    """Samples of a split: rows, or windows of `seq_len` tokens that have a next one."""
+    """Samples of a split: rows (of whole documents, too), or windows of `seq_len` tokens that have a next one."""
     if seq_len is None:
         return sum(rows for rows in manifest.select(split)["rows"].to_pylist())
     return sum(max(0, tokens - 1) // seq_len for tokens in manifest.select(split)["tokens"].to_pylist())

@@ -87,6 +87,8 @@ def test_samples_have_no_documents(tmp_path: Path) -> None:
     ws = make_points(tmp_path / "ws", stream={"batch_size": 8, "documents": True})
     with pytest.raises(ParamsError, match=r"stream\.documents=true, but these shards hold samples"):
         train(ws)
+    with pytest.raises(ParamsError, match="documents = true keeps documents of a window apart, but with samples"):
+        make_text(tmp_path / "text", stream=STREAM | {"samples": "documents"})
 
 
 def test_a_trainer_of_ones_own_is_given_them(tmp_path: Path) -> None:
