@@ -110,7 +110,7 @@ def test_held_out_documents_are_measured_as_if_each_stood_alone(tmp_path: Path) 
     ws = make_text(tmp_path / "ws", stream=STREAM, separator=0)
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", True)
+    config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", documents=True)
     model = config.build(0).eval()
     metrics = evaluate_model(model, config, zone, manifest, ws.params)
 
