@@ -7,6 +7,7 @@ A name that is not here is refused with the nearest one that is. No module here 
 from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
+from pipelines.params.domains import check_names
 from pipelines.params.launching import Launching
 from pipelines.params.load import FILENAME, load_params
 from pipelines.params.network import Network
@@ -44,6 +45,7 @@ __all__ = [
     "Split",
     "Stream",
     "Train",
+    "check_names",
     "describe",
     "load_params",
     "suggestion",

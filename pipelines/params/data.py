@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.domains import Mixture, Sources
 from pipelines.params.section import Section
 
 
@@ -19,10 +20,22 @@ class Lake(Section):
 class Ingest(Section):
     """sources → raw."""
 
-    sources: list[str] = Field(min_length=1)
-    """fsspec URLs, globs or folders: data/**/*.csv, s3://bucket/prefix/*.jsonl, https://…, {python_stdlib}/**/*.py."""
+    sources: Sources
+    """fsspec URLs, globs or folders: data/**/*.csv, s3://bucket/prefix/*.jsonl, https://…, {python_stdlib}/**/*.py. Or
+    such lists by the name of a domain, to be mixed by stream.mixture: {code: [src/**/*.py], prose: [books/*.txt]}."""
     exclude: list[str] = []
     """Globs on a source's name (its path below the glob's fixed part) to leave out: **/test/**."""
+
+    @property
+    def listed(self) -> list[str]:
+        """For people."""
+        named = [(f"{domain}: " if domain else "", part) for domain, part in self.by_domain]
+        return [name + source for name, part in named for source in part]
+
+    @property
+    def by_domain(self) -> list[tuple[str | None, list[str]]]:
+        """(domain, its sources); (None, all of them) where no domains are named."""
+        return [*self.sources.items()] if isinstance(self.sources, dict) else [(None, self.sources)]
 
 
 class Split(Section):
@@ -100,3 +113,6 @@ class Stream(Section):
     """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
+    mixture: Mixture = None
+    """Weights of the domains of ingest.sources in each batch, or step: weight, linear between these steps:
+    {code: 0.7, prose: {0: 0.1, 1000: 0.3}}. 0 leaves a domain out. None: all samples alike."""

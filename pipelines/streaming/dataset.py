@@ -21,17 +21,19 @@ from storage.shards.schema import IMAGE
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1."""
+    """One split (or one domain of it) of what `manifest` describes, behind `tiers`; tokens in windows of
+    `seq_len` + 1."""
 
     tiers: Tiered
     manifest: Manifest
     split: str
     seq_len: int | None
+    domain: str | None = None
 
     @cached_property
     def table(self) -> pa.Table:
         """The shards of the split."""
-        return self.manifest.select(self.split)
+        return self.manifest.select(self.split, self.domain)
 
     @cached_property
     def samples(self) -> Ints:
@@ -65,6 +67,7 @@ class Dataset:
         """Why there is not one batch."""
         zone, split, rows = self.tiers.zone, self.split, int(self.samples.sum())
         where = f"{zone.describe()} (version {self.manifest.digest[:12]}): split {split!r}"
+        where += "" if self.domain is None else f", domain {self.domain!r}"
         if split not in self.manifest.splits:
             known = ", ".join(self.manifest.splits) or "none"
             return f"{where} has no shards; there are: {known}. Raise curate.split.{split}, or add sources."
@@ -128,6 +131,14 @@ class JoinedOrder:
     def ahead(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[Ints]:
         for dataset, shards in self.mixture.ahead(epoch, step, rank, world):
             yield self._firsts[dataset] + shards
+
+    def shares(self, step: int) -> dict[str, float]:
+        """Of each dataset, in the batch at global step `step`, by the weights there."""
+        return self.mixture.shares(step)
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each dataset has been gone through after so many global steps."""
+        return self.mixture.epochs(steps)
 
     def settings(self) -> dict[str, Any]:
         return self.mixture.settings()

@@ -32,8 +32,8 @@ class Mixture:
     first and after the last it stays. Weights need not sum to 1. An epoch of the mixture has `steps` steps (None: as
     many as all the rows fill once), so that step s of epoch e is the global step e · steps + s. All batches are full.
 
-    `window`, `keep_lanes` and `shuffle` are those of `Order`; so are `lanes`, where a dataset that gives fewer samples
-    to a batch has fewer. Costs some 150 ns a sample when planned in blocks.
+    `window`, `first_window`, `keep_lanes` and `shuffle` are those of `Order`; so are `lanes`, where a dataset that
+    gives fewer samples to a batch has fewer. Costs some 150 ns a sample when planned in blocks.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Mixture:
         seed: int,
         lanes: int | None = None,
         window: int = DEFAULT_WINDOW,
+        first_window: int | None = None,
         keep_lanes: bool = False,
         shuffle: bool = True,
         steps: int | None = None,
@@ -63,6 +64,7 @@ class Mixture:
                 lanes=lanes,
                 seed=keyed_uint64("mixture", ORDER_VERSION, seed, name),
                 window=window,
+                first_window=first_window,
                 keep_lanes=keep_lanes,
                 shuffle=shuffle,
             )
@@ -88,6 +90,15 @@ class Mixture:
             "steps of an epoch": self.steps,
             **{f"{name}: {key}": order.settings()[key] for name, order in self._named() for key in _OF_DATASET},
         }
+
+    def shares(self, step: int) -> dict[str, float]:
+        """Of each dataset, in the batch at global step `step`, by the weights there."""
+        return dict(zip(self.names, self._quotas.shares(step).tolist(), strict=True))
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each dataset has been gone through after so many global steps."""
+        given = self._quotas.given(steps)[0].tolist()
+        return {name: count / order.rows for count, (name, order) in zip(given, self._named(), strict=True)}
 
     def size(self, step: int) -> int:
         """Samples in the global batch at `step`: always `batch`."""

@@ -33,6 +33,7 @@ class Quotas:
     def __init__(self, weights: Weights, batch: int) -> None:
         self.batch = batch
         starts, self._weights = _stairs(weights)
+        self._starts = starts
         self.datasets = self._weights.shape[1]
         rises = np.diff(starts)[:, None] * self._weights[:-1] * batch
         # [stairs, D]: what is due at the start of each stair, in units
@@ -41,6 +42,12 @@ class Quotas:
     def given(self, step: npt.ArrayLike) -> Ints:
         """Samples that each dataset has given before each step, int64 [n, D]; their sums are step · batch."""
         return self._split(np.asarray(step, dtype=np.int64).reshape(-1) * self.batch, 0, self.datasets)
+
+    def shares(self, step: int) -> npt.NDArray[np.float64]:
+        """Of each dataset in what is given at `step`, float64 [D]."""
+        stair = np.searchsorted(self._starts, step, side="right") - 1
+        shares: npt.NDArray[np.float64] = self._weights[stair] / _UNIT
+        return shares
 
     def _split(self, given: Ints, first: int, end: int) -> Ints:
         """What datasets [first, end) have given when all of them have given `given` ([n]), int64 [n, end - first]."""

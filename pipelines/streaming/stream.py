@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
 from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, same_fields
+from pipelines.streaming.domains import mix_domains
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
@@ -25,7 +26,7 @@ from pipelines.streaming.source import Batch, Last, Source
 from storage.cache import Tiered
 from storage.digest import digest_json
 from storage.errors import DataError, FormatError, ParamsError
-from storage.lake import Zone
+from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
 
 STATE_VERSION = 1
@@ -46,7 +47,8 @@ class Stream:
     which is used again once nothing refers to them.
 
     Several datasets are mixed when zones and manifests are given by name: by `weights`, which may change with the step,
-    in epochs of `steps` steps (see `mixture.Mixture`).
+    in epochs of `steps` steps (see `mixture.Mixture`). `mixture` mixes the domains of one manifest by such weights;
+    `domain` is the only one of them that is read.
 
     `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
     dataset for `torch.utils.data.DataLoader(stream, batch_size=None)`; move on with `set_epoch`.
@@ -76,6 +78,8 @@ class Stream:
         documents: bool = False,
         weights: Mapping[str, Weight] | None = None,
         steps: int | None = None,
+        mixture: Mapping[str, Weight] | None = None,
+        domain: str | None = None,
         tiers: Tiered | Mapping[str, Tiered] | None = None,
         ahead: int = DEFAULT_AHEAD,
         memory: int = DEFAULT_MEMORY,
@@ -89,18 +93,23 @@ class Stream:
         if isinstance(manifest, Manifest):
             if weights is not None or steps is not None or isinstance(zone, Mapping):
                 raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
-            datasets = {"": Dataset(tiers if isinstance(tiers, Tiered) else Tiered(zone), manifest, split, seq_len)}
+            through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
+            datasets = {"": Dataset(through, manifest, split, seq_len, domain)}
             order = Order(datasets[""].samples, first_window=first_window, **ordering)
+            if mixture is not None:
+                datasets, order = mix_domains(datasets[""], mixture, first_window=first_window, **ordering)
         else:
             if not isinstance(zone, Mapping) or set(zone) != set(manifest):
                 raise ValueError(f"a mixture of {', '.join(manifest)} needs a zone for each, by the same names")
-            if last != "keep" or first_window is not None:
-                raise ValueError("all batches of a mixture are full, and its windows start as small as they can")
-            through = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-            datasets = {name: Dataset(through[name], manifest[name], split, seq_len) for name in manifest}
+            if mixture is not None or domain is not None:
+                raise ValueError("mixture and domain are for one dataset: give weights for several")
+            behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
+            datasets = {name: Dataset(behind[name], manifest[name], split, seq_len) for name in manifest}
             rows = {name: dataset.samples for name, dataset in datasets.items()}
-            mixture = Mixture(rows, weights or dict.fromkeys(rows, 1.0), steps=steps, **ordering)
-            order = JoinedOrder(mixture, [len(part) for part in rows.values()])
+            mixed = Mixture(
+                rows, weights or dict.fromkeys(rows, 1.0), steps=steps, first_window=first_window, **ordering
+            )
+            order = JoinedOrder(mixed, [len(part) for part in rows.values()])
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
         samples = np.concatenate([dataset.samples for dataset in datasets.values()])
@@ -113,7 +122,7 @@ class Stream:
             if isinstance(manifest, Manifest)
             else digest_json({name: part.digest for name, part in manifest.items()})
         )
-        self.split, self.seq_len = split, seq_len
+        self.split, self.seq_len, self.domain = split, seq_len, domain
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] | None = None
@@ -127,6 +136,10 @@ class Stream:
     def order(self) -> AnyOrder:
         """Which samples come when."""
         return self._source.order
+
+    def stored(self, shard: int) -> StoredObject:
+        """What the lake holds of a shard, by its number in the order."""
+        return self._source.gatherer.fetcher.stored(shard)
 
     # -- iteration -----------------------------------------------------------------------------------------------
 
@@ -253,4 +266,5 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len}
+        domain = {} if self.domain is None else {"domain": self.domain}
+        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **domain}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.models import save_model
 from pipelines.progress import progress, say
+from pipelines.streaming.dataset import JoinedOrder
 from pipelines.training.loop import fit
 from pipelines.training.memory import memory_explained
 from pipelines.training.pulse import rest
@@ -71,7 +72,8 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending)
+        mixed = s.stream.order.shares if isinstance(s.stream.order, JoinedOrder) else None
+        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending, mixed=mixed)
 
 
 def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Reporter) -> None:
@@ -82,7 +84,8 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
     write_atomically(ws.model / "run.json", _json(report.run.reference()))
     write_atomically(ws.metrics("train"), _json(final))
     write_atomically(ws.plots("train.csv"), _csv(TRAIN_COLUMNS, s.state.train_curve))
-    val_columns = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
+    none = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
+    val_columns = list(s.state.val_curve[-1]) if s.state.val_curve else none
     write_atomically(ws.plots("val.csv"), _csv(val_columns, s.state.val_curve))
     report.run.log_metrics({f"final.{k}": v for k, v in final.items() if isinstance(v, int | float)})
     spent = report.spent(s.state.step)
@@ -101,6 +104,8 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
+    if isinstance(s.stream.order, JoinedOrder):
+        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.order.epochs(state.step).items()}
     if state.skipped or state.backoffs:  # of train.nonfinite
         metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated
@@ -123,7 +128,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"lr": 1}} → {"train.lr": 1}; lists stay values."""
     items: dict[str, Any] = {}
     for name, value in values.items():
-        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return items
 
 
