@@ -53,7 +53,8 @@ class Stream:
     `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
     dataset for `torch.utils.data.DataLoader(stream, batch_size=None)`; move on with `set_epoch`.
 
-    `meter` tells where the time goes: `meter.snapshot()`.
+    `meter` tells where the time goes: `meter.snapshot()`. `rows` are the samples of an epoch; `mixed` is the order of a
+    mixture, None of one dataset.
     """
 
     def __init__(
@@ -122,6 +123,8 @@ class Stream:
             if isinstance(manifest, Manifest)
             else digest_json({name: part.digest for name, part in manifest.items()})
         )
+        self.rows = order.rows
+        self.mixed = order if isinstance(order, JoinedOrder) else None
         self.split, self.seq_len, self.domain = split, seq_len, domain
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()

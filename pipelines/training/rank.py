@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pipelines.models import save_model
 from pipelines.progress import progress, say
-from pipelines.streaming.dataset import JoinedOrder
 from pipelines.training.loop import fit
 from pipelines.training.memory import memory_explained
 from pipelines.training.pulse import rest
@@ -72,7 +71,7 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        mixed = s.stream.order.shares if isinstance(s.stream.order, JoinedOrder) else None
+        mixed = s.stream.mixed.shares if s.stream.mixed is not None else None
         yield Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending, mixed=mixed)
 
 
@@ -104,8 +103,8 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
-    if isinstance(s.stream.order, JoinedOrder):
-        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.order.epochs(state.step).items()}
+    if s.stream.mixed is not None:
+        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.mixed.epochs(state.step).items()}
     if state.skipped or state.backoffs:  # of train.nonfinite
         metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated

@@ -229,7 +229,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
-            samples=stream.order.rows, parameters=parameters,
+            samples=stream.rows, parameters=parameters,
             steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
             checkpoints=saver,
         )  # fmt: skip

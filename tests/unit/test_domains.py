@@ -1,12 +1,14 @@
 """Domains: sources by name, mixed in training by weights, in one dataset version."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, write_params, write_texts
+import yaml
+from conftest import REPOSITORY, TINY, write_params, write_texts
 from training_samples import without_mlflow
 
 from pipelines.ingest import data_stage
@@ -20,6 +22,9 @@ from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError, SourceError
 from storage.manifest import Manifest
 
+PAGE = (REPOSITORY / "docs" / "mixtures.md").read_text()
+[SECTIONS] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+[SNIPPET] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 STAGES = ("ingest", "curate", "shard")
 SOURCES = {"code": ["texts/**/*.txt"], "prose": ["books/*.md", "letters.jsonl"]}
 MIXTURE = {"code": 3.0, "prose": {2: 1.0, 8: 5.0}}
@@ -138,6 +143,20 @@ def test_a_file_in_two_domains_is_refused(folder: Path) -> None:
         make(ws)
 
 
+def test_the_page_s_example_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ws = write(folder, **SECTIONS)
+    assert ws.params.stream.mixture == MIXTURE
+    make(ws)
+    exec(compile(SNIPPET, "docs/mixtures.md", "exec"), {})
+    assert capsys.readouterr().out == ("['code', 'prose']\n{'code': 0.5, 'prose': 0.5} {'code': 0.25, 'prose': 0.75}\n")
+    with Stream(ws.zone("shards"), shards(ws), split="train", seed=7, mixture=ws.params.stream.mixture,
+                batch_size=8, seq_len=32) as stream:  # fmt: skip
+        counts = [
+            Counter(name.split("/")[0] for name in batch.ids()) for _, batch in zip(range(12), stream, strict=False)
+        ]
+    assert (counts[0], counts[9]) == ({"code": 6, "prose": 2}, {"code": 3, "prose": 5})
+
+
 def test_a_zone_is_shown_with_its_domains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ws = write(folder)
     make(ws)
@@ -220,6 +239,9 @@ def test_a_domain_of_weight_0_is_left_out_and_caches_are_warmed_for_the_others(f
     wanted = manifest.select("train", "prose")["digest"].to_pylist()
     ahead = [obj.digest for obj in _ahead(ws, 0, 1)]
     assert sorted(ahead) == sorted(wanted)
+    often = write(folder, stream={**TINY["stream"], "mixture": {"code": 0.1, "prose": 9.0}})  # type: ignore[dict-item]
+    ahead = [obj.digest for obj in _ahead(often, 0, 1)]  # in an epoch of the mixture, prose has several
+    assert len(ahead) == len(set(ahead)) > len(wanted)
     with Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=7, seq_len=32, epochs=1,
                 mixture=ws.params.stream.mixture, first_window=16, last="drop") as stream:  # fmt: skip
         assert {name.split("/")[0] for batch in stream for name in batch.ids()} == {"prose"}
