@@ -23,7 +23,7 @@ from storage.lake import StoredObject
 
 Tier = Literal["node", "hot", "both"]
 _SIDE_BY_SIDE = 4  # shards fetched at once
-_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture")
+_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture", "batch_ramp")
 
 
 def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, int]:

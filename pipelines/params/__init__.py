@@ -12,6 +12,7 @@ from pipelines.params.launching import Launching
 from pipelines.params.load import FILENAME, load_params
 from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
+from pipelines.params.ramp import check_ramp
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Metric, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
@@ -46,6 +47,7 @@ __all__ = [
     "Stream",
     "Train",
     "check_names",
+    "check_ramp",
     "describe",
     "load_params",
     "suggestion",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipelines.params.domains import Mixture, Sources
+from pipelines.params.ramp import Ramp, check_ramp
 from pipelines.params.section import Section
 
 
@@ -103,6 +104,9 @@ class Stream(Section):
 
     batch_size: int = Field(64, ge=1)
     """Samples of the global batch, over all ranks."""
+    batch_ramp: Ramp = None
+    """A global batch that grows. Step: samples from there on, beginning at step 0 and ending at batch_size, each a
+    multiple of the first: {0: 16, 500: 32, 2000: 64}. None: batch_size at all steps."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
     lanes: int | None = Field(None, ge=1)
@@ -116,3 +120,20 @@ class Stream(Section):
     mixture: Mixture = None
     """Weights of the domains of ingest.sources in each batch, or step: weight, linear between these steps:
     {code: 0.7, prose: {0: 0.1, 1000: 0.3}}. 0 leaves a domain out. None: all samples alike."""
+
+    @property
+    def first_batch(self) -> int:
+        """Samples of the smallest global batch."""
+        return min(self.batch_ramp.values()) if self.batch_ramp else self.batch_size
+
+    @model_validator(mode="after")
+    def _ramps_to_its_batch(self) -> "Stream":
+        if self.batch_ramp is None:
+            return self
+        check_ramp(self.batch_ramp, self.batch_size)
+        if self.lanes is not None and self.first_batch % self.lanes:
+            raise ValueError(
+                f"lanes = {self.lanes} does not divide {self.first_batch}, with which batch_ramp begins: leave "
+                "stream.lanes out, or set it to a divisor"
+            )
+        return self

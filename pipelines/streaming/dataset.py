@@ -12,6 +12,7 @@ from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.mixture import Mixture
 from pipelines.streaming.order import Ints, Order
+from pipelines.streaming.ramp import RampedOrder
 from storage.cache import Tiered
 from storage.errors import DataError, ParamsError
 from storage.manifest import Manifest
@@ -112,11 +113,8 @@ class JoinedOrder:
     def __init__(self, mixture: Mixture, shards: Sequence[int]) -> None:
         self.mixture = mixture
         self.batch_size, self.rows = mixture.batch_size, mixture.rows
-        self.steps = self.full_steps = mixture.steps
+        self.epochs = mixture.epochs
         self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
-
-    def size(self, step: int) -> int:
-        return self.mixture.size(step)
 
     def slots(self, rank: int, world: int, size: int | None = None) -> slice:
         return self.mixture.slots(rank, world, size)
@@ -136,12 +134,12 @@ class JoinedOrder:
         """Of each dataset, in the batch at global step `step`, by the weights there."""
         return self.mixture.shares(step)
 
-    def epochs(self, steps: int) -> dict[str, float]:
+    def passes(self, steps: int) -> dict[str, float]:
         """How often each dataset has been gone through after so many global steps."""
-        return self.mixture.epochs(steps)
+        return self.mixture.passes(steps)
 
     def settings(self) -> dict[str, Any]:
         return self.mixture.settings()
 
 
-AnyOrder = Order | JoinedOrder
+AnyOrder = Order | RampedOrder | JoinedOrder

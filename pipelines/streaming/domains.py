@@ -25,7 +25,7 @@ def mix_domains(
     parts = {name: replace(whole, domain=name) for name in weights}
     for name, part in parts.items():
         if not part.samples.sum():
-            raise DataError(f"{part.why_empty(ordering['batch'])} Or set stream.mixture.{name} to 0.")
+            raise DataError(f"{part.why_empty(1)} Or set stream.mixture.{name} to 0.")
     order = Mixture({name: part.samples for name, part in parts.items()}, weights, **ordering)
     return parts, JoinedOrder(order, [len(part.samples) for part in parts.values()])
 

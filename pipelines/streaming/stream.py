@@ -22,6 +22,7 @@ from pipelines.streaming.meter import Meter
 from pipelines.streaming.mixture import Mixture, Weight
 from pipelines.streaming.order import DEFAULT_WINDOW, Order
 from pipelines.streaming.prefetch import Prefetcher, close_items
+from pipelines.streaming.ramp import Epochs, Ramp, RampedOrder
 from pipelines.streaming.source import Batch, Last, Source
 from storage.cache import Tiered
 from storage.digest import digest_json
@@ -35,7 +36,8 @@ STATE_VERSION = 1
 class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
-    `batch_size` is the global batch, of which this is the part of `rank` of `world`. Tokens come as windows of
+    `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
+    is the one that others grow to (see `ramp`). Tokens come as windows of
     `seq_len` + 1; with `documents`, also which document each token is of and where in it (see `fields.Windows`). The
     last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs` the stream ends before
     that epoch, with None never. At least `prefetch` batches are prepared ahead in threads; with 0 there is no thread.
@@ -65,6 +67,7 @@ class Stream:
         split: str,
         batch_size: int,
         seed: int,
+        batch_ramp: Mapping[int, int] | None = None,
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
@@ -88,7 +91,13 @@ class Stream:
     ) -> None:
         if last not in get_args(Last):
             raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
-        ordering: dict[str, Any] = {"batch": batch_size, "seed": seed, "lanes": lanes, "window": window}
+        ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
+        ordering: dict[str, Any] = {
+            "batch": ramp if ramp.grows else batch_size,
+            "seed": seed,
+            "lanes": lanes,
+            "window": window,
+        }
         ordering |= {"keep_lanes": keep_lanes, "shuffle": shuffle}
         order: AnyOrder
         if isinstance(manifest, Manifest):
@@ -96,9 +105,13 @@ class Stream:
                 raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
             through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
             datasets = {"": Dataset(through, manifest, split, seq_len, domain)}
-            order = Order(datasets[""].samples, first_window=first_window, **ordering)
-            if mixture is not None:
+            if mixture is None:
+                plain = Order(datasets[""].samples, first_window=first_window, **{**ordering, "batch": ramp.smallest})
+                course = Epochs(ramp, plain.rows, "drop" if last == "drop" else "keep")
+                order = RampedOrder(plain, course) if ramp.grows else plain
+            else:
                 datasets, order = mix_domains(datasets[""], mixture, first_window=first_window, **ordering)
+                course = order.epochs
         else:
             if not isinstance(zone, Mapping) or set(zone) != set(manifest):
                 raise ValueError(f"a mixture of {', '.join(manifest)} needs a zone for each, by the same names")
@@ -110,14 +123,14 @@ class Stream:
             mixed = Mixture(
                 rows, weights or dict.fromkeys(rows, 1.0), steps=steps, first_window=first_window, **ordering
             )
-            order = JoinedOrder(mixed, [len(part) for part in rows.values()])
+            order, course = JoinedOrder(mixed, [len(part) for part in rows.values()]), mixed.epochs
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
         samples = np.concatenate([dataset.samples for dataset in datasets.values()])
         gatherer = Gatherer(
             fetcher, samples, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
         )
-        self._source = Source(order, gatherer, rank, world, last)
+        self._source = Source(order, course, gatherer, rank, world, last)
         self._digest = (
             manifest.digest
             if isinstance(manifest, Manifest)
@@ -132,7 +145,7 @@ class Stream:
         self._finalizer: weakref.finalize[[], Stream] | None = None
         self._process = os.getpid()
         self._epoch = self._step = 0
-        if not len(self):
+        if not course.complete:
             raise DataError(datasets[""].why_empty(batch_size))
 
     @property
@@ -147,8 +160,24 @@ class Stream:
     # -- iteration -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
-        return self._source.steps
+        """Batches of the current epoch: as many in each one, unless the batch grows."""
+        return self.steps_of(self._epoch)
+
+    def steps_of(self, epoch: int) -> int:
+        """Batches of `epoch`."""
+        return self._source.epochs.steps(epoch)
+
+    def steps_until(self, epochs: float) -> int:
+        """Batches of so many epochs, rounded up."""
+        return self._source.epochs.until(epochs)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(epoch, batch in it) of step `step` of a training that took all batches from the first one on."""
+        return self._source.epochs.place(step)
+
+    def batch_size(self, step: int) -> int:
+        """Samples of a full global batch at step `step` of such a training."""
+        return self._source.epochs.ramp.size(step)
 
     def __getitem__(self, index: int) -> Batch:
         """Batch `index` of the current epoch."""
@@ -226,7 +255,7 @@ class Stream:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def _move_to(self, epoch: int, step: int) -> None:
-        self._epoch, self._step = (epoch, step) if step < len(self) else (epoch + 1, 0)
+        self._epoch, self._step = (epoch, step) if step < self.steps_of(epoch) else (epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`."""
@@ -257,11 +286,11 @@ class Stream:
                 "checkout), or start anew without the checkpoint."
             )
         saved, own = state["order"], self._order_settings()
-        differing = [name for name in own if saved.get(name) != own[name]]
+        differing = [name for name in own | saved if saved.get(name) != own.get(name)]
         if differing:
             raise ParamsError(
                 "The stream state was taken in another order, so that the same step would be other samples: "
-                + ", ".join(f"{name} was {saved.get(name)!r} and is {own[name]!r}" for name in differing)
+                + ", ".join(f"{name} was {saved.get(name)!r} and is {own.get(name)!r}" for name in differing)
                 + ". Set it back, or start anew without the checkpoint."
             )
         self._restart()

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -71,8 +72,16 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        mixed = s.stream.mixed.shares if s.stream.mixed is not None else None
-        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending, mixed=mixed)
+        report = Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending)
+        report.planned = partial(planned, s)
+        yield report
+
+
+def planned(s: Session, step: int) -> dict[str, float]:
+    """Of the batch at `step`, counted from 0: the share of each domain of a mixture, and the size where it grows."""
+    shares = s.stream.mixed.shares(step) if s.stream.mixed is not None else {}
+    size = {} if s.params.stream.batch_ramp is None else {"batch_size": float(s.stream.batch_size(step))}
+    return {f"mixture/{name}": share for name, share in shares.items()} | size
 
 
 def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Reporter) -> None:
@@ -104,7 +113,7 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "train_loss": state.train_loss,
     }
     if s.stream.mixed is not None:
-        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.mixed.epochs(state.step).items()}
+        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.mixed.passes(state.step).items()}
     if state.skipped or state.backoffs:  # of train.nonfinite
         metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated

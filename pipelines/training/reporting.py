@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass
 class Reporter:
     """`run` is None where nobody listens; `unit` is what the rate counts: tokens or samples; `steps` is the goal;
-    `mixed` gives the share of each domain in the batch at a step, counted from 0, of a mixture."""
+    `planned` gives what the batch at a step, counted from 0, is made of, where that changes."""
 
     run: "Run | None"
     advance: Advance
@@ -30,7 +30,7 @@ class Reporter:
     reported: int = 0
     times: Times = field(default_factory=Times)
     spending: "Spending | None" = None
-    mixed: Callable[[int], dict[str, float]] | None = None
+    planned: Callable[[int], dict[str, float]] = lambda step: {}
 
     def step(self, seconds: float, waited: float, work: int) -> None:
         """Count a step: how long it took, how much of that was waiting for data, units of work (of all ranks)."""
@@ -47,8 +47,7 @@ class Reporter:
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
-        if self.mixed is not None:
-            rates |= {f"mixture/{name}": share for name, share in self.mixed(int(point["step"]) - 1).items()}
+        rates |= self.planned(int(point["step"]) - 1)
         rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
         self.times = times
         self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +182,8 @@ def open_stream(
     domain only where it is named."""
     settings, compute = params.stream, params.compute
     return Stream(
-        tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
+        tiers.zone, manifest, split=split, batch_size=settings.batch_size,
+        batch_ramp=settings.batch_ramp if train else None, seed=params.seed, shuffle=train,
         rank=layout.data_rank, world=layout.data_world,
         seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
@@ -230,7 +230,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=stream.rows, parameters=parameters,
-            steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
+            steps=train.steps or stream.steps_until(float(train.epochs or 0)),
             checkpoints=saver,
         )  # fmt: skip
         if train.ema is not None:

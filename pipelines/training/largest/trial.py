@@ -37,7 +37,7 @@ def alone(params: Params, size: int) -> Params:
         "ranks": 1, "accumulate": 1, "parallel": {}, "checkpoints": {}, "network": {},
         "patience": None, "entrypoint": None, "args": {},
     }  # fmt: skip
-    stream = params.stream.model_copy(update={"batch_size": size, "lanes": None})
+    stream = params.stream.model_copy(update={"batch_size": size, "batch_ramp": None, "lanes": None})
     return params.model_copy(update={"train": Train.model_validate(train), "stream": stream})
 
 
