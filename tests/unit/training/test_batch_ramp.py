@@ -1,11 +1,13 @@
 """A global batch that grows: the same samples for any number of ranks and from any state, through to training."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, write_params
+import yaml
+from conftest import REPOSITORY, TINY, write_params
 from training_samples import make_points, without_mlflow
 
 from pipelines.params import load_params
@@ -143,6 +145,13 @@ def test_epochs_rates_caches_and_other_trainers_know_the_ramp(tmp_path: Path) ->
     params = ws.params.model_copy(update={"train": ws.params.train.model_copy(update={"ranks": 8})})
     with pytest.raises(ParamsError, match=r"data 8 × shard 1 = 8 > stream.batch_ramp at step 0 = 4"):
         Layout.of(params, 8, 0)
+
+
+def test_the_page_s_example_is_one(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "optimizers.md").read_text().partition("## A batch that grows")[2]
+    sections = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    write_params(tmp_path, {**TINY, **sections})
+    assert load_params(tmp_path / "params.yaml").stream.batch_ramp == {0: 16, 500: 32, 2000: 64}
 
 
 @pytest.mark.parametrize(
