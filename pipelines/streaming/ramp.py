@@ -133,12 +133,12 @@ class Epochs:
 
     def full(self, epoch: int, step: int) -> int:
         """Samples that a full batch has there."""
-        return self.ramp.size(self.start(epoch) + step)
+        return self.ramp.size(self.start(epoch) + step) if self.ramp.grows else self.ramp.largest
 
     def size(self, epoch: int, step: int) -> int:
         """Samples of the batch there: fewer than a full one in the last step of an epoch, where the rest is kept."""
         full = self.full(epoch, step)
-        if self.rest != "keep":
+        if self.rest != "keep" or step + 1 < self.steps(epoch):
             return full
         return min(full, self.rows - self.given(epoch, step))
 
