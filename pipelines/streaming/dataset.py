@@ -114,6 +114,7 @@ class JoinedOrder:
         self.mixture = mixture
         self.batch_size, self.rows = mixture.batch_size, mixture.rows
         self.epochs = mixture.epochs
+        self.steps = self.full_steps = mixture.steps
         self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
 
     def slots(self, rank: int, world: int, size: int | None = None) -> slice:

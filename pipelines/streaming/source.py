@@ -59,9 +59,8 @@ class Source:
     def __init__(self, order: AnyOrder, epochs: Epochs, gatherer: Gatherer, rank: int, world: int, last: Last) -> None:
         self.order, self.gatherer, self.rank, self.world, self.last = order, gatherer, rank, world, last
         self.epochs = epochs
-        self.share = _length(
-            order.slots(rank, world)
-        )  # samples of a full batch that are this rank's: of the largest in a ramp
+        #: Samples of a full batch that are this rank's; of a ramp's largest one.
+        self.share = _length(order.slots(rank, world))
         nbytes = self.share * sum(field.nbytes for field in gatherer.fields)
         self._together = max(1, _HANDED_OVER // max(1, nbytes))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
