@@ -23,7 +23,7 @@ from storage.lake import StoredObject
 
 Tier = Literal["node", "hot", "both"]
 _SIDE_BY_SIDE = 4  # shards fetched at once
-_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture", "batch_ramp")
+_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture", "batch_ramp", "samples", "bucket_batches")
 
 
 def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, int]:
@@ -114,6 +114,8 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
     manifest = zone.manifest()
     seq_len = settings.seq_len if manifest.header["kind"] == "tokens" else None
     ordering = {name: value for name, value in settings.model_dump().items() if name in _ORDERING}
+    if settings.samples == "windows":
+        ordering["bucket_batches"] = 1  # as in training
     with Stream(
         zone, manifest, split="train", batch_size=settings.batch_size, seed=ws.params.seed, rank=rank, world=world,
         seq_len=seq_len, prefetch=0, **ordering,

@@ -6,6 +6,11 @@ window (so the first ones of a window have little context), and the last window 
 shard's first token, which nothing predicts, is charged 8 bits. All tokens are charged, separators included, and the
 sum is divided by the bytes of the documents, without separators. The bigram model is charged for exactly the same
 tokens. Compressors get the same bytes, document by document and end to end, and pay for no separator.
+
+A model that has learnt from whole documents (`stream.samples: documents`) is measured on such, unless
+`evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
+is given, and the one that ends it, which is charged. What is cut off is in no figure but `cut_bytes`; the bigram model
+and the compressors get the same tokens and bytes as the model.
 """
 
 from collections.abc import Iterator
@@ -30,36 +35,45 @@ from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
+from pipelines.evaluation.whole_documents import cut_documents, padded_batches
 from pipelines.models import ModelConfig
+from pipelines.models.tasks import IGNORED
 from pipelines.progress import progress, track
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
 
 FIRST_TOKEN_BITS = 8.0
-IGNORED = -100  # a target that counts nothing
 
 
 def measure_language(
     model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    chosen: Chosen,
+    chosen: Chosen, samples: str = "windows",
 ) -> Evaluation:  # fmt: skip
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec["separator"]
-    nats, predicted, firsts, documents = 0.0, 0, 0, []
+    nats, predicted, firsts, cut, documents = 0.0, 0, 0, 0, []
     tokens = manifest.select(split)["tokens"].to_pylist()
     held_out = np.zeros((vocabulary, vocabulary), np.int64)
     with progress("evaluate", sum(tokens), "tokens") as advance:
         for shard in open_split(zone, manifest, split):
-            for inputs, targets in windows(shard.tokens, config.seq_len, batch):
+            whole = texts(shard, separator)
+            if samples == "documents":
+                streams = cut_documents(shard, config.seq_len, separator)
+                pieces = padded_batches(streams, batch)
+                kept = [text[: config.seq_len] for text in whole]
+                cut += sum(map(len, whole)) - sum(map(len, kept))
+            else:
+                streams, pieces, kept = [shard.tokens], windows(shard.tokens, config.seq_len, batch), whole
+                firsts += bool(len(shard.tokens))
+            for inputs, targets in pieces:
                 nats += cost(model, inputs, targets, device, chosen)
                 advance(int((targets != IGNORED).sum()))
-            predicted += max(0, len(shard.tokens) - 1)
-            firsts += bool(len(shard.tokens))
-            held_out += bigram_counts([shard.tokens], vocabulary)
-            documents += texts(shard, separator)
+            predicted += sum(max(0, len(stream) - 1) for stream in streams)
+            held_out += bigram_counts(streams, vocabulary)
+            documents += kept
     size = max(1, sum(map(len, documents)))
     train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
     model_bits = (nats / log(2) + FIRST_TOKEN_BITS * firsts) / size
@@ -74,6 +88,8 @@ def measure_language(
         "bytes": size,
         "baseline": baseline,
     }
+    if samples == "documents":
+        metrics |= {"samples": samples, "cut_bytes": cut}
     rows = [{"name": "model", "bits_per_byte": model_bits}]
     rows += [{"name": name, "bits_per_byte": block["bits_per_byte"]} for name, block in baseline.items()]
     figure = partial(bars, rows, "name", "bits_per_byte", "bits per byte of held-out documents (less is better)")

@@ -32,7 +32,8 @@ def measure(model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifes
     with repeatable(params.train, device), torch.inference_mode():
         model = model.to(device).eval()
         if task.name == "language":
-            result = measure_language(model, config, zone, manifest, split, batch, device, chosen)
+            samples = config.samples if params.evaluate.samples == "auto" else params.evaluate.samples
+            result = measure_language(model, config, zone, manifest, split, batch, device, chosen, samples)
         elif task.name == "classification":
             result = measure_classification(model, task, zone, manifest, split, batch, device, chosen)
         else:

@@ -25,7 +25,7 @@ class ModelConfig:
     """All that is needed to make the model again, and the dataset version that it learnt from.
 
     model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
-    manifest: digest of the shards manifest.
+    manifest: digest of the shards manifest; samples: of text, whether it learnt from windows or whole documents.
     """
 
     model: dict[str, Any]
@@ -33,6 +33,12 @@ class ModelConfig:
     seq_len: int | None
     task: str
     manifest: str
+    samples: str = "windows"
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of a window, where samples are windows of tokens."""
+        return self.seq_len if self.samples == "windows" else None
 
     def build(self, seed: int = 0) -> nn.Module:
         """A fresh model of this configuration."""
@@ -50,7 +56,10 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:
     """Write `state` and `config` into `folder`, each file whole or absent; the same always gives the same bytes."""
     write_atomically(folder / WEIGHTS, encode_tensors(state))
-    text = json.dumps({"format": FORMAT, **asdict(config)}, indent=2, sort_keys=True)
+    values = asdict(config)
+    if config.samples == "windows":  # as files have always been, so that older versions read them
+        del values["samples"]
+    text = json.dumps({"format": FORMAT, **values}, indent=2, sort_keys=True)
     write_atomically(folder / CONFIG, (text + "\n").encode())
 
 

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from storage.errors import DataError
 
 TOKENS = "tokens"  # the array of a token batch
+LENGTHS = "lengths"  # the array with the tokens of each sample, where some are padding
 INPUTS = "x"  # the array of inputs of a batch of samples
+IGNORED = -100  # a target that counts nothing (cross_entropy's default)
 #: (answers, targets) → the sum over the targets; see `losses`.
 Criterion = Callable[..., Tensor]
 
@@ -25,27 +27,41 @@ class Task:
     """language: the next token; classification: a class; regression: a number.
 
     `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
-    the place of cross-entropy or squared error.
+    the place of cross-entropy or squared error. `counts_vary`: how many targets count differs from sample to
+    sample, and the others are IGNORED.
     """
 
     name: Literal["language", "classification", "regression"]
     target: str = TOKENS
     scale: float = 1.0
     criterion: Criterion | None = None
+    counts_vary: bool = False
 
     def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1."""
+        """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1. With `counts_vary`, some
+        of them are IGNORED."""
         return arrays[TOKENS].shape[1] - 1 if self.name == "language" else 1
+
+    def counted(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Targets of these samples that count."""
+        if LENGTHS in arrays:
+            return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
+        return len(arrays[self.target]) * self.targets_per_sample(arrays)
 
     def pair(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets on `device`; narrow types travel, and widen there.
 
-        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one; otherwise inputs as stored [n, *shape], and
-        targets int64 [n] or float32 [n].
+        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one, targets that pad IGNORED; otherwise inputs as
+        stored [n, *shape], and targets int64 [n] or float32 [n].
         """
         if self.name == "language":
             tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
-            return tokens[:, :-1], tokens[:, 1:]
+            inputs, targets = tokens[:, :-1], tokens[:, 1:]
+            if LENGTHS in arrays:
+                lengths = torch.from_numpy(arrays[LENGTHS]).to(device, non_blocking=True)
+                places = torch.arange(1, tokens.shape[1], device=device)
+                targets = targets.masked_fill(places >= lengths[:, None], IGNORED)
+            return inputs, targets
         inputs = torch.from_numpy(arrays[INPUTS]).to(device, non_blocking=True)
         targets = torch.from_numpy(arrays[self.target]).to(device, non_blocking=True)
         return inputs, targets.float() if self.name == "regression" else targets.long()
@@ -57,6 +73,9 @@ class Task:
             return (self.criterion or partial(F.mse_loss, reduction="sum"))(answers, targets)
         logits, targets = answers.float().flatten(0, -2), targets.flatten()
         if self.criterion is not None:
+            if self.counts_vary:
+                counts = targets != IGNORED
+                logits, targets = logits[counts], targets[counts]
             return self.criterion(logits, targets)
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
 
@@ -77,10 +96,10 @@ class Task:
         return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
-def task_of(spec: dict[str, Any]) -> Task:
+def task_of(spec: dict[str, Any], *, counts_vary: bool = False) -> Task:
     """The task that the shards manifest's spec sets. Raises DataError when it sets none."""
     if "vocab_size" in spec:
-        return Task("language")
+        return Task("language", counts_vary=counts_vary)
     target = spec.get("target")
     if not target:
         raise DataError("The shards have no target to learn: set `curate.label` to the column to predict.")

@@ -109,6 +109,12 @@ class Stream(Section):
     multiple of the first: {0: 16, 500: 32, 2000: 64}. None: batch_size at all steps."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
+    samples: Literal["windows", "documents"] = "windows"
+    """Of text: windows of seq_len tokens out of all documents end to end, or whole documents, each cut to seq_len."""
+    bucket_batches: int = Field(64, ge=1, le=4096)
+    """Batches of documents whose samples are sorted into them by length, so that little is padding; 1: unsorted."""
+    pad_multiple: int = Field(16, ge=1, le=65_536)
+    """A batch of documents is padded to its longest, rounded up to a multiple of so many tokens (fewer shapes)."""
     lanes: int | None = Field(None, ge=1)
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
@@ -131,6 +137,11 @@ class Stream(Section):
         if self.batch_ramp is None:
             return self
         check_ramp(self.batch_ramp, self.batch_size)
+        if self.samples == "documents" and self.bucket_batches > 1:
+            raise ValueError(
+                f"bucket_batches = {self.bucket_batches} sorts batches of one size, but batch_ramp makes them grow: "
+                "set stream.bucket_batches to 1, or leave stream.batch_ramp out"
+            )
         if self.lanes is not None and self.first_batch % self.lanes:
             raise ValueError(
                 f"lanes = {self.lanes} does not divide {self.first_batch}, with which batch_ramp begins: leave "

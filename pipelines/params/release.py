@@ -25,6 +25,8 @@ class Evaluate(Section):
     """The split that is evaluated."""
     batch_size: int = Field(64, ge=1)
     """Samples at a time."""
+    samples: Literal["auto", "windows", "documents"] = "auto"
+    """Of text: the token stream in windows, or documents cut to stream.seq_len. auto: as the model has learnt."""
     metrics: list[str | Metric] = []
     """More metrics: names of torchmetrics, import paths, or {name, args, key}."""
 

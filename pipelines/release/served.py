@@ -91,14 +91,16 @@ class Served:
     # -- text ----------------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a prompt; of an empty one the separator, which begins a document."""
+        """The tokens of a prompt; of an empty one the separator, which begins a document. A model that has seen whole
+        documents only gets it before every prompt."""
         encoding = self.config.spec.get("encoding")
         if encoding != "bytes":
             raise FormatError(
                 f"The model's tokens are encoded as {encoding!r}, but this Shardline knows 'bytes' only. "
                 "Use the Shardline that trained it."
             )
-        return list(text.encode()) or [self.config.spec["separator"]]
+        begin = [self.config.spec["separator"]] if self.config.samples == "documents" or not text else []
+        return begin + list(text.encode())
 
     @torch.inference_mode()
     def write(

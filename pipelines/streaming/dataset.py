@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,22 +13,28 @@ from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.mixture import Mixture
 from pipelines.streaming.order import Ints, Order
 from pipelines.streaming.ramp import RampedOrder
+from pipelines.streaming.whole_documents import WholeDocuments
 from storage.cache import Tiered
 from storage.errors import DataError, ParamsError
 from storage.manifest import Manifest
 from storage.shards import Column
 from storage.shards.schema import IMAGE
 
+#: What a sample of a token dataset is.
+Unit = Literal["windows", "documents"]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split (or one domain of it) of what `manifest` describes, behind `tiers`; tokens in windows of
-    `seq_len` + 1."""
+    """One split (or one domain of it) of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1,
+    or as whole documents cut to that, in batches padded to a `multiple`."""
 
     tiers: Tiered
     manifest: Manifest
     split: str
     seq_len: int | None
+    unit: Unit = "windows"
+    multiple: int = 1
     domain: str | None = None
 
     @cached_property
@@ -40,14 +46,22 @@ class Dataset:
     def samples(self) -> Ints:
         """Samples in each shard, int64 [shards]: rows, or windows of seq_len tokens that have a next one."""
         if self.manifest.header["kind"] != "tokens":
+            if self.unit == "documents":
+                raise ParamsError("These shards hold no documents of tokens: leave stream.samples at windows.")
             return _int64(self.table["rows"])
         if self.seq_len is None:
             raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
+        if self.unit == "documents":
+            return _int64(self.table["rows"])
         return np.maximum(_int64(self.table["tokens"]) - 1, 0) // self.seq_len
 
     def fields(self, documents: bool) -> tuple[Field, ...]:
         """What the manifest says of the columns that make a batch."""
         spec = self.manifest.header["spec"]
+        if self.unit == "documents":
+            expected = float(_int64(self.table["tokens"]).sum()) / max(1, int(self.samples.sum()))
+            ends = {"multiple": self.multiple, "separator": spec.get("separator"), "expected": expected}
+            return (WholeDocuments.of("tokens", spec["dtype"], self.seq_len or 0, **ends),)
         if self.manifest.header["kind"] == "tokens":
             return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, documents),)
         columns = dict(spec["inputs"])
@@ -77,7 +91,7 @@ class Dataset:
                 f"{where} has {rows} samples, fewer than one batch of {batch_size}, and last='drop' drops the rest. "
                 f"Lower stream.batch_size to {rows} or less, keep the last batch, or raise curate.split.{split}."
             )
-        if self.seq_len is not None:
+        if self.seq_len is not None and self.unit == "windows":
             return (
                 f"{where} has no window of {self.seq_len} tokens and the next one. "
                 f"Lower stream.seq_len, raise curate.split.{split}, or add sources."
@@ -117,6 +131,10 @@ class JoinedOrder:
         self.steps = self.full_steps = mixture.steps
         self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
 
+    def size(self, step: int) -> int:
+        """Samples in the batch at `step` of the first epoch, and of all where the batch doesn't grow."""
+        return self.epochs.size(0, step)
+
     def slots(self, rank: int, world: int, size: int | None = None) -> slice:
         return self.mixture.slots(rank, world, size)
 
@@ -141,6 +159,10 @@ class JoinedOrder:
 
     def settings(self) -> dict[str, Any]:
         return self.mixture.settings()
+
+    def datasets_of(self, shard: Ints) -> Ints:
+        """Which dataset each shard is of, by number, int64 [n]."""
+        return np.searchsorted(self._firsts, shard, side="right") - 1
 
 
 AnyOrder = Order | RampedOrder | JoinedOrder

@@ -45,6 +45,8 @@ class Field(ABC):
     stored: Column
 
     facts = 1  # numbers that `inspect` returns
+    varies = False  # whether samples differ in length
+    by_batch = False  # whether the arrays of several batches cannot be parts of the same ones
 
     @property
     @abstractmethod
@@ -63,6 +65,10 @@ class Field(ABC):
     @abstractmethod
     def gather(self, samples: Samples, place: Any, part: slice, new: New, meter: Meter) -> Arrays:
         """A part of the samples as arrays by name, in that order; `place` is of all of them."""
+
+    def lengths(self, place: Any) -> Ints:
+        """Of the samples that `locate` has placed, int64 [n], in bytes or tokens, where the field `varies`."""
+        raise NotImplementedError(f"{type(self).__name__}: its samples have one length")
 
     def id(self, shard: Shard, row: int) -> str:
         """The name of a sample."""
@@ -216,6 +222,7 @@ class Blobs(Field):
     expected: float = 0.0  # bytes of a row, on average
 
     facts = 2  # addresses of the values and of the offsets
+    varies = True
 
     @property
     def nbytes(self) -> int:
@@ -232,6 +239,9 @@ class Blobs(Field):
         bounds = np.empty((len(samples.row), 2), np.int64)
         Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
         return values[samples.shard] + bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
+    def lengths(self, place: tuple[Ints, Ints]) -> Ints:
+        return place[1]
 
     def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
         addresses, lengths = place[0][part], place[1][part]

@@ -104,6 +104,35 @@ class Gatherer:
             self._evict()
         return Block(samples, places, error)
 
+    def lengths(self, shard: Ints, row: Ints) -> Ints:
+        """Of the samples at (shard, row), int64 [n] each, summed over fields of variable width: int64 [n].
+
+        Shard by shard in the order of need, so that each is opened once however little memory there is. Raises the
+        ShardlineError of one that cannot be opened.
+        """
+        _, first, which = np.unique(shard, return_index=True, return_inverse=True)
+        rest = np.argsort(first[which], kind="stable")
+        lengths = np.zeros(len(shard), dtype=np.int64)
+        while len(rest):
+            block = self.locate(shard[rest], row[rest], least=1)
+            done, rest = np.split(rest, [len(block.samples.row)])
+            for field, place in zip(self.fields, block.places, strict=True):
+                if field.varies:
+                    lengths[done] += field.lengths(place)
+            if block.error is not None:
+                raise block.error
+        return lengths
+
+    @property
+    def varies(self) -> bool:
+        """Whether samples differ in length."""
+        return any(field.varies for field in self.fields)
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether batches must be gathered one by one."""
+        return any(field.by_batch for field in self.fields)
+
     def is_open(self, index: int) -> bool:
         return bool(self._used[index])
 

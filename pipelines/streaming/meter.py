@@ -3,6 +3,9 @@
 `wait` is the consumer's: how long it stood still for want of a batch. The others are the preparing threads', which run
 while the consumer works, and tell what to do about the waiting: `fetch` is waiting for shards that are not here yet and
 opening them, `plan` finding out which samples come next, `decode` decoding images, `gather` copying.
+
+Of whole documents as samples, it also counts the `positions` of batches that a model sees, those of them that are
+`padding`, and the tokens that were `cut` off.
 """
 
 import time
@@ -24,6 +27,9 @@ class Times:
     gather: float = 0.0
     batches: int = 0
     samples: int = 0
+    positions: int = 0
+    padding: int = 0
+    cut: int = 0
 
     def __sub__(self, earlier: Self) -> "Times":
         return Times(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
@@ -33,6 +39,13 @@ class Times:
         parts = ("wait", "fetch", "plan", "decode", "gather")
         return {part: getattr(self, part) / self.elapsed if self.elapsed else 0.0 for part in parts}
 
+    def of_documents(self) -> dict[str, float]:
+        """Shares where samples are whole documents, else {}: `padding` of the positions, `cut` of the tokens."""
+        if not self.positions:
+            return {}
+        tokens = self.positions - self.padding + self.cut
+        return {"padding": self.padding / self.positions, "cut": self.cut / max(1, tokens)}
+
 
 class Meter:
     """Counts the seconds of each part; see the module. Each part is counted by one thread at a time."""
@@ -40,7 +53,7 @@ class Meter:
     def __init__(self) -> None:
         self._begun = time.perf_counter()
         self.wait = self.fetch = self.plan = self.decode = self.gather = 0.0
-        self.batches = self.samples = 0
+        self.batches = self.samples = self.positions = self.padding = self.cut = 0
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -54,4 +67,4 @@ class Meter:
         """The counts up to now. The difference of two is what happened between them."""
         elapsed = time.perf_counter() - self._begun
         counts = (self.wait, self.fetch, self.plan, self.decode, self.gather, self.batches, self.samples)
-        return Times(elapsed, *counts)
+        return Times(elapsed, *counts, self.positions, self.padding, self.cut)

@@ -95,8 +95,9 @@ def offsets_of(lengths: Ints) -> Ints:
 
 
 def copy_ragged(addresses: Ints, lengths: Ints, offsets: Ints, out: Bytes) -> None:
-    """Fill `out`, contiguous uint8 [offsets[n]], with the rows of `lengths` [n] bytes that begin at `addresses` [n],
-    end to end: row i at offsets[i]. Needs no memory besides for long rows, less than `out` for short ones."""
+    """Fill `out`, contiguous uint8 [offsets[n]], with the rows of `lengths` [n] bytes that begin at `addresses` [n]:
+    row i at offsets[i]. They lie end to end, or with gaps, which stay as they are. Needs no memory besides for long
+    rows, less than `out` for short ones."""
     rows = len(lengths)
     if rows >= _MANY and len(out) <= _SHORT * rows:
         _copy_by_length(addresses, lengths, offsets[:-1], out)

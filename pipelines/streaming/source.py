@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pipelines.streaming.buckets import Bucketed
 from pipelines.streaming.dataset import AnyOrder
 from pipelines.streaming.fields import Arrays
 from pipelines.streaming.gather import Block, Gatherer
@@ -56,7 +57,9 @@ class Batch(Arrays):
 class Source:
     """Makes batches of any place in the order. It doesn't know the stream, so that the threads keep none alive."""
 
-    def __init__(self, order: AnyOrder, epochs: Epochs, gatherer: Gatherer, rank: int, world: int, last: Last) -> None:
+    def __init__(
+        self, order: AnyOrder | Bucketed, epochs: Epochs, gatherer: Gatherer, rank: int, world: int, last: Last
+    ) -> None:
         self.order, self.gatherer, self.rank, self.world, self.last = order, gatherer, rank, world, last
         self.epochs = epochs
         #: Samples of a full batch that are this rank's; of a ramp's largest one.
@@ -111,8 +114,12 @@ class Source:
         while epochs is None or epoch < epochs:
             while step < self.epochs.steps(epoch):
                 count = min(planned, self.epochs.alike(epoch, step))
+                if isinstance(self.order, Bucketed):  # one block at a time: its shards must be opened for that
+                    count = min(count, self.order.bounds(step)[1] - step)
+                fetched = self.gatherer.meter.fetch
                 with self.gatherer.meter.time("plan"):
                     shard, row = self.order.block(epoch, step, count, self.rank, self.world)
+                self.gatherer.meter.plan -= self.gatherer.meter.fetch - fetched  # which was counted in both
                 yield epoch, step, count, shard, row
                 step, planned = step + count, self._planned
             epoch, step = epoch + 1, 0
@@ -128,13 +135,16 @@ class Source:
         """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
         gatherer, share, samples = self.gatherer, self._share(epoch, step), block.samples
         part = slice(first * share, (first + count) * share)
-        arrays = gatherer.gather(block, part)
+        arrays = {} if gatherer.by_batch else gatherer.gather(block, part)
         shard, row = samples.shard[part], samples.row[part]
         batches = []
         for index in range(count):
             part = slice(index * share, min((index + 1) * share, len(row)))
             origin = (gatherer, shard[part], row[part])
-            own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
+            if gatherer.by_batch:
+                own = gatherer.gather(block, slice(first * share + part.start, first * share + part.stop))
+            else:
+                own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
             if self.last == "pad":
                 own = gatherer.padded(own, len(origin[1]), share)
             batches.append(Batch(own, epoch, step + index, self.epochs.size(epoch, step + index), origin))

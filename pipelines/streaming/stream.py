@@ -13,8 +13,9 @@ from typing import Any, Self, get_args
 
 import numpy as np
 
+from pipelines.streaming.buckets import Bucketed
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
-from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, same_fields
+from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, Unit, same_fields
 from pipelines.streaming.domains import mix_domains
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
@@ -37,11 +38,13 @@ class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
     `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
-    is the one that others grow to (see `ramp`). Tokens come as windows of
-    `seq_len` + 1; with `documents`, also which document each token is of and where in it (see `fields.Windows`). The
-    last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs` the stream ends before
-    that epoch, with None never. At least `prefetch` batches are prepared ahead in threads; with 0 there is no thread.
-    Close it, use it as a context manager or forget it: no thread is left behind.
+    is the one that others grow to (see `ramp`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
+    document each token is of and where in it (see `fields.Tokens`). Where `samples` are documents, each comes whole,
+    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `whole_documents`). Samples that
+    differ in length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are
+    shuffled (see `buckets`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
+    `epochs` the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in
+    threads; with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
@@ -80,6 +83,9 @@ class Stream:
         epochs: int | None = None,
         prefetch: int = 2,
         documents: bool = False,
+        samples: Unit = "windows",
+        pad_multiple: int = 1,
+        bucket_batches: int = 1,
         weights: Mapping[str, Weight] | None = None,
         steps: int | None = None,
         mixture: Mapping[str, Weight] | None = None,
@@ -91,6 +97,13 @@ class Stream:
     ) -> None:
         if last not in get_args(Last):
             raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
+        if samples not in get_args(Unit) or (documents and samples == "documents"):
+            raise ValueError(
+                f"samples={samples!r}: must be one of {', '.join(get_args(Unit))}; documents=True: windows"
+            )
+        if pad_multiple < 1 or bucket_batches < 1:
+            raise ValueError(f"pad_multiple={pad_multiple}, bucket_batches={bucket_batches}: must be at least 1")
+        cut = (split, seq_len, samples, pad_multiple)
         ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
         ordering: dict[str, Any] = {
             "batch": ramp if ramp.grows else batch_size,
@@ -104,7 +117,7 @@ class Stream:
             if weights is not None or steps is not None or isinstance(zone, Mapping):
                 raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
             through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
-            datasets = {"": Dataset(through, manifest, split, seq_len, domain)}
+            datasets = {"": Dataset(through, manifest, *cut, domain)}
             if mixture is None:
                 plain = Order(datasets[""].samples, first_window=first_window, **{**ordering, "batch": ramp.smallest})
                 course = Epochs(ramp, plain.rows, "drop" if last == "drop" else "keep")
@@ -118,7 +131,7 @@ class Stream:
             if mixture is not None or domain is not None:
                 raise ValueError("mixture and domain are for one dataset: give weights for several")
             behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-            datasets = {name: Dataset(behind[name], manifest[name], split, seq_len) for name in manifest}
+            datasets = {name: Dataset(behind[name], manifest[name], *cut) for name in manifest}
             rows = {name: dataset.samples for name, dataset in datasets.items()}
             mixed = Mixture(
                 rows, weights or dict.fromkeys(rows, 1.0), steps=steps, first_window=first_window, **ordering
@@ -126,11 +139,20 @@ class Stream:
             order, course = JoinedOrder(mixed, [len(part) for part in rows.values()]), mixed.epochs
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
-        samples = np.concatenate([dataset.samples for dataset in datasets.values()])
+        counts = np.concatenate([dataset.samples for dataset in datasets.values()])
         gatherer = Gatherer(
-            fetcher, samples, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
+            fetcher, counts, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
         )
-        self._source = Source(order, course, gatherer, rank, world, last)
+        ordered: AnyOrder | Bucketed = order
+        if bucket_batches > 1 and shuffle and gatherer.varies:
+            if ramp.grows:
+                raise ParamsError(
+                    f"stream.bucket_batches={bucket_batches} sorts batches of one size, but stream.batch_ramp makes "
+                    "them grow: set stream.bucket_batches to 1, or leave stream.batch_ramp out."
+                )
+            assert not isinstance(order, RampedOrder)
+            ordered = Bucketed(order, bucket_batches, seed, gatherer.lengths)
+        self._source = Source(ordered, course, gatherer, rank, world, last)
         self._digest = (
             manifest.digest
             if isinstance(manifest, Manifest)
@@ -138,7 +160,7 @@ class Stream:
         )
         self.rows = order.rows
         self.mixed = order if isinstance(order, JoinedOrder) else None
-        self.split, self.seq_len, self.domain = split, seq_len, domain
+        self.split, self.seq_len, self.domain, self.unit = split, seq_len, domain, samples
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] | None = None
@@ -149,7 +171,7 @@ class Stream:
             raise DataError(datasets[""].why_empty(batch_size))
 
     @property
-    def order(self) -> AnyOrder:
+    def order(self) -> AnyOrder | Bucketed:
         """Which samples come when."""
         return self._source.order
 
@@ -286,7 +308,7 @@ class Stream:
                 "checkout), or start anew without the checkpoint."
             )
         saved, own = state["order"], self._order_settings()
-        differing = [name for name in own | saved if saved.get(name) != own.get(name)]
+        differing = [name for name in {**own, **saved} if saved.get(name) != own.get(name)]
         if differing:
             raise ParamsError(
                 "The stream state was taken in another order, so that the same step would be other samples: "
@@ -298,5 +320,6 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        domain = {} if self.domain is None else {"domain": self.domain}
-        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **domain}
+        unit: dict[str, str] = {} if self.unit == "windows" else {"stream.samples": self.unit}
+        unit |= {} if self.domain is None else {"domain": self.domain}
+        return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.caches import open_cache
-from pipelines.models import ModelConfig, save_model, task_of, with_loss
+from pipelines.models import save_model
 from pipelines.models.importing import current_folder_importable, import_named
 from pipelines.params import suggestion
 from pipelines.progress import say
@@ -22,7 +22,7 @@ from pipelines.training.handoff import Handoff, set_current
 from pipelines.training.loader import Loader
 from pipelines.training.parallelism import Layout
 from pipelines.training.ranks import Ranks, joined
-from pipelines.training.session import open_stream, samples_in
+from pipelines.training.session import aim, open_stream, samples_in
 from pipelines.training.signals import StopRequest, stop_on_signals
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
@@ -102,11 +102,9 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     """The job with all that belongs to it: connected ranks, streams, and rank 0's MLflow run."""
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
-    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
-    seq_len = params.stream.seq_len if task.name == "language" else None
-    if not samples_in(manifest, "train", seq_len):
+    task, config = aim(params, manifest)
+    if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
-    config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
     device = pick_device(params.train.device, ranks.local_rank)
     home = ws.state / FOLDER / checkpoint_key(manifest.digest, params)[:16]
     checkpoints = home / "checkpoints"
@@ -122,7 +120,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
             return Loader(stack.enter_context(stream), task, ranks, device)
 
         train = loader("train")
-        val = loader("val") if samples_in(manifest, "val", seq_len) else None
+        val = loader("val") if samples_in(manifest, "val", config.window) else None
         steps = params.train.steps or train.stream.steps_until(float(params.train.epochs or 0))
         run = stack.enter_context(_run(ws, ranks, home))
         run.set_tags({"task": task.name, "device": str(device), "ranks": str(ranks.world)})

@@ -8,6 +8,7 @@ import torch
 from pipelines.models import Task
 from pipelines.streaming import Batch, Stream
 from pipelines.training.ranks import Ranks
+from pipelines.training.targets import global_targets
 
 #: What a batch is: inputs [n, …] and targets as `Task.pair` gives them, and the two figures below.
 Tensors = dict[str, Any]
@@ -16,7 +17,8 @@ Tensors = dict[str, Any]
 class Loader:
     """What is left of the stream's epoch, batch by batch: {"inputs", "targets", "weight", "count"}.
 
-    count: targets of the *global* batch. weight: world / count, so that `weight · (sum of losses over the targets)`,
+    count: targets of the *global* batch, without those of padding, which are IGNORED (all ranks iterate together then,
+    since they add them up). weight: world / count, so that `weight · (sum of losses over the targets)`,
     averaged over the ranks as DDP does, is the mean over the global batch, for any number of ranks. A rank without
     samples in a short last batch gets one sample of zeros with weight 0, since every rank must take part.
 
@@ -51,7 +53,7 @@ class Loader:
 
     def _tensors(self, batch: Batch) -> Tensors:
         inputs, targets = self._task.pair(batch.arrays, self._device)
-        count = batch.size * self._task.targets_per_sample(batch.arrays)
+        count = global_targets(batch, self._task, self._ranks, self._device)
         weight = self._ranks.world / count
         if not len(inputs):
             inputs, targets, weight = (

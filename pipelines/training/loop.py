@@ -14,6 +14,7 @@ from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
 from pipelines.training.step import take_step
+from pipelines.training.targets import global_targets
 from pipelines.training.validation import Sums, val_batches
 from storage.errors import Interrupted
 
@@ -58,7 +59,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    count = batch.size * s.task.targets_per_sample(batch.arrays)
+    count = global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
     weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
 
     def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +82,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
             if answers is not None and s.layout.speaks:
                 sums.loss[domain] += float(s.task.loss(answers, targets))
                 sums.hits[domain] += float(s.task.hits(answers, targets))
-            sums.count[domain] += batch.size * s.task.targets_per_sample(batch.arrays)
+            sums.count[domain] += global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
             beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:

@@ -126,7 +126,7 @@ def _badness(sample: tuple[str, float]) -> tuple[bool, float]:
 def _losses(s: Session, batch: Batch) -> Iterator[float]:
     """The mean loss of each sample's targets, in the batch's order; the same randomness as in the step."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    each = s.task.targets_per_sample(batch.arrays)
+    counted = (s.task.counted({n: v[i : i + 1] for n, v in batch.arrays.items()}) for i in range(len(inputs)))
     pieces = min(s.params.train.accumulate, len(inputs))
     seed_step(s.params.seed, s.state.step, 0)
     with torch.no_grad(), s.precision.autocast():
@@ -134,7 +134,8 @@ def _losses(s: Session, batch: Batch) -> Iterator[float]:
             answers = s.model(x)
             for index in range(len(x)):
                 one = slice(index, index + 1)
-                yield float(s.task.loss(answers[one], y[one], s.params.train.label_smoothing)) / each
+                loss = s.task.loss(answers[one], y[one], s.params.train.label_smoothing)
+                yield float(loss) / max(1, next(counted))
 
 
 @contextmanager

@@ -48,6 +48,7 @@ class Reporter:
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
         rates |= self.planned(int(point["step"]) - 1)
+        rates |= {f"{part}_share": share for part, share in (times - self.times).of_documents().items()}
         rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
         self.times = times
         self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0

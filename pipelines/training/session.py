@@ -188,6 +188,8 @@ def open_stream(
         seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
         keep_lanes=settings.keep_lanes, mixture=settings.mixture if train else None, domain=domain,
+        samples=settings.samples, pad_multiple=settings.pad_multiple,
+        bucket_batches=settings.bucket_batches if settings.samples == "documents" else 1,
         epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
         allocate=host_memory(device),
@@ -201,10 +203,8 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     params, train = ws.params, ws.params.train
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    task = with_loss(task_of(manifest.header["spec"]), params.train, manifest.header["spec"])
-    seq_len = params.stream.seq_len if task.name == "language" else None
-    config = ModelConfig(params.model.model_dump(), manifest.header["spec"], seq_len, task.name, manifest.digest)
-    validates = _validates(params, manifest, seq_len)
+    task, config = aim(params, manifest)
+    validates = _validates(params, manifest, config.window)
     device = pick_device(train.device, ranks.local_rank)
     precision = Precision.choose(train.precision, device)
     layout = Layout.of(params, ranks.world, ranks.rank)
@@ -239,6 +239,14 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         yield session
 
 
+def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
+    """What the model is asked to do with this data, and what it will be."""
+    spec, samples = manifest.header["spec"], params.stream.samples
+    task = with_loss(task_of(spec, counts_vary=samples == "documents"), params.train, spec)
+    seq_len = params.stream.seq_len if task.name == "language" else None
+    return task, ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, samples)
+
+
 def checkpoints_zone(ws: Workspace, key: str) -> Zone:
     """Where the checkpoints of the training with `key` lie: below train.checkpoints.url, in a remote lake, or here."""
     lake, url = ws.params.lake.url, ws.params.train.checkpoints.url
@@ -269,7 +277,8 @@ def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:
 
 
 def samples_in(manifest: Manifest, split: str, seq_len: int | None, domain: str | None = None) -> int:
-    """Samples of a split, or of one domain of it: rows, or windows of `seq_len` tokens that have a next one."""
+    """Samples of a split, or of one domain of it: rows (of whole documents, too), or windows of `seq_len` tokens that
+    have a next one."""
     shards = manifest.select(split, domain)
     if seq_len is None:
         return sum(rows for rows in shards["rows"].to_pylist())

@@ -26,7 +26,7 @@ def val_batches(s: Session) -> Generator[tuple[Domain, Batch]]:
 def _sizes(s: Session) -> dict[Domain, int]:
     """Samples of each domain in the val split, without those that have none."""
     names: list[Domain] = [*s.manifest.domains] or [None]
-    sizes = {name: samples_in(s.manifest, "val", s.stream.seq_len, name) for name in names}
+    sizes = {name: samples_in(s.manifest, "val", s.config.window, name) for name in names}
     return {name: samples for name, samples in sizes.items() if samples}
 
 

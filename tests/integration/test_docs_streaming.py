@@ -45,11 +45,13 @@ def test_every_snippet_runs(
     samples(tmp_path / "data" / "shards", 22)
     names: dict[str, Any] = {"text": tokens(tmp_path / "text"), "other": samples(tmp_path / "other", 10)}
     snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     for snippet in snippets:
         exec(compile(snippet, "docs/streaming.md", "exec"), names)
     assert names["allowed"].shape == (2, 32, 32)
     assert 32 < names["allowed"].sum() < 2 * 32 * 33 / 2 + 1
+    assert names["real"].shape == (2, 33)
+    assert names["real"].any(axis=1).all()
     printed = capsys.readouterr().out
     assert printed.startswith("0 0 4 (4, 3) id")
     assert "'wait': 0." in printed

@@ -27,6 +27,14 @@ def case(ranks: int, **train: Any) -> Case:
     return {"train": {"ranks": ranks, **train}}
 
 
+#: Whole documents as samples: two batches of 5 and of 1, of which one rank has none; losses by counts that vary.
+DOCUMENTS = {"stream": {"samples": "documents", "batch_size": 5, "seq_len": 48, "pad_multiple": 8}}
+OF_DOCUMENTS = {
+    "documents, DDP in 3 pieces": DOCUMENTS | case(2, accumulate=3),
+    "documents, ZeRO-3": DOCUMENTS | case(2, parallel={"shard": 2}),
+    "documents, tensor": DOCUMENTS | case(2, parallel={"tensor": 2}),
+    "documents, 1F1B": DOCUMENTS | case(2, parallel={"pipeline": 2}),
+}
 EQUAL = {
     2: {
         "DDP in 3 pieces": case(2, accumulate=3),
@@ -84,8 +92,13 @@ def one(ws: Workspace) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def one_of_documents(ws: Workspace) -> dict[str, Any]:
+    return run_case(changed(ws, DOCUMENTS), Ranks())
+
+
+@pytest.fixture(scope="module")
 def many(ws: Workspace) -> dict[int, dict[str, Any]]:
-    return run_groups(ws, {2: EQUAL[2] | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
+    return run_groups(ws, {2: EQUAL[2] | OF_DOCUMENTS | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +118,13 @@ def test_golden_losses(one: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", EQUAL[2])
 def test_two_ranks_take_the_steps_of_one(name: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     same_steps(one, two[name])
+
+
+@pytest.mark.parametrize("name", OF_DOCUMENTS)
+def test_documents_of_two_ranks_take_the_steps_of_one(
+    name: str, one_of_documents: dict[str, Any], two: dict[str, Any]
+) -> None:
+    same_steps(one_of_documents, two[name])
 
 
 @pytest.mark.parametrize("name", EQUAL[4])

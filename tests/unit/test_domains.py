@@ -247,6 +247,28 @@ def test_a_domain_of_weight_0_is_left_out_and_caches_are_warmed_for_the_others(f
         assert {name.split("/")[0] for batch in stream for name in batch.ids()} == {"prose"}
 
 
+def test_whole_documents_are_mixed_too_sorted_by_length_or_in_batches_that_grow(folder: Path) -> None:
+    ws = write(folder)
+    make(ws)
+
+    def shares(**options: Any) -> list[Counter[str]]:
+        about = {"split": "train", "seed": 7, "seq_len": 400, "samples": "documents", "mixture": MIXTURE}
+        with Stream(ws.zone("shards"), shards(ws), **about, **options) as stream:
+            return [
+                Counter(name.split("/")[0] for name in batch.ids()) for _, batch in zip(range(12), stream, strict=False)
+            ]
+
+    assert shares(batch_size=8, bucket_batches=4) == shares(batch_size=8)
+    grown = shares(batch_size=8, batch_ramp={0: 4, 6: 8})
+    assert [counts.total() for counts in grown] == [4] * 6 + [8] * 6
+    assert grown[11] == {"code": 3, "prose": 5}
+    with pytest.raises(ParamsError, match=r"stream.bucket_batches=4 sorts batches of one size"):
+        shares(batch_size=8, batch_ramp={0: 4, 6: 8}, bucket_batches=4)
+    stream = {"batch_size": 8, "batch_ramp": {0: 4, 6: 8}, "samples": "documents"}
+    with pytest.raises(ParamsError, match=r"bucket_batches = 64 sorts batches of one size"):
+        write(folder, stream=stream)
+
+
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [

@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from pipelines.streaming.buckets import BUCKETS_VERSION, Bucketed
 from pipelines.streaming.order import ORDER_VERSION, Order
 from storage.errors import ParamsError
 
@@ -35,6 +36,17 @@ def test_small_order_with_kept_lanes() -> None:
         [(0, 0), (3, 6), (0, 2), (2, 7), (0, 3), (2, 6)],
         [(0, 1), (2, 8), (0, 4)],
     ]
+
+
+def test_small_order_in_buckets() -> None:
+    plain = Order([9, 0, 14, 3], batch=4, seed=5, lanes=2, window=8)
+    order = Bucketed(plain, 4, 5, lambda shard, row: (7 * shard + 5 * row) % 11)
+    assert BUCKETS_VERSION == 1
+    shard, row = order.block(3, 0, order.steps)
+    assert (100 * shard + row).tolist() == [
+        204, 302, 7, 210, 203, 201, 6, 8, 202, 206, 0, 213, 301,
+        200, 211, 5, 205, 207, 1, 3, 208, 300, 4, 2, 209, 212,
+    ]  # fmt: skip
 
 
 def test_large_order_with_the_defaults() -> None:

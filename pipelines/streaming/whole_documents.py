@@ -1,0 +1,94 @@
+"""Whole documents as samples of a token dataset."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.streaming.fields import Arrays, Field, New, Samples
+from pipelines.streaming.meter import Meter
+from pipelines.streaming.order import Ints
+from pipelines.streaming.ragged import copy_ragged
+from pipelines.streaming.rows import Rows
+from storage.shards import Column, Shard
+
+
+@dataclass(frozen=True)
+class WholeDocuments(Field):
+    """A token stream: sample i is document i, cut to `seq_len` + 1 tokens. One that isn't cut is ended by a
+    `separator`, where the data has one (it begins each document, so in windows it ends the one before).
+
+    Gives `tokens` [n, width + 1] and `lengths`, int32 [n], the tokens of each sample; what follows them is padding.
+    width + 1 is the longest sample's; width is rounded up to a multiple of `multiple`, to `seq_len` at most, so that
+    there are few shapes.
+    """
+
+    seq_len: int
+    multiple: int
+    separator: int | None
+    expected: float = 0.0  # tokens of a document, on average
+
+    facts = 2  # addresses of the tokens and of the offsets
+    varies = by_batch = True
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        dtype: str,
+        seq_len: int,
+        *,
+        multiple: int = 1,
+        separator: int | None = None,
+        expected: float = 0,
+    ) -> "WholeDocuments":
+        return cls(name, Column(np.dtype(dtype)), seq_len, multiple, separator, expected)
+
+    @property
+    def nbytes(self) -> int:
+        return 4 + round(min(self.expected, self.seq_len) + 1) * self.stored.nbytes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, "lengths")
+
+    def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
+        tokens = shard.column(self.name)
+        self._check(shard, shard.rows, samples)
+        return tokens.ctypes.data, shard.offsets.ctypes.data
+
+    def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
+        """Addresses of the documents and their tokens, uncut, int64 [n] each."""
+        tokens, offsets = facts
+        bounds = np.empty((len(samples.row), 2), np.int64)
+        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
+        return tokens[samples.shard] + bounds[:, 0] * self.stored.nbytes, bounds[:, 1] - bounds[:, 0]
+
+    def lengths(self, place: tuple[Ints, Ints]) -> Ints:
+        return np.minimum(place[1] + self._ends, self.seq_len + 1)
+
+    @property
+    def _ends(self) -> int:
+        """Tokens that end a document."""
+        return 0 if self.separator is None else 1
+
+    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
+        addresses, stored = place[0][part], place[1][part]
+        lengths = np.minimum(stored + self._ends, self.seq_len + 1)
+        rows, size = len(lengths), self.stored.nbytes
+        longest = max(1, int(lengths.max(initial=0)) - 1)
+        width = min(-(-longest // self.multiple) * self.multiple, self.seq_len)
+        out = new((rows, width + 1), self.stored.dtype)
+        out.fill(self.separator or 0)
+        begins = np.arange(rows + 1) * ((width + 1) * size)
+        copy_ragged(addresses, np.minimum(stored, self.seq_len + 1) * size, begins, _bytes(out))
+        meter.positions += rows * width
+        meter.padding += rows * width - int(np.maximum(lengths - 1, 0).sum())
+        meter.cut += int((stored + self._ends - lengths).sum())
+        counts = new((rows,), np.int32)
+        counts[:] = lengths
+        return {self.name: out, "lengths": counts}
+
+
+def _bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,20 @@
+"""How many answers a step asks for."""
+
+import torch
+
+from pipelines.models import Task
+from pipelines.streaming import Batch
+from pipelines.training.ranks import Ranks
+
+
+def global_targets(batch: Batch, task: Task, ranks: Ranks, device: torch.device, speaks: bool = True) -> int:
+    """Targets of the *global* batch, the same on every rank.
+
+    Where all of a sample's count it is arithmetic; else each rank that `speaks` (one for each part of the batch) counts
+    its own, and one small all-reduce sums them up, so all ranks call it. At least 1, so that a batch in which nothing
+    counts is a step without a gradient.
+    """
+    if not task.counts_vary:
+        return batch.size * task.targets_per_sample(batch.arrays)
+    mine = task.counted(batch.arrays) if speaks else 0
+    return max(1, round(ranks.sum(mine, device=device)[0]))
