@@ -117,6 +117,10 @@ class JoinedOrder:
         self.steps = self.full_steps = mixture.steps
         self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
 
+    def size(self, step: int) -> int:
+        """Samples in the batch at `step` of the first epoch, and of all where the batch doesn't grow."""
+        return self.epochs.size(0, step)
+
     def slots(self, rank: int, world: int, size: int | None = None) -> slice:
         return self.mixture.slots(rank, world, size)
 
