@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from pipelines.ingest.domains import by_domain, inside, mark, salt
+from pipelines.ingest.domains import Records, by_domain, inside, mark, salt
 from pipelines.ingest.encode import (
     SEPARATOR,
     VOCABULARY,
@@ -68,7 +68,9 @@ class ShardStage:
         """One item a group of curated objects of one split and domain; groups are drawn by a keyed hash of the objects'
         names."""
         curated = self.source.manifest()
-        kind, facts = curated.header["kind"], _facts(curated)
+        facts = _facts(curated)
+        settings = self.params.model_dump(exclude={"shuffle_objects", "compression"})
+        how = self._compression
         objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
         for split in curated.splits:
@@ -76,25 +78,25 @@ class ShardStage:
                 names = [member["after"] for member in members]
                 for positions in group(names, self.params.shuffle_objects, split, self.seed):
                     part = [members[i] for i in positions]
-                    items.append(self._item(part, split, domain, {"kind": kind, "facts": facts}))
+                    about = {"split": split, "kind": curated.header["kind"], "facts": facts}
+                    items.append(self._item(part, domain, about, settings, how))
         return items
 
-    def _item(self, members: list[dict[str, Any]], split: str, domain: str | None, about: dict[str, Any]) -> Item:
-        settings, how = self.params.model_dump(exclude={"shuffle_objects", "compression"}), self._compression
+    def _item(
+        self, members: Records, domain: str | None, about: dict[str, Any], settings: dict[str, Any], how: Compression
+    ) -> Item:
+        """`about`: split, kind and facts; `settings`: what the shards depend on."""
         digests = [member["digest"] for member in members]
-        key = digest_json(
-            ["shard", VERSION, self.seed, split, about["kind"], about["facts"], settings, digests, *salt(domain)]
-        )
+        key = digest_json(["shard", VERSION, self.seed, *about.values(), settings, digests, *salt(domain)])
         return Item(
             key=key if how == "none" else digest_json([key, how]),
-            label=f"{inside(domain, split)}: {len(members)} objects",
+            label=f"{inside(domain, about['split'])}: {len(members)} objects",
             bytes=sum(member["bytes"] for member in members),
             payload={
-                "split": split,
                 **about,
                 "objects": [{k: member[k] for k in ("path", "digest")} for member in members],
                 # Whatever form samples take and however shards are stored, the rows' order is the same.
-                "mix": digest_json(["mix", self.seed, split, digests]),
+                "mix": digest_json(["mix", self.seed, about["split"], digests]),
                 **mark(domain),
             },
         )
