@@ -55,6 +55,8 @@ class Ramp:
     def before(self, step: npt.ArrayLike) -> Ints:
         """Samples of the full batches before each step, int64 of its shape."""
         steps = np.asarray(step, dtype=np.int64)
+        if not self.grows:
+            return np.multiply(steps, self.largest)
         place = np.searchsorted(self.starts, steps, side="right") - 1
         starts, sizes = np.array(self.starts, dtype=np.int64), np.array(self.sizes, dtype=np.int64)
         counts: Ints = np.array(self._before, dtype=np.int64)[place] + (steps - starts[place]) * sizes[place]
