@@ -95,6 +95,9 @@ class Shard(Section):
     """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
+    pack_len: int | None = Field(None, ge=2)
+    """Tokens of a pack of whole documents, so that none is cut that fits in; stream.seq_len must be the same. None:
+    documents lie end to end, and any seq_len cuts them where it falls (docs/streaming.md)."""
     image_mode: Literal["L", "RGB"] = "RGB"
     """Grey scale (one channel) or colour (three)."""
 
@@ -115,6 +118,8 @@ class Stream(Section):
     """Batches of documents whose samples are sorted into them by length, so that little is padding; 1: unsorted."""
     pad_multiple: int = Field(16, ge=1, le=65_536)
     """A batch of documents is padded to its longest, rounded up to a multiple of so many tokens (fewer shapes)."""
+    documents: bool = False
+    """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
     lanes: int | None = Field(None, ge=1)
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
@@ -146,5 +151,14 @@ class Stream(Section):
             raise ValueError(
                 f"lanes = {self.lanes} does not divide {self.first_batch}, with which batch_ramp begins: leave "
                 "stream.lanes out, or set it to a divisor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _documents_share_windows(self) -> "Stream":
+        if self.documents and self.samples == "documents":
+            raise ValueError(
+                "documents = true keeps documents of a window apart, but with samples = documents each is a sample of "
+                "its own: leave stream.documents out"
             )
         return self

@@ -21,6 +21,7 @@ from storage.digest import keyed_uint64
 #: Raised whenever the same arguments would give other batches; saved stream states carry it.
 BUCKETS_VERSION = 1
 
+_LENGTH_BITS = 44  # lengths below 16 TiB
 _GROWTH = 16  # the first block of an epoch is a 16th of a full one: a first batch needs few shards
 
 #: (shard, row), int64 [n] each → the lengths of the samples there, int64 [n].
@@ -44,7 +45,7 @@ class Bucketed:
     A rank must know the lengths of all samples of its lanes in a block (of a mixture, of all samples), so the shards of
     a whole block are needed at its first step; none that the rank would not read from anyway. The blocks of an epoch
     start at `batches` / 16 and double up to `batches`; the last one takes up the rest, up to twice as many. The short
-    last batch of an epoch is left as it is. Costs some 0.6 µs a sample of these lanes.
+    last batch of an epoch is left as it is. Costs some 0.5 µs a sample of these lanes.
     """
 
     def __init__(self, order: Order | JoinedOrder, batches: int, seed: int, lengths: Lengths) -> None:
@@ -113,9 +114,12 @@ class Bucketed:
         epoch, start, first, last = key
         count = self.bounds(start)[1] - start
         of = self.batch_size // each
-        parts = [self.order.block(epoch, start, count, part, of) for part in range(first, last + 1)]
-        shard, row = (np.stack([p[i].reshape(count, each) for p in parts], axis=1).reshape(-1) for i in (0, 1))
-        step = np.repeat(np.arange(count), len(parts) * each)
+        lanes = last + 1 - first
+        together = lanes if first % lanes == 0 and of % lanes == 0 else 1  # as many as are some rank's of some world
+        asked = range(first // together, (last + 1) // together)
+        parts = [self.order.block(epoch, start, count, part, of // together) for part in asked]
+        shard, row = (np.stack([p[i].reshape(count, -1) for p in parts], axis=1).reshape(-1) for i in (0, 1))
+        step = np.repeat(np.arange(count), lanes * each)
         slot = np.tile(np.arange(first * each, (last + 1) * each), count)  # in the global batch
         group = slot // each if isinstance(self.order, Order) else self.order.datasets_of(shard)
         key_of_block = keyed_uint64("buckets", BUCKETS_VERSION, self.seed, epoch, start)
@@ -129,17 +133,15 @@ def dealt(lengths: Ints, group: Ints, step: Ints, number: Ints, key: int) -> Int
     `number` of the place in the block, [n] each.
 
     Each group's samples, sorted by length, fill the group's places step by step, the steps in an order drawn by `key`.
-    So a step keeps as many samples of each group as it had. Those of a group in a step are shuffled, so that of the
-    ranks that share them none always gets the longest.
+    So a step keeps as many samples of each group as it had. Those of a group in a step get its places in a drawn order,
+    so that of the ranks that share them none always gets the longest.
     """
     steps = int(step.max()) + 1
-    turns = spread(np.arange(steps, dtype=np.uint64), np.uint64(key))
-    mixed = spread((steps + number).view(np.uint64), np.uint64(key))
-    places = np.lexsort((turns[step], group))
-    samples = np.lexsort((lengths, group))
-    parted = np.flatnonzero((np.diff(step[places]) != 0) | (np.diff(group[places]) != 0)) + 1
-    segment = np.zeros(len(places), dtype=np.int64)
-    segment[parted] = 1
+    turns = np.argsort(np.argsort(spread(np.arange(steps, dtype=np.uint64), np.uint64(key)), kind="stable"))
+    mixed = spread((steps + number).view(np.uint64), np.uint64(key)) >> np.uint64(32)
+    # Packed into one word each, which sorts twice as fast as several keys.
+    places = np.argsort((group * steps + turns[step]) << 32 | mixed.view(np.int64), kind="stable")
+    samples = np.argsort(group << _LENGTH_BITS | lengths, kind="stable")
     source = np.empty_like(places)
-    source[places] = samples[np.lexsort((mixed[samples], np.cumsum(segment)))]
+    source[places] = samples
     return source

@@ -100,7 +100,7 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
     for name in ("train.csv", "val.csv"):
         report.run.log_artifact(ws.plots(name), "plots")
     s.checkpoints.clear()
-    say(_summary(ws, final, spent, report.run.url))
+    say(_summary(ws, final, spent + _of_documents(s), report.run.url))
 
 
 def final_metrics(s: Session) -> dict[str, Any]:
@@ -130,6 +130,12 @@ def _summary(ws: Workspace, metrics: dict[str, Any], spent: str, url: str | None
         f"{metrics['epochs']:.2f} epochs{early}{best}: {', '.join(values)}\n"
         f"  data version {metrics['manifest'][:12]}, model in {ws.model}{spent}"
     ) + (f"\n  run: {url}" if url else "")
+
+
+def _of_documents(s: Session) -> str:
+    """What was padding, and what was cut off, since this process began; for whole documents as samples."""
+    shares = s.stream.meter.snapshot().of_documents()
+    return f"; {shares['cut']:.1%} of the tokens cut off, {shares['padding']:.1%} padding" if shares else ""
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,8 +44,8 @@ def test_small_order_in_buckets() -> None:
     assert BUCKETS_VERSION == 1
     shard, row = order.block(3, 0, order.steps)
     assert (100 * shard + row).tolist() == [
-        204, 302, 7, 210, 203, 201, 6, 8, 202, 206, 0, 213, 301,
-        200, 211, 5, 205, 207, 1, 3, 208, 300, 4, 2, 209, 212,
+        302, 204, 7, 210, 203, 201, 6, 8, 202, 206, 0, 213, 301,
+        200, 211, 5, 205, 207, 3, 1, 300, 208, 2, 4, 209, 212,
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Training, evaluation and generation with whole documents as samples: padding counts nowhere."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -76,11 +77,14 @@ def test_a_steps_loss_and_gradient_are_those_of_its_documents_one_by_one(tmp_pat
             torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_a_training_repeats_is_evaluated_as_it_learnt_and_writes_documents(tmp_path: Path) -> None:
+def test_a_training_repeats_is_evaluated_as_it_learnt_and_writes_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ws, again = (make(tmp_path / str(n), train={"steps": 14, "eval_every": 14, "accumulate": n}) for n in (1, 4))
     metrics = train(ws)
     assert metrics["epochs"] == pytest.approx((24 + 24 + 4 * 5) / 24, abs=1e-5)
     assert losses(ws)[-1] < losses(ws)[0]
+    assert re.search(r"\d\.\d% of the tokens cut off, \d\.\d% padding", capsys.readouterr().out)
     train(again)
     assert losses(again) == pytest.approx(losses(ws), rel=1e-5)
     assert load_config(ws.model).samples == "documents"
