@@ -32,7 +32,7 @@ test: setup      ## the whole test suite (ARGS='-k name' for a part)
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak" $(ARGS)
 
 soak: setup      ## the long tests
-	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak $(ARGS)
 
 ui: setup        ## MLflow UI over the project's runs, on http://127.0.0.1:5000
 	@$(BIN)/shardline ui $(ARGS)

@@ -196,6 +196,22 @@ def compare_optimizers(
     run(_workspace(recipe), only.split(",") if only else None, steps, here)
 
 
+@compare.command("network")
+def compare_network(
+    recipe: Recipe = None,
+    ranks: Annotated[int, typer.Option(min=2, help="Copies of the model, on this machine.")] = 2,
+    only: Annotated[str | None, typer.Option(help="Some of the ways: all-reduce,powersgd.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default as the recipe has.")] = None,
+    local_steps: Annotated[int, typer.Option(min=2, help="After so many, local copies meet.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="Folder for the table and the plot.")] = None,
+) -> None:
+    """Train with copies that talk in each way of train.network; loss against bytes, and a run with a child each."""
+    from pipelines.training.comparison import compare_network as run
+
+    here = out.absolute() if out else None
+    run(_workspace(recipe), ranks, only.split(",") if only else None, steps, local_steps, here)
+
+
 @compare.command("schedules")
 def compare_schedules(
     recipe: Recipe = None, out: Annotated[Path | None, typer.Option(help="Folder for the plot.")] = None

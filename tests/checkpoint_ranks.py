@@ -24,7 +24,6 @@ from pipelines.training.checkpoints import Extra, Saver
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.state import model_tensors, optimizer_state
 from pipelines.training.device import Precision
-from pipelines.training.network import Wire
 from pipelines.training.parallelism import DIMENSIONS, Layout, arrange
 from pipelines.training.ranks import Ranks
 from storage.lake import Zone
@@ -90,7 +89,6 @@ class Case:
             train,
             device,
             Precision("cpu", torch.float32),
-            Wire(place.ranks.world),
         )
         self.model, self.runner = arranged.model, arranged.runner
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)

@@ -32,10 +32,12 @@ from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
 from pipelines.training.signals import StopRequest
 from pipelines.workspace import Workspace
-from storage.errors import ShardlineError
+from storage.digest import digest_bytes
+from storage.errors import Interrupted, ShardlineError
 
 REPOSITORY = Path(__file__).parents[1]
 DEADLINE = 240  # seconds
+STOPPED = "stopped"  # of a case: {"steps": n}, after which it is stopped and started again
 Case = dict[str, dict[str, Any]]
 
 
@@ -47,8 +49,23 @@ def changed(ws: Workspace, sections: Case) -> Workspace:
     return Workspace(ws.root, ws.project, Params.model_validate(values))
 
 
+def stopped_after(ws: Workspace, ranks: Ranks, steps: int) -> None:
+    """Train so many steps, as if a signal came in the last of them: what is left is a checkpoint."""
+    stop = StopRequest()
+    done = iter(range(1, steps))
+
+    def advance(*_: Any, **__: Any) -> None:
+        if next(done, None) == steps - 1:
+            stop.note(signal.SIGTERM, None)
+
+    with open_session(ws, ranks) as session, suppress(Interrupted):
+        fit(session, Reporter(None, advance, "", session.steps), stop)
+        raise AssertionError("it was not stopped")
+
+
 def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
-    """Train to the end. Gives the curves, the final weights' names and sums, and what `alike` and `counting` say."""
+    """Train to the end. Gives the curves, the final weights' names, sums and digest, and what `alike` and `counting`
+    say."""
     with open_session(ws, ranks) as session:
         collectives = counting(session)
         fit(session, Reporter(None, lambda *_, **__: None, "", session.steps), StopRequest())
@@ -61,6 +78,7 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
             "sent": session.exchange.wire.bytes,
             "busy": session.exchange.wire.seconds,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
+            "digest": digest_bytes(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))),
             "alike": alike(session),
             "collectives": dict(collectives),
         }
@@ -185,8 +203,12 @@ def be_a_rank(folder: Path, job: dict[str, Any], world: int, cases: dict[str, Ca
     results: dict[str, Any] = {"overflow": steps_after_an_overflow_on_the_last_rank(ranks)}
     for name, sections in cases.items():
         began = time.perf_counter()
+        stopped = sections.pop(STOPPED, None)
         try:
-            results[name] = run_case(changed(ws, sections), ranks)
+            case = changed(ws, sections)
+            if stopped:
+                stopped_after(case, ranks, stopped["steps"])
+            results[name] = run_case(case, ranks)
         except ShardlineError as error:
             results[name] = {"error": str(error)}
         results[name]["seconds"] = time.perf_counter() - began

@@ -64,10 +64,11 @@ def train_params(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def make_text(root: Path, *, documents: int = 24, **changes: Any) -> Workspace:
-    """A language task: documents of lower-case letters that mostly count upwards; 3 train shards."""
+def make_text(root: Path, *, documents: int = 24, separator: int = 256, **changes: Any) -> Workspace:
+    """A language task: documents of lower-case letters that mostly count upwards; 3 train shards. Each document begins
+    with token 256, whatever the manifest calls the separator."""
     ws = _open(root, {"stream": {"batch_size": 8, "seq_len": SEQ_LEN}, **_transformer(), **changes})
-    rng = np.random.default_rng(5)
+    rng, spec = np.random.default_rng(5), TEXT | {"separator": separator}
     records = []
     for split, count in (("train", documents), ("val", 4), ("test", 4)):
         for part in np.array_split(np.arange(count), 3 if split == "train" else 1):
@@ -76,7 +77,7 @@ def make_text(root: Path, *, documents: int = 24, **changes: Any) -> Workspace:
             offsets = np.concatenate([[0], np.cumsum([len(text) + 1 for text in texts])])
             data = encode_tokens(tokens, offsets, [f"{split}/{i}.txt" for i in part])
             records.append(_record(ws, data, split, len(part), len(tokens)))
-    ws.zone("shards").commit(Manifest.build("shards", records, kind="tokens", spec=TEXT, counts={}, parents={}))
+    ws.zone("shards").commit(Manifest.build("shards", records, kind="tokens", spec=spec, counts={}, parents={}))
     return ws
 
 

@@ -17,11 +17,16 @@ Counts = npt.NDArray[np.int64]
 
 def bigram_counts(streams: Iterable[Array], vocabulary: int) -> Counts:
     """How often token b follows token a in the streams: int64 [vocabulary, vocabulary], rows a."""
-    counts = np.zeros(vocabulary * vocabulary, np.int64)
+    counts = np.zeros((vocabulary, vocabulary), np.int64)
     for tokens in streams:
-        pairs = tokens[:-1].astype(np.int64) * vocabulary + tokens[1:]
-        counts += np.bincount(pairs, minlength=vocabulary * vocabulary)
-    return counts.reshape(vocabulary, vocabulary)
+        counts += pair_counts(tokens[:-1], tokens[1:], vocabulary)
+    return counts
+
+
+def pair_counts(before: Array, after: Array, vocabulary: int) -> Counts:
+    """How often token after[i] = b follows before[i] = a: int64 [vocabulary, vocabulary], rows a."""
+    pairs = before.astype(np.int64) * vocabulary + after
+    return np.bincount(pairs, minlength=vocabulary * vocabulary).reshape(vocabulary, vocabulary)
 
 
 def bigram_bits(train: Counts, held_out: Counts, smoothing: float = SMOOTHING) -> float:

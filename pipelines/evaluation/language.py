@@ -11,16 +11,20 @@ A model that has learnt from whole documents (`stream.samples: documents`) is me
 `evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
 is given, and the one that ends it, which is charged. What is cut off is in no figure but `cut_bytes`; the bigram model
 and the compressors get the same tokens and bytes as the model.
+A model trained with `stream.documents` sees only what the window holds of the token's own document, and is charged for
+the same tokens: the separator that ends a document is predicted from that document. (Where documents begin with no
+separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are charged
+to nobody; in packs the last document of a shard has an end, too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from math import exp, log
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.evaluation.baselines import (
@@ -28,6 +32,7 @@ from pipelines.evaluation.baselines import (
     bigram_bits,
     bigram_counts,
     compressed_bits,
+    pair_counts,
     xz_9e,
     zlib_9,
 )
@@ -36,9 +41,10 @@ from pipelines.evaluation.data import Array, open_split
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
 from pipelines.evaluation.whole_documents import cut_documents, padded_batches
-from pipelines.models import ModelConfig
+from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.tasks import IGNORED
 from pipelines.progress import progress, track
+from pipelines.streaming.documents import documents_of
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
@@ -54,31 +60,33 @@ def measure_language(
     assert config.seq_len is not None
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec["separator"]
-    nats, predicted, firsts, cut, documents = 0.0, 0, 0, 0, []
+    task = task_of(spec, config.documents).for_model(model)
+    nats, firsts, cut, documents = 0.0, 0, 0, []
     tokens = manifest.select(split)["tokens"].to_pylist()
     held_out = np.zeros((vocabulary, vocabulary), np.int64)
     with progress("evaluate", sum(tokens), "tokens") as advance:
         for shard in open_split(zone, manifest, split):
-            whole = texts(shard, separator)
+            kept = whole = texts(shard, separator)
             if samples == "documents":
-                streams = cut_documents(shard, config.seq_len, separator)
-                pieces = padded_batches(streams, batch)
                 kept = [text[: config.seq_len] for text in whole]
                 cut += sum(map(len, whole)) - sum(map(len, kept))
+                asked = whole_questions(shard, config.seq_len, separator, batch, task, device)
             else:
-                streams, pieces, kept = [shard.tokens], windows(shard.tokens, config.seq_len, batch), whole
                 firsts += bool(len(shard.tokens))
-            for inputs, targets in pieces:
-                nats += cost(model, inputs, targets, device, chosen)
+                asked = questions(shard, config.seq_len, batch, task, device)
+            for inputs, targets, beside, alone in asked:
+                nats += cost(model, inputs, targets, device, chosen, beside)
+                held_out += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
+                firsts += alone
                 advance(int((targets != IGNORED).sum()))
-            predicted += sum(max(0, len(stream) - 1) for stream in streams)
-            held_out += bigram_counts(streams, vocabulary)
             documents += kept
     size = max(1, sum(map(len, documents)))
     train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
+    if task.documents is not None and task.documents.packed:
+        train[separator, separator] = 0  # what fills up packs
     model_bits = (nats / log(2) + FIRST_TOKEN_BITS * firsts) / size
     bigram = (bigram_bits(train, held_out) + FIRST_TOKEN_BITS * firsts) / size
-    loss = nats / max(1, predicted)
+    loss = nats / max(1, int(held_out.sum()))
     baseline = {"bigram": {"bits_per_byte": bigram}} | _compressors(documents)
     metrics = {
         "bits_per_byte": model_bits,
@@ -107,9 +115,40 @@ def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Arr
         yield inputs.reshape(rows, length), targets.reshape(rows, length)
 
 
-def cost(model: nn.Module, inputs: Array, targets: Array, device: torch.device, chosen: Chosen | None = None) -> float:
+def questions(
+    shard: Shard, length: int, batch: int, task: Task, device: torch.device
+) -> Iterator[tuple[Array, Array, dict[str, Tensor], int]]:
+    """The windows of a shard with what the model is given beside them, and the number of tokens that nothing predicts.
+    Targets that don't count are IGNORED."""
+    first = np.arange(0, len(shard.tokens), length)
+    for inputs, targets in windows(shard.tokens, length, batch):
+        if task.documents is None:
+            yield inputs, targets, {}, 0
+            continue
+        arrays = {"tokens": np.concatenate([inputs[:, :1], targets], axis=1)}
+        arrays["documents"], arrays["positions"] = documents_of(shard.offsets, first[: len(inputs)], length + 1)
+        first = first[len(inputs) :]
+        real = (targets != IGNORED) & ~task.documents.fills(arrays)
+        kept = real & task.documents.counts(arrays)
+        yield inputs, np.where(kept, targets, IGNORED), task.beside(arrays, device), int((real & ~kept).sum())
+
+
+def whole_questions(
+    shard: Shard, length: int, separator: int, batch: int, task: Task, device: torch.device
+) -> Iterator[tuple[Array, Array, dict[str, Tensor], int]]:
+    """The same of documents, each by itself: all of a row are of one."""
+    for inputs, targets in padded_batches(cut_documents(shard, length, separator), batch):
+        arrays = {"documents": np.zeros((len(inputs), inputs.shape[1] + 1), np.int32)}
+        arrays["positions"] = arrays["documents"] + np.arange(inputs.shape[1] + 1, dtype=np.int32)
+        yield inputs, targets, task.beside(arrays, device), 0
+
+
+def cost(
+    model: nn.Module, inputs: Array, targets: Array, device: torch.device, chosen: Chosen | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> float:  # fmt: skip
     """Nats that the model spends on the targets, summed in float64."""
-    logits = model(torch.from_numpy(inputs).to(device)).float()
+    logits = model(torch.from_numpy(inputs).to(device), **(beside or {})).float()
     answer = torch.from_numpy(targets).to(device)
     if chosen:
         counts = answer != IGNORED

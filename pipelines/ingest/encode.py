@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from pipelines.ingest.packing import best_fit
 from pipelines.ingest.readers import ID
 from pipelines.params import Shard
 from storage.errors import DataError
@@ -33,13 +34,21 @@ class Encoded:
     moments: dict[str, Any] | None
 
 
-def encode_documents(texts: Sequence[memoryview], ids: Sequence[str]) -> Encoded:
-    """A token shard: for each document the separator and its UTF-8 bytes, uint16."""
+def encode_documents(texts: Sequence[memoryview], ids: Sequence[str], pack_len: int | None = None) -> Encoded:
+    """A token shard: for each document the separator and its UTF-8 bytes, uint16.
+
+    With `pack_len` documents lie in packs of so many tokens: what is left of a pack is filled with separators, which
+    belong to the document before them, and one more token ends the last pack's window.
+    """
     lengths = np.fromiter((len(text) + 1 for text in texts), np.int64, len(texts))
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    tokens = np.empty(int(offsets[-1]), np.uint16)
+    if pack_len is None:
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+    else:
+        packs = best_fit(lengths, pack_len)
+        texts, ids = [texts[i] for i in packs.order], [ids[i] for i in packs.order]
+        offsets = np.append(packs.starts, packs.count * pack_len + 1)
+    tokens = np.full(int(offsets[-1]), SEPARATOR, np.uint16)
     for text, start in zip(texts, offsets, strict=False):
-        tokens[start] = SEPARATOR
         tokens[start + 1 : start + 1 + len(text)] = np.frombuffer(text, np.uint8)
     return Encoded(encode_tokens(tokens, offsets, list(ids)), len(texts), len(tokens), None)
 

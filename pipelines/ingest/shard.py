@@ -34,7 +34,7 @@ from pipelines.params import Shard
 from pipelines.workspace import Workspace
 from storage.compression import Compression
 from storage.digest import digest_json, keyed_uint64
-from storage.errors import DataError
+from storage.errors import DataError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
@@ -67,7 +67,14 @@ class ShardStage:
         """One item a group of curated objects of one split; groups are drawn by a keyed hash of the objects' names."""
         curated = self.source.manifest()
         facts = _facts(curated)
+        packs = self.params.pack_len
+        if packs is not None and curated.header["kind"] != "text":
+            raise ParamsError(
+                f"shard.pack_len={packs} is for text, but this is {curated.header['kind']} data: leave it out."
+            )
         settings = self.params.model_dump(exclude={"shuffle_objects", "compression"})
+        if packs is None:
+            del settings["pack_len"]  # so that shards from before there were packs stay as they are
         how = self._compression
         objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
@@ -139,7 +146,7 @@ def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) ->
         sizes = np.fromiter((2 * (text.size + 1) for text in texts), np.int64, len(texts))
         for start, stop in _cuts(sizes, params.target_mb):
             ids = table[ID][start:stop].to_pylist()
-            yield encode_documents([memoryview(text) for text in texts[start:stop]], ids)
+            yield encode_documents([memoryview(text) for text in texts[start:stop]], ids, params.pack_len)
         return
     labels = _labels(table["label"], facts)
     if kind == "image":
@@ -186,7 +193,8 @@ def _facts(curated: Manifest) -> dict[str, Any]:
 
 def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], params: Shard) -> dict[str, Any]:
     if kind == "text":
-        return {"vocab_size": VOCABULARY, "dtype": "uint16", "separator": SEPARATOR, "encoding": "bytes"}
+        packs = {} if params.pack_len is None else {"pack_len": params.pack_len}
+        return {"vocab_size": VOCABULARY, "dtype": "uint16", "separator": SEPARATOR, "encoding": "bytes"} | packs
     moments = [json.loads(r["stats"]) for r in records if r["split"] == "train" and r["stats"]]
     mean, std = merge_moments(moments) if moments else (None, None)
     target: dict[str, Any] = {"name": "label", "dtype": "int64" if facts["classes"] else "float32"}

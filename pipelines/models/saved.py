@@ -25,7 +25,8 @@ class ModelConfig:
     """All that is needed to make the model again, and the dataset version that it learnt from.
 
     model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
-    manifest: digest of the shards manifest; samples: of text, whether it learnt from windows or whole documents.
+    manifest: digest of the shards manifest; documents: whether text's are kept apart; samples: of text, whether it
+    learnt from windows or whole documents.
     """
 
     model: dict[str, Any]
@@ -33,6 +34,7 @@ class ModelConfig:
     seq_len: int | None
     task: str
     manifest: str
+    documents: bool = False
     samples: str = "windows"
 
     @property
@@ -45,7 +47,7 @@ class ModelConfig:
         return build_model(self.model["name"], self.model["args"], self.spec, self.seq_len, seed=seed)
 
     def get_task(self) -> Task:
-        return task_of(self.spec)
+        return task_of(self.spec, self.documents)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -56,10 +58,12 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:
     """Write `state` and `config` into `folder`, each file whole or absent; the same always gives the same bytes."""
     write_atomically(folder / WEIGHTS, encode_tensors(state))
-    values = asdict(config)
-    if config.samples == "windows":  # as files have always been, so that older versions read them
+    values = {"format": FORMAT, **asdict(config)}
+    if not config.documents:
+        del values["documents"]  # as it was before there were any
+    if config.samples == "windows":
         del values["samples"]
-    text = json.dumps({"format": FORMAT, **values}, indent=2, sort_keys=True)
+    text = json.dumps(values, indent=2, sort_keys=True)
     write_atomically(folder / CONFIG, (text + "\n").encode())
 
 

@@ -1,7 +1,7 @@
 """What a model is asked to do with a dataset: what it is given, what it must answer, and what an answer costs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import exp, sqrt
 from typing import Any, Literal
@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from storage.errors import DataError
+from pipelines.models.documents import Documents
+from storage.errors import DataError, ParamsError
 
 TOKENS = "tokens"  # the array of a token batch
 LENGTHS = "lengths"  # the array with the tokens of each sample, where some are padding
@@ -27,8 +28,8 @@ class Task:
     """language: the next token; classification: a class; regression: a number.
 
     `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
-    the place of cross-entropy or squared error. `counts_vary`: how many targets count differs from sample to
-    sample, and the others are IGNORED.
+    the place of cross-entropy or squared error; `documents`: how a window's are told apart. `counts_vary`: how
+    many targets count differs from sample to sample, and the others are IGNORED.
     """
 
     name: Literal["language", "classification", "regression"]
@@ -36,6 +37,11 @@ class Task:
     scale: float = 1.0
     criterion: Criterion | None = None
     counts_vary: bool = False
+    documents: Documents | None = None
+
+    def for_model(self, model: nn.Module) -> "Task":
+        """The task as `model` takes it. Raises ParamsError when it can't."""
+        return replace(self, documents=self.documents.given_to(model)) if self.documents else self
 
     def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1. With `counts_vary`, some
@@ -46,13 +52,19 @@ class Task:
         """Targets of these samples that count."""
         if LENGTHS in arrays:
             return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
+        if self.documents is not None:
+            return int(self.documents.counts(arrays).sum())
         return len(arrays[self.target]) * self.targets_per_sample(arrays)
+
+    def beside(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+        """What the model is given beside the inputs, by name, a row a sample."""
+        return self.documents.beside(arrays, device) if self.documents else {}
 
     def pair(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets on `device`; narrow types travel, and widen there.
 
-        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one, targets that pad IGNORED; otherwise inputs as
-        stored [n, *shape], and targets int64 [n] or float32 [n].
+        language: tokens [n, T+1] → int64 [n, T] twice, shifted by one, a target that doesn't count being IGNORED;
+        otherwise inputs as stored [n, *shape], and targets int64 [n] or float32 [n].
         """
         if self.name == "language":
             tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
@@ -61,13 +73,16 @@ class Task:
                 lengths = torch.from_numpy(arrays[LENGTHS]).to(device, non_blocking=True)
                 places = torch.arange(1, tokens.shape[1], device=device)
                 targets = targets.masked_fill(places >= lengths[:, None], IGNORED)
+            elif self.documents is not None:
+                counts = torch.from_numpy(self.documents.counts(arrays)).to(device, non_blocking=True)
+                targets = targets.where(counts, IGNORED)
             return inputs, targets
         inputs = torch.from_numpy(arrays[INPUTS]).to(device, non_blocking=True)
         targets = torch.from_numpy(arrays[self.target]).to(device, non_blocking=True)
         return inputs, targets.float() if self.name == "regression" else targets.long()
 
     def loss(self, answers: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Sum over the targets: of the criterion, the cross-entropy in nats, or the squared error in `scale`²."""
+        """Sum over the targets that count: the criterion, the cross-entropy in nats, the squared error in `scale`²."""
         if self.name == "regression":
             answers, targets = answers.float() / self.scale, targets / self.scale
             return (self.criterion or partial(F.mse_loss, reduction="sum"))(answers, targets)
@@ -96,10 +111,15 @@ class Task:
         return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
-def task_of(spec: dict[str, Any], *, counts_vary: bool = False) -> Task:
-    """The task that the shards manifest's spec sets. Raises DataError when it sets none."""
+def task_of(spec: dict[str, Any], documents: bool = False, *, padded: bool = False) -> Task:
+    """The task that the shards manifest's spec sets; with `documents`, those of text are kept apart; with `padded`, its
+    samples are of any length. Raises DataError when it sets none, ParamsError for documents of samples."""
     if "vocab_size" in spec:
-        return Task("language", counts_vary=counts_vary)
+        packed = spec.get("pack_len") is not None
+        told = Documents(documents, spec.get("separator"), packed) if documents or packed else None
+        return Task("language", counts_vary=padded or told is not None, documents=told)
+    if documents:
+        raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")
     if not target:
         raise DataError("The shards have no target to learn: set `curate.label` to the column to predict.")

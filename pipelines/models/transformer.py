@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.models.documents import attention_mask
+
 
 class Transformer(nn.Module):
-    """tokens int64 [B, T ≤ seq_len] → logits float [B, T, vocab_size].
+    """tokens int64 [B, T ≤ seq_len] → logits float [B, T, vocab_size]; with `documents` and `positions` (documents.py),
+    of each document as if it stood alone.
 
     RoPE (Su et al. 2021, arXiv:2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467), SwiGLU (Shazeer 2020,
     arXiv:2002.05202); weights as in GPT-2: N(0, 0.02²), the projections that write into the residual stream divided by
@@ -50,15 +53,16 @@ class Transformer(nn.Module):
                 scale = 0.02 / sqrt(2 * layers) if name.endswith((".out.weight", ".down.weight")) else 0.02
                 nn.init.normal_(weight, std=scale)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         length = x.shape[1]
         if length > self.seq_len:
             raise ValueError(f"{length} tokens, but the model was made for at most seq_len={self.seq_len}")
-        cos, sin = self.cos[:length], self.sin[:length]
+        cos, sin = (table[:length] if positions is None else table[positions] for table in (self.cos, self.sin))
+        mask = None if documents is None else attention_mask(documents)  # once for all blocks
         if not x.is_floating_point():
             x = self.embedding(x)  # [B, T, dim]
         for block in self.blocks.children():
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         if self.norm is None:  # a stage that is not the last
             return x
         x = self.norm(x)
@@ -117,7 +121,8 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + swiglu(norm(x)); [B, T, dim] → [B, T, dim]. Without cos and sin, no rotation."""
+    """x + attention(norm(x)), then x + swiglu(norm(x)); [B, T, dim] → [B, T, dim]. Without cos and sin, no rotation;
+    with a mask, bool [B, 1, T, T], each query sees the keys that it says."""
 
     def __init__(self, dim: int, heads: int, hidden: int, dropout: float, *, causal: bool = True) -> None:
         super().__init__()
@@ -127,14 +132,17 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin))
+    def forward(
+        self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask=mask))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
 
 class Attention(nn.Module):
-    """Multi-head attention: causal unless told otherwise, with rotary positions where it is given their table."""
+    """Multi-head attention: causal unless told otherwise or given a mask, with rotary positions where it is given their
+    table."""
 
     def __init__(self, dim: int, heads: int, dropout: float, *, causal: bool = True) -> None:
         super().__init__()
@@ -144,7 +152,9 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor | None = None, sin: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         split = (
             *x.shape[:2],
             -1,
@@ -156,7 +166,8 @@ class Attention(nn.Module):
         query, key = query.transpose(1, 2), key.transpose(1, 2)  # [B, heads, T, head_dim]
         value = self.value(x).view(split).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=self.causal)
+        causal = self.causal and mask is None  # a mask says it all
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -81,6 +81,9 @@ class Shard(Section):
     """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
     """[height, width] in pixels to which images are resized. None: all images must have one size."""
+    pack_len: int | None = Field(None, ge=2)
+    """Tokens of a pack of whole documents, so that none is cut that fits in; stream.seq_len must be the same. None:
+    documents lie end to end, and any seq_len cuts them where it falls (docs/streaming.md)."""
     image_mode: Literal["L", "RGB"] = "RGB"
     """Grey scale (one channel) or colour (three)."""
 
@@ -92,6 +95,8 @@ class Stream(Section):
     """Samples of the global batch, over all ranks."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
+    documents: bool = False
+    """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
     samples: Literal["windows", "documents"] = "windows"
     """Of text: windows of seq_len tokens out of all documents end to end, or whole documents, each cut to seq_len."""
     bucket_batches: int = Field(64, ge=1, le=4096)
@@ -106,3 +111,12 @@ class Stream(Section):
     """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
+
+    @model_validator(mode="after")
+    def _documents_share_windows(self) -> "Stream":
+        if self.documents and self.samples == "documents":
+            raise ValueError(
+                "stream.documents=true keeps documents apart that share a window, but with stream.samples=documents "
+                "none do: set it to false"
+            )
+        return self

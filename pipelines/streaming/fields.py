@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.streaming.decode import Decoder
+from pipelines.streaming.documents import documents_of
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.order import Ints
 from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
@@ -211,7 +212,9 @@ class Tokens(Field):
         for index in np.unique(shard).tolist():
             windows = np.flatnonzero(shard == index)
             first = row[windows] * self.seq_len
-            documents[windows], positions[windows] = _bounds(samples.shards[index].offsets, first, self.seq_len + 1)
+            documents[windows], positions[windows] = documents_of(
+                samples.shards[index].offsets, first, self.seq_len + 1
+            )
         return {self.name: out, "documents": documents, "positions": positions}
 
 
@@ -289,21 +292,3 @@ class Images(Field):
 
     def close(self) -> None:
         self.decoder.close()
-
-
-def _bounds(offsets: Ints, first: Ints, length: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """(documents, positions), int32 [n, length] each, of the windows of `length` tokens from `first` [n] on in a stream
-    whose documents begin at `offsets` (the last is its end)."""
-    # Steps from token to token, summed up along the window: +1 a document begun, +1 a place, but back to 0 at a begin.
-    begun = np.searchsorted(offsets, first, side="right")  # documents that begin at or before the window
-    until = np.searchsorted(offsets, first + length - 1, side="right")
-    counts = until - begun
-    window = np.repeat(np.arange(len(first)), counts)
-    document = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts - begun, counts)
-    at, size = offsets[document] - first[window], offsets[document] - offsets[document - 1]
-    documents = np.zeros((len(first), length), np.int32)
-    positions = np.ones((len(first), length), np.int32)
-    positions[:, 0] = first - offsets[begun - 1]
-    documents[window, at] = 1
-    np.subtract.at(positions, (window, at), size.astype(np.int32))  # several where documents are empty
-    return np.cumsum(documents, axis=1, dtype=np.int32), np.cumsum(positions, axis=1, dtype=np.int32)

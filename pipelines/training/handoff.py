@@ -137,11 +137,13 @@ class Handoff:
             return {}
         loss, hits, count = 0.0, 0.0, 0
         model = model.module if isinstance(model, DistributedDataParallel) else model  # a rank may have no sample
+        documents = self.task.for_model(model).documents
         model.eval()
         for batch in self.val:
             count += batch["count"]
             if batch["weight"]:
-                answers = model(batch["inputs"])
+                beside = {name: batch[name] for name in documents.takes if name in batch} if documents else {}
+                answers = model(batch["inputs"], **beside)
                 loss += float(self.task.loss(answers, batch["targets"]))
                 hits += float(self.task.hits(answers, batch["targets"]))
         model.train()

@@ -17,10 +17,13 @@ Tensors = dict[str, Any]
 class Loader:
     """What is left of the stream's epoch, batch by batch: {"inputs", "targets", "weight", "count"}.
 
-    count: targets of the *global* batch, without those of padding, which are IGNORED (all ranks iterate together then,
-    since they add them up). weight: world / count, so that `weight · (sum of losses over the targets)`,
-    averaged over the ranks as DDP does, is the mean over the global batch, for any number of ranks. A rank without
-    samples in a short last batch gets one sample of zeros with weight 0, since every rank must take part.
+    With `stream.documents`, also what the model is given beside the inputs: {"documents", "positions"}, [n, T] each
+    (`pipelines.models.documents`); a target that doesn't count, there or as it is padding, is -100.
+
+    count: targets of the *global* batch that count (where that varies, the ranks add them up, so all of them iterate
+    together). weight: world / count, so that `weight · (sum of losses over the targets)`, averaged over the ranks as
+    DDP does, is the mean over the global batch, for any number of ranks. A rank without samples in a short last batch
+    gets one sample of zeros with weight 0, since every rank must take part.
 
     Iterating starts nothing by itself, and goes on from the state; the last batch of an epoch ends the iteration, and
     the next one is of the next epoch. The state counts the batches that were handed out: hand the loader to a
@@ -53,12 +56,11 @@ class Loader:
 
     def _tensors(self, batch: Batch) -> Tensors:
         inputs, targets = self._task.pair(batch.arrays, self._device)
+        beside = self._task.beside(batch.arrays, self._device)
         count = global_targets(batch, self._task, self._ranks, self._device)
         weight = self._ranks.world / count
+        tensors = {"inputs": inputs, "targets": targets, **beside}
         if not len(inputs):
-            inputs, targets, weight = (
-                inputs.new_zeros(1, *inputs.shape[1:]),
-                targets.new_zeros(1, *targets.shape[1:]),
-                0.0,
-            )
-        return {"inputs": inputs, "targets": targets, "weight": weight, "count": count}
+            tensors = {name: values.new_zeros(1, *values.shape[1:]) for name, values in tensors.items()}
+            weight = 0.0
+        return {**tensors, "weight": weight, "count": count}

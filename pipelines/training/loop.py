@@ -67,7 +67,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
 
     s.runner.alone = s.exchange.alone(s.state.step)
     most = -(-batch.size // s.layout.data_world)
-    return s.runner.backward(inputs, targets, objective, most), count
+    return s.runner.backward(inputs, targets, objective, most, s.task.beside(batch.arrays, s.device)), count
 
 
 def validate(s: Session, stop: StopRequest) -> bool:
@@ -77,7 +77,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
     with s.averaged(), s.val_stream() as batches:
         for batch in islice(batches, s.params.train.eval_batches):
             inputs, targets = s.task.pair(batch.arrays, s.device)
-            answers = s.runner.answers(inputs)
+            answers = s.runner.answers(inputs, s.task.beside(batch.arrays, s.device))
             if answers is not None and s.layout.speaks:
                 loss += float(s.task.loss(answers, targets))
                 hits += float(s.task.hits(answers, targets))

@@ -23,10 +23,9 @@ def main(folder: Path) -> int:
         if AGENT_PID in os.environ:
             die_with_parent(int(os.environ[AGENT_PID]))
         try:
-            from pipelines.training.rank import train_rank
             from pipelines.training.ranks import Ranks
 
-            train_rank(Job.load(folder).workspace, Ranks.from_environment())
+            Job.load(folder).do(Ranks.from_environment())
         except BaseException as error:
             error = full_disk(error) or error
             report = Report.of(rank, error)

@@ -18,6 +18,7 @@ from pipelines.progress import say
 from pipelines.streaming import Batch
 from pipelines.training.device import seed_step
 from pipelines.training.loop import forward_backward
+from pipelines.training.parallelism.runner import cut
 from pipelines.training.ranks import Ranks
 from pipelines.training.session import Session, open_session
 from pipelines.workspace import Workspace
@@ -126,12 +127,13 @@ def _badness(sample: tuple[str, float]) -> tuple[bool, float]:
 def _losses(s: Session, batch: Batch) -> Iterator[float]:
     """The mean loss of each sample's targets, in the batch's order; the same randomness as in the step."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    counted = (s.task.counted({n: v[i : i + 1] for n, v in batch.arrays.items()}) for i in range(len(inputs)))
     pieces = min(s.params.train.accumulate, len(inputs))
+    beside = cut(s.task.beside(batch.arrays, s.device), pieces)
+    counted = (s.task.counted({n: v[i : i + 1] for n, v in batch.arrays.items()}) for i in range(len(inputs)))
     seed_step(s.params.seed, s.state.step, 0)
     with torch.no_grad(), s.precision.autocast():
-        for x, y in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            answers = s.model(x)
+        for x, y, more in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), beside, strict=True):
+            answers = s.model(x, **more)
             for index in range(len(x)):
                 one = slice(index, index + 1)
                 loss = s.task.loss(answers[one], y[one], s.params.train.label_smoothing)

@@ -137,7 +137,7 @@ class Session:
             "scaler": self.scaler.state_dict(),
         }
         chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
-        chunks |= {f"momentum/{name}": Chunk.of(tensor) for name, tensor in self.exchange.momentum.items()}
+        chunks |= self.exchange.saved()
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
@@ -145,15 +145,14 @@ class Session:
 
     def restore(self, before: int | None = None) -> bool:
         """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
-        saved = self.checkpoints.restore(before)
+        saved = self.checkpoints.restore(before, (self.layout.data_rank, self.layout.data_world))
         if saved is None:
             return False
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
         if self.average is not None:
             self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
-        momentum = {n: c.data for n, c in saved.chunks.items() if n.startswith("momentum/")}
-        self.exchange.load({name.removeprefix("momentum/"): data for name, data in momentum.items()})
         self.state = TrainState.from_json(saved.values["train"])
+        self.exchange.load(saved.chunks, self.state.step)
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.values["scaler"])
@@ -188,7 +187,7 @@ def open_stream(
         bucket_batches=settings.bucket_batches if settings.samples == "documents" else 1,
         epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
-        allocate=host_memory(device),
+        allocate=host_memory(device), documents=settings.documents,
     )  # fmt: skip
 
 
@@ -211,9 +210,10 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
         plain = config.build(params.seed).train()
+        task = task.for_model(plain)
         parameters = sum(p.numel() for p in plain.parameters())
         wire = Wire(layout.world)
-        arranged = arrange(plain, layout, mesh, train, device, precision, wire)
+        arranged = arrange(plain, layout, mesh, train, device, precision)
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
@@ -237,10 +237,11 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
 
 def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
     """What the model is asked to do with this data, and what it will be."""
-    spec, samples = manifest.header["spec"], params.stream.samples
-    task = with_loss(task_of(spec, counts_vary=samples == "documents"), params.train, spec)
+    spec, documents, samples = manifest.header["spec"], params.stream.documents, params.stream.samples
+    task = with_loss(task_of(spec, documents, padded=samples == "documents"), params.train, spec)
     seq_len = params.stream.seq_len if task.name == "language" else None
-    return task, ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, samples)
+    config = ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents, samples)
+    return task, config
 
 
 def checkpoints_zone(ws: Workspace, key: str) -> Zone:

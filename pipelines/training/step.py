@@ -54,6 +54,8 @@ def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) ->
     loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
     s.scaler.unscale_(s.optimizer)
     norm = float(s.clip())
+    if not isfinite(loss_sum + norm):
+        s.exchange.forget(s.state.step + 1)
     finite = isfinite(loss_sum) and (isfinite(norm) or s.scaler.is_enabled())
     if s.exchange.alone(s.state.step):  # each copy has a gradient of its own
         finite = s.ranks.sum(float(not finite), device=s.device)[0] == 0

@@ -42,8 +42,14 @@ def s3(data: Path) -> Iterator[dict[str, str]]:
         yield server.env
 
 
+#: They start whole trainings.
+LONG = {"checkpoint", "step"}
+
+
 @pytest.mark.xdist_group("benchmarks")
-@pytest.mark.parametrize("name", SENTENCES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name in LONG else ()) for name in SENTENCES]
+)
 def test_a_benchmark_on_small_data(name: str, data: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in s3.items():
         monkeypatch.setenv(variable, value)

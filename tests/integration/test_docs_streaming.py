@@ -45,7 +45,7 @@ def test_every_snippet_runs(
     samples(tmp_path / "data" / "shards", 22)
     names: dict[str, Any] = {"text": tokens(tmp_path / "text"), "other": samples(tmp_path / "other", 10)}
     snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     for snippet in snippets:
         exec(compile(snippet, "docs/streaming.md", "exec"), names)
     assert names["allowed"].shape == (2, 32, 32)

@@ -130,6 +130,7 @@ def ids_by_step(root: Path) -> dict[int, list[str]]:
     return {step: sorted(next(iter(worlds.values()))) for step, worlds in found.items()}
 
 
+@pytest.mark.soak
 def test_one_rank_then_three_then_two_take_the_same_samples_to_the_same_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,10 +175,11 @@ def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path:
     assert not alive(list(seen.values()))
 
 
-def test_shards_train_through_the_launcher_and_leave_a_whole_model(
+def test_ranks_that_somebody_else_starts_train_sharded_and_leave_a_whole_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`shardline train` with FSDP2 on two ranks: the curve of one rank, and a model that evaluates alone."""
+    """FSDP2 on two ranks, under a torchrun that tells them what they are, as a cluster would: the curve of one rank,
+    and a model that evaluates alone."""
     import pipelines.tracking
 
     monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
@@ -186,24 +188,16 @@ def test_shards_train_through_the_launcher_and_leave_a_whole_model(
     one = make_text(tmp_path / "one", documents=6, train=settings)
     train(one)
     two = make_text(tmp_path / "two", documents=6, train=settings | {"ranks": 2, "parallel": {"shard": 2}})
-    process = start(two)
-    _, said = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 0, said
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with started(*torchrun, *command(two)[1:]) as job:
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 0, said
+    assert json.loads(two.metrics("train").read_text())["steps"] == 6
+    outcomes = [json.loads(file.read_text())["outcome"] for file in two.state.glob("logs/2*/outcome.json")]
+    assert outcomes == ["done", "done"]
+    assert [starts(two, rank) for rank in (0, 1)] == [1, 1]
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     alone, sharded = (load_file(ws.model / "model.safetensors") for ws in (one, two))
     assert alone.keys() == sharded.keys()
     for name, weight in alone.items():
         torch.testing.assert_close(sharded[name], weight, rtol=1e-4, atol=1e-6)
-
-
-def test_ranks_that_somebody_else_starts_train_together(tmp_path: Path) -> None:
-    ws = make_points(tmp_path, train={"ranks": 1})
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # As a cluster would: `shardline train` under torchrun, whose environment says which rank it is.
-    with started(*torchrun, *command(ws)[1:]) as job:
-        said, _ = job.communicate(timeout=DEADLINE)
-        assert job.returncode == 0, said
-    assert json.loads(ws.metrics("train").read_text())["steps"] == 12
-    outcomes = [json.loads(file.read_text())["outcome"] for file in ws.state.glob("logs/2*/outcome.json")]
-    assert outcomes == ["done", "done"]
-    assert [starts(ws, rank) for rank in (0, 1)] == [1, 1]

@@ -57,6 +57,14 @@ EQUAL = {
         "pipeline of 4": {"model": DEEP, **case(4, parallel={"pipeline": 4, "microbatches": 4})},
     },
 }
+#: Documents kept apart: how many targets count differs by step and rank, as no document begins with the separator.
+APART: dict[str, dict[str, Any]] = {"stream": {"documents": True}}
+KEPT_APART = {
+    "apart, DDP in 3 pieces": APART | case(2, accumulate=3),
+    "apart, ZeRO-3, recomputed": APART | case(2, parallel={"shard": 2, "activation_checkpointing": True}),
+    "apart, tensor": APART | case(2, parallel={"tensor": 2}),
+    "apart, 1F1B": APART | case(2, parallel={"pipeline": 2}),
+}
 OTHERS = {
     "tensor with dropout": {
         "model": MODEL | {"args": {**MODEL["args"], "dropout": 0.2}},
@@ -78,7 +86,8 @@ OTHERS = {
 @pytest.fixture(scope="module")
 def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     settings = {"steps": STEPS, "log_every": 1, "eval_every": 3, "checkpoint_every": 1000}
-    ws = make_text(tmp_path_factory.mktemp("layouts") / "ws", documents=6, model=MODEL, train=settings)
+    root = tmp_path_factory.mktemp("layouts") / "ws"
+    ws = make_text(root, documents=6, separator=0, model=MODEL, train=settings)
     assert samples_in(ws.zone("shards").manifest(), "train", SEQ_LEN) % 8 == 1  # of the third batch
     return ws
 
@@ -95,7 +104,8 @@ def one_of_documents(ws: Workspace) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def many(ws: Workspace) -> dict[int, dict[str, Any]]:
-    return run_groups(ws, {2: EQUAL[2] | OF_DOCUMENTS | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
+    cases = {2: EQUAL[2] | KEPT_APART | OF_DOCUMENTS | OTHERS, 4: EQUAL[4]}
+    return run_groups(ws, cases, ws.root.parent / "job")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +146,13 @@ def same_steps(one: dict[str, Any], many: dict[str, Any]) -> None:
         assert many[curve] == pytest.approx(one[curve], rel=TOLERANCE), curve
     assert many["names"] == one["names"]
     assert many["alike"]
+
+
+def test_two_ranks_keep_documents_apart_as_one_does(ws: Workspace, one: dict[str, Any], two: dict[str, Any]) -> None:
+    alone = run_case(changed(ws, APART), Ranks())
+    assert alone["loss"] != pytest.approx(one["loss"], rel=1e-4)
+    for name in KEPT_APART:
+        same_steps(alone, two[name])
 
 
 def test_pieces_of_a_batch_send_their_sum_once(two: dict[str, Any]) -> None:

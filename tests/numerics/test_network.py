@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from layout_ranks import run_layouts
+from layout_ranks import STOPPED, run_groups, run_layouts
 from torch import nn
 from training_samples import make_text
 
@@ -13,15 +13,18 @@ from pipelines.params import Network
 from pipelines.training.network import Wire
 from pipelines.training.network.local import Meetings
 
+pytestmark = pytest.mark.xdist_group("network")
 STEPS = 12
 LOCAL = {"eval_every": 4}
+#: Small buckets: there are several, and others from the second step of a process on.
+POWERSGD = {"compression": "powersgd", "powersgd_after": 2, "bucket_mb": 0.01}
 NETWORKS: dict[str, dict[str, Any]] = {
     "whole": {},
     "one bucket": {"network": {"overlap": False}},
     "small buckets": {"network": {"bucket_mb": 0.001}},
     "fp16": {"network": {"compression": "fp16"}},
     "bf16": {"network": {"compression": "bf16"}},
-    "powersgd": {"network": {"compression": "powersgd", "powersgd_after": 2}},
+    "powersgd": {"network": POWERSGD},
     "local": {"network": {"local_steps": 4}, **LOCAL},
     "post-local": {"network": {"local_steps": 4, "local_after": 8}, **LOCAL},
     "diloco": {"network": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
@@ -33,7 +36,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("network")
     ws = make_text(folder / "ws", train={"steps": STEPS, "log_every": 4, "checkpoint_every": 1000})
-    cases = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
+    cases: dict[str, Any] = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
+    cases["powersgd resumed"] = {"train": {"ranks": 2, "network": POWERSGD}, STOPPED: {"steps": 7}}
     return run_layouts(ws, cases, 2, folder / "job")
 
 
@@ -60,6 +64,23 @@ def test_each_way_learns_and_sends_what_it_says(found: dict[str, dict[str, Any]]
     assert found["post-local"]["sent"] == pytest.approx(whole["sent"] * (8 + 3) / STEPS, rel=0.01)
     assert found["post-local"]["loss"][:2] == pytest.approx(whole["loss"][:2], rel=1e-6)
     assert found["post-local"]["loss"][2] != whole["loss"][2]
+
+
+def test_powersgd_stopped_and_resumed_is_powersgd_undisturbed(found: dict[str, dict[str, Any]]) -> None:
+    """Its memory of errors, which each rank has for itself, and its factors are in the checkpoint."""
+    assert found["powersgd resumed"]["digest"] == found["powersgd"]["digest"]
+    assert found["powersgd resumed"]["loss"] == found["powersgd"]["loss"]
+
+
+@pytest.mark.soak
+def test_powersgds_errors_go_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    """What the algorithm sees, the mean of the errors, stays: without it the losses differ in the third digit."""
+    ws = make_text(tmp_path / "ws", train={"steps": 24, "log_every": 1, "checkpoint_every": 1000})
+    network = {"network": POWERSGD | {"powersgd_rank": 1}}
+    two, three = ({"train": {"ranks": ranks, **network}} for ranks in (2, 3))
+    undisturbed = run_layouts(ws, {"two": two}, 2, tmp_path / "undisturbed")["two"]
+    found = run_groups(ws, {2: {"stopped": two | {STOPPED: {"steps": 12}}}, 3: {"resumed": three}}, tmp_path / "both")
+    assert found[3]["resumed"]["loss"] == pytest.approx(undisturbed["loss"], abs=1e-5)
 
 
 def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: dict[str, dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@
 | --- | --- |
 | `key` | which training a checkpoint belongs to |
 | `state`, `chunks` | a model's and an optimiser's state by name, and what of each tensor this rank holds |
+| `rows` | what each copy of the model has for itself |
 | `saver` | staging, the background thread, restoring |
 | `planning`, `storage` | torch's interfaces: planners for chunks and JSON, reading and writing a lake's zone |
 | `manifest`, `shelf` | what a checkpoint says of itself; which ones are there and which stay |

@@ -22,6 +22,7 @@ from pipelines.progress import say
 from pipelines.training.checkpoints.chunks import Chunk, copy_into
 from pipelines.training.checkpoints.gather import whole_tensors
 from pipelines.training.checkpoints.manifest import CheckpointManifest, Damaged, Tensors
+from pipelines.training.checkpoints.rows import rows_for
 from pipelines.training.checkpoints.shelf import Shelf
 from pipelines.training.checkpoints.state import (
     load_model,
@@ -38,7 +39,11 @@ from storage.lake import Zone
 @dataclass
 class Extra:
     """What a checkpoint holds beside model and optimiser: chunks by name, `group/<name of a model's tensor>`; and JSON
-    values, of which rank 0's count. score: the val loss of this step."""
+    values, of which rank 0's count. score: the val loss of this step.
+
+    A chunk's tensor has the shape of the model's, and is laid out like it; or a row for each copy of the model in front
+    (see `rows`); or another shape, and then every rank gets it whole.
+    """
 
     chunks: dict[str, Chunk] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -192,9 +197,9 @@ class Saver:
 
     # -- restoring -----------------------------------------------------------------------------------------------
 
-    def restore(self, before: int | None = None) -> Extra | None:
+    def restore(self, before: int | None = None, copy: tuple[int, int] = (0, 1)) -> Extra | None:
         """Take model and optimiser back to the newest sound checkpoint (of a step before `before`), and return the rest
-        of it; None without one.
+        of it; None without one. `copy`: which of how many copies of the model this rank has, or has a part of.
 
         Nothing changes before every rank has read and verified its part. A damaged checkpoint is passed over, with a
         word. Raises FormatError for one of an unknown format, or that doesn't fit the model.
@@ -207,7 +212,7 @@ class Saver:
             manifest: CheckpointManifest | None = self.ranks.share(next(found, None))
             if manifest is None:
                 return None
-            chunks = self._boxes(manifest)
+            chunks = self._boxes(manifest, copy)
             problems = [problem for problem in self.ranks.gather(self._read(manifest, chunks)) if problem is not None]
             if not problems:
                 break
@@ -227,16 +232,22 @@ class Saver:
     def _older(self, before: int | None) -> Iterator[CheckpointManifest]:
         return (manifest for manifest in self.shelf.newest_first() if before is None or manifest.step < before)
 
-    def _boxes(self, manifest: CheckpointManifest) -> dict[str, Chunk]:
+    def _boxes(self, manifest: CheckpointManifest, copy: tuple[int, int]) -> dict[str, Chunk]:
         """Empty chunks for all that this rank needs of a checkpoint."""
         model = {name: Chunk.of(tensor) for name, tensor in model_tensors(self.model).items()}
         boxes = {name: chunk.holding(self._buffer(name, chunk)) for name, chunk in model.items()}
         boxes |= optimizer_chunks(self.model, manifest.values, manifest.shapes())
-        for name, (dtype, _) in manifest.shapes().items():
+        for name, (dtype, shape) in manifest.shapes().items():
             group, _, inner = name.partition("/")
-            if group not in ("model", "optimizer") and f"model/{inner}" in model:
-                like = model[f"model/{inner}"]
+            if group in ("model", "optimizer") or f"model/{inner}" not in model:
+                continue
+            like = model[f"model/{inner}"]
+            if shape == like.shape:
                 boxes[name] = like.holding(torch.empty(like.sizes, dtype=dtype))
+            elif shape[1:] == like.shape:
+                boxes[name] = rows_for(shape, dtype, *copy)
+            else:
+                boxes[name] = Chunk.of(torch.empty(shape, dtype=dtype))
         return boxes
 
     def _read(self, manifest: CheckpointManifest, boxes: dict[str, Chunk]) -> tuple[str, str] | None:

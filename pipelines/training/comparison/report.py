@@ -3,71 +3,79 @@
 import csv
 import io
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipelines.training.comparison.optimizers import Entry
+Row = dict[str, str]  # column → text; every row of a table has the same columns
 
 
-def _rows(entries: list["Entry"]) -> list[dict[str, str]]:
-    names = list(next((entry.metrics for entry in entries if entry.metrics), {}))
-    rows = []
-    for entry in entries:
-        row = {"optimizer": entry.name, "lr": f"{entry.lr:g}", "weight decay": f"{entry.weight_decay:g}"}
-        row |= {"train loss": f"{entry.train_loss:.4f}"}
-        row |= {name.replace("_", " "): f"{entry.metrics[name]:.4f}" if entry.metrics else "–" for name in names}
-        row |= {"passes": str(entry.passes), "seconds": f"{entry.seconds:.1f}"}
-        rows.append(row | {"reason of the rate": entry.failed or entry.why})
-    return rows
+@dataclass(frozen=True)
+class Line:
+    """Of a plot: a contender's loss at some steps, and what it had cost by then."""
+
+    name: str
+    steps: list[float]
+    costs: list[float]
+    losses: list[float]
 
 
-def show(entries: list["Entry"]) -> None:
+@dataclass(frozen=True)
+class Picture:
+    """Lines over steps, and over `cost`, which says its unit; `loss` says which one it is."""
+
+    lines: list[Line]
+    cost: str
+    loss: str
+
+
+def metric_cells(metrics: dict[str, float], names: list[str]) -> Row:
+    """Columns for `names`; a contender that failed has no values."""
+    return {name.replace("_", " "): f"{metrics[name]:.4f}" if metrics else "–" for name in names}
+
+
+def show(rows: list[Row]) -> None:
     """For people."""
     from rich.console import Console
     from rich.table import Table
 
-    rows = _rows(entries)
+    columns = list(rows[0])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("optimizer", "reason of the rate") else "right")
+    for column in columns:
+        table.add_column(column, justify="left" if column in (columns[0], columns[-1]) else "right")
     for row in rows:
         table.add_row(*row.values())
     Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
-def markdown(entries: list["Entry"]) -> str:
+def markdown(rows: list[Row]) -> str:
     """For a page."""
-    rows = _rows(entries)
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def write_csv(entries: list["Entry"]) -> bytes:
+def write_csv(rows: list[Row]) -> bytes:
     text = io.StringIO()
-    rows = _rows(entries)
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
 
 
-def draw(entries: list["Entry"]) -> "Figure":
-    """The train loss over steps, and over passes over a batch, of which a line search takes several a step."""
+def draw(picture: Picture) -> "Figure":
+    """The loss over steps, and over what was paid for it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    over_steps, over_passes = figure.subplots(1, 2, sharey=True)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        steps = [point["step"] for point in entry.curve]
-        loss = [point["train_loss"] for point in entry.curve]
-        ratio = entry.passes / steps[-1] if steps else 1.0
-        over_steps.plot(steps, loss, linewidth=1.3, label=entry.name)
-        over_passes.plot([step * ratio for step in steps], loss, linewidth=1.3, label=entry.name)
-    over_steps.set(xlabel="step", ylabel="train loss", yscale="log")
-    over_passes.set(xlabel="passes over a batch", xscale="log")
-    for axes in (over_steps, over_passes):
+    over_steps, over_costs = figure.subplots(1, 2, sharey=True)
+    for line in sorted(picture.lines, key=lambda line: line.name):
+        over_steps.plot(line.steps, line.losses, linewidth=1.3, label=line.name)
+        over_costs.plot(line.costs, line.losses, linewidth=1.3, label=line.name)
+    over_steps.set(xlabel="step", ylabel=picture.loss, yscale="log")
+    over_costs.set(xlabel=picture.cost, xscale="log")
+    for axes in (over_steps, over_costs):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     over_steps.legend(fontsize=8, ncols=2)

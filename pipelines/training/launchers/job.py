@@ -1,23 +1,34 @@
 """What a launcher is given, and what it promises."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.params import Params
 from pipelines.workspace import Workspace
 from storage.digest import digest_json
 
+if TYPE_CHECKING:
+    from pipelines.training.ranks import Ranks
+
 FILENAME = "job.json"
+TRAIN = "pipelines.training.rank:train_rank"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training to run on `ranks` processes of this machine, or, on several machines, of each."""
+    """A training to run on `ranks` processes of this machine, or, on several machines, of each.
+
+    work: what each rank does, a function `package.module:name` of (workspace, ranks, **args); torchrun's alone may be
+    another than training.
+    """
 
     workspace: Workspace
     ranks: int
+    work: str = TRAIN
+    args: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -35,6 +46,8 @@ class Job:
             "project": str(ws.project),
             "params": ws.params.model_dump(mode="json"),
             "ranks": self.ranks,
+            "work": self.work,
+            "args": self.args,
         }
         (folder / FILENAME).write_text(json.dumps(values))
 
@@ -42,7 +55,13 @@ class Job:
     def load(cls, folder: Path) -> "Job":
         values = json.loads((folder / FILENAME).read_text())
         params = Params.model_validate_json(json.dumps(values["params"]))
-        return cls(Workspace(Path(values["root"]), Path(values["project"]), params), values["ranks"])
+        workspace = Workspace(Path(values["root"]), Path(values["project"]), params)
+        return cls(workspace, values["ranks"], values["work"], values["args"])
+
+    def do(self, ranks: "Ranks") -> None:
+        """What a rank does, in its process."""
+        module, _, name = self.work.partition(":")
+        getattr(import_module(module), name)(self.workspace, ranks, **self.args)
 
 
 class Launcher(Protocol):

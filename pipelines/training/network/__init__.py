@@ -1,7 +1,6 @@
 """What the copies of a model send each other (train.network), and the count of it."""
 
 from pipelines.training.network.exchange import Exchange
-from pipelines.training.network.hooks import count_and_compress
 from pipelines.training.network.wire import Wire
 
-__all__ = ["Exchange", "Wire", "count_and_compress"]
+__all__ = ["Exchange", "Wire"]

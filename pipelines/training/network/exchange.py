@@ -4,37 +4,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.params import Network
+from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.network.count import CountSent
+from pipelines.training.network.hooks import count_and_compress
 from pipelines.training.network.local import Meetings
+from pipelines.training.network.powersgd import PowerSGD
 from pipelines.training.network.wire import Wire
+
+MOMENTUM = "momentum"  # group of a checkpoint's chunks
 
 
 class Exchange:
-    """`meetings` is None where gradients are averaged at every step.
+    """`meetings` is None where gradients are averaged at every step, `power` where they are not compressed by PowerSGD.
 
     Transfers of DDP and of meetings are counted and timed one by one; in other layouts those of the first step are
     counted, and each step sends the same.
     """
 
-    def __init__(self, wire: Wire, meetings: Meetings | None, counted: bool) -> None:
-        self.wire, self.meetings, self.counted = wire, meetings, counted
+    def __init__(self, wire: Wire, meetings: Meetings | None, power: PowerSGD | None, counted: bool) -> None:
+        self.wire, self.meetings, self.power, self.counted = wire, meetings, power, counted
         self._each_step: float | None = None
 
     @classmethod
     def of(
         cls, network: Network, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh | None, wire: Wire
     ) -> "Exchange":
-        """Of `module`, which is what the step calls: in DistributedDataParallel where whole copies are."""
-        whole = isinstance(module, DistributedDataParallel)
-        meetings = None
-        if network.local_steps > 1 and isinstance(module, DistributedDataParallel):
+        """Of `module`, which is what the step calls: in DistributedDataParallel where whole copies are. From now on
+        these average their gradients as `network` says."""
+        if not isinstance(module, DistributedDataParallel):
+            return cls(wire, None, None, counted=mesh is None)
+        power, meetings = count_and_compress(module, network, wire), None
+        if network.local_steps > 1:
             meetings = Meetings(network, module.module, optimizer, module.process_group, wire)
-        return cls(wire, meetings, counted=whole or mesh is None)
+        return cls(wire, meetings, power, counted=True)
 
     def alone(self, step: int) -> bool:
         """Whether each copy takes `step` (from 0) for itself."""
@@ -49,15 +56,24 @@ class Exchange:
         if self.meetings is not None and self.meetings.due(done, steps):
             self.meetings.meet()
 
-    @property
-    def momentum(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides weights and optimiser; the same on all ranks whenever one is saved."""
-        return self.meetings.momentum if self.meetings is not None else {}
-
-    def load(self, momentum: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint, whose weights and optimiser state are in place already."""
+    def saved(self) -> dict[str, Chunk]:
+        """What a checkpoint must hold besides weights and optimiser, as `Extra` has it."""
         if self.meetings is not None:
-            self.meetings.load(momentum)
+            return {f"{MOMENTUM}/{name}": Chunk.of(tensor) for name, tensor in self.meetings.momentum.items()}
+        return self.power.saved() if self.power is not None else {}
+
+    def load(self, chunks: dict[str, Chunk], step: int) -> None:
+        """Go on from a checkpoint of `step`, whose weights and optimiser state are in place already."""
+        if self.meetings is not None:
+            start = f"{MOMENTUM}/"
+            self.meetings.load({n.removeprefix(start): c.data for n, c in chunks.items() if n.startswith(start)})
+        if self.power is not None:
+            self.power.load(chunks, step)
+
+    def forget(self, step: int) -> None:
+        """After `step` steps, the last of which had no finite gradient: PowerSGD would add it to all that follow."""
+        if self.power is not None:
+            self.power.load({}, step)
 
     @contextmanager
     def counting(self) -> Iterator[None]:

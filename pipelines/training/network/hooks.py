@@ -5,23 +5,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.params import Network
+from pipelines.training.network.powersgd import PowerSGD
 from pipelines.training.network.wire import Wire
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def count_and_compress(module: DistributedDataParallel, network: Network, wire: Wire) -> None:
-    """Let `module` average its gradients as `network` says, counted by `wire`."""
+def count_and_compress(module: DistributedDataParallel, network: Network, wire: Wire) -> PowerSGD | None:
+    """Let `module` average its gradients as `network` says, counted by `wire`. Returns what has a memory."""
     group = module.process_group
     if network.compression == "powersgd":
-        module.register_comm_hook(_PowerSGD(network, group, wire), _PowerSGD.average)
-        return
+        power = PowerSGD(network, module.module, group, wire)
+        module.register_comm_hook(power, PowerSGD.average)
+        return power
     module.register_comm_hook(_Average(group, wire, NARROW.get(network.compression)), _Average.average)
+    return None
 
 
 class _Average:
@@ -45,34 +47,3 @@ class _Average:
 
         future: Future[Tensor] = work.get_future().then(received)
         return future
-
-
-class _PowerSGD:
-    """Vogels et al. 2019, arXiv:1905.13727, with error feedback and warm start, by torch's hook.
-
-    It starts from random factors that are the same on all ranks, and its memory of errors is not part of a checkpoint:
-    a resumed training begins it anew.
-    """
-
-    def __init__(self, network: Network, group: dist.ProcessGroup, wire: Wire) -> None:
-        self.wire = wire
-        self.state = powerSGD_hook.PowerSGDState(
-            process_group=group, matrix_approximation_rank=network.powersgd_rank,
-            start_powerSGD_iter=network.powersgd_after, use_error_feedback=True, warm_start=True,
-        )  # fmt: skip
-
-    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
-        state = self.state
-        before = state.total_numel_after_compression
-        compressed = state.iter >= state.start_powerSGD_iter
-        width = bucket.buffer().element_size()
-        self.wire.begin(0 if compressed else bucket.buffer().nbytes)
-        done = powerSGD_hook.powerSGD_hook(state, bucket)
-        if compressed:  # torch counts what it sent, once it has made the factors
-            self.wire.add((state.total_numel_after_compression - before) * width)
-
-        def received(future: Future[Tensor]) -> Tensor:
-            self.wire.end()
-            return future.value()
-
-        return done.then(received)

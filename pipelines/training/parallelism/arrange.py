@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from pipelines.models.plans import Staged, TensorParallel, units_of
 from pipelines.params import Parallel, Train
 from pipelines.training.device import Precision
-from pipelines.training.network import Wire, count_and_compress
 from pipelines.training.parallelism.layout import Layout
 from pipelines.training.parallelism.runner import Direct, Runner
 from storage.errors import ParamsError
@@ -35,17 +34,15 @@ class Arranged:
 
 
 def arrange(
-    model: nn.Module, layout: Layout, mesh: DeviceMesh | None, train: Train, device: torch.device, precision: Precision,
-    wire: Wire,
+    model: nn.Module, layout: Layout, mesh: DeviceMesh | None, train: Train, device: torch.device, precision: Precision
 ) -> Arranged:  # fmt: skip
-    """Cut the whole plain `model` over the mesh, in place; `wire` counts what its copies send. Raises ParamsError when
-    it can't be cut so."""
+    """Cut the whole plain `model` over the mesh, in place. Raises ParamsError when it can't be cut so."""
     parallel = train.parallel
     names = keep_stage(model, layout)
     model.to(device)
     share_products(model, layout, mesh)
     refine_units(model, parallel)
-    module = join_copies(model, layout, mesh, train, device, precision, wire)
+    module = join_copies(model, layout, mesh, train, device, precision)
     shared: list[Tensor] = [model.get_parameter(name) for name in names]
     if layout.size("pipeline") == 1 or mesh is None:
         runner: Runner = Direct(
@@ -120,7 +117,6 @@ def join_copies(
     train: Train,
     device: torch.device,
     precision: Precision,
-    wire: Wire,
 ) -> nn.Module:
     """The module to call instead of `model`, so that gradients are averaged over the parts of the batch: DDP around it
     where every rank holds its copy whole, else the model itself, its parameters sharded by FSDP2."""
@@ -130,12 +126,12 @@ def join_copies(
         ids = [device] if device.type in ("cuda", "xpu") else None
         moving = any(True for _ in persistent_buffers(model))  # tables that never change need no broadcast a step
         network = train.network
-        copies = DistributedDataParallel(
+        # Where there is one input channel, its stride means nothing, and two gradients may differ in it.
+        warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*grad.sizes\(\) = \[\d+, 1, ", UserWarning)
+        return DistributedDataParallel(
             model, device_ids=ids, process_group=mesh["data"].get_group(), forward_sync_buffers=moving,
             gradient_as_bucket_view=True, bucket_cap_mb=network.bucket_mb if network.overlap else _ONE_BUCKET,
         )  # fmt: skip
-        count_and_compress(copies, network, wire)
-        return copies
     return _shard(model, layout, mesh, train.parallel, precision)
 
 

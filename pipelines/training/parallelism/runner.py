@@ -1,7 +1,8 @@
 """Running a model forward and back, whichever way it is cut."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -11,17 +12,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 #: (answers, targets) → the sum of the losses, and what to go back from: the same, weighted and scaled.
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+#: Tensors by the names of the model's arguments, a row a sample.
+Beside = Mapping[str, Tensor]
+NOTHING: Beside = MappingProxyType({})
 
 
 class Runner(Protocol):
     alone: bool
     """Whether the gradients of whole copies stay each rank's own, instead of being averaged."""
 
-    def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
+    def backward(
+        self, inputs: Tensor, targets: Tensor, objective: Objective, most: int, beside: Beside = NOTHING
+    ) -> Tensor:
         """Add this rank's gradients up over the ranks. Returns the sum of its losses (0 where another rank speaks for
-        the same samples). `most`: samples of the rank that has most, so that all take the same number of pieces."""
+        the same samples). `most`: samples of the rank that has most, so that all take the same number of pieces;
+        `beside`: what the model is given beside the inputs."""
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
+    def answers(self, inputs: Tensor, beside: Beside = NOTHING) -> Tensor | None:
         """The model's answers, without gradients; None on a rank that does not get them."""
 
 
@@ -38,29 +45,31 @@ class Direct:
         self.accumulate, self.zero, self.speaks = accumulate, zero, speaks
         self.alone = False
 
-    def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
+    def backward(
+        self, inputs: Tensor, targets: Tensor, objective: Objective, most: int, beside: Beside = NOTHING
+    ) -> Tensor:
         total = torch.zeros((), device=inputs.device)
         pieces = min(self.accumulate, most)
-        pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), strict=True)
-        for index, (x, y) in enumerate(pairs, start=1):
+        pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), cut(beside, pieces), strict=True)
+        for index, (x, y, more) in enumerate(pairs, start=1):
             real = len(x) > 0
             if not real:  # every rank takes part in every piece: with a zero sample of weight 0
-                x, y = inputs.new_zeros(1, *x.shape[1:]), targets.new_zeros(1, *y.shape[1:])
+                x, y, more = a_zero(x), a_zero(y), {name: a_zero(values) for name, values in more.items()}
             with self._summing(index == pieces):
                 with self.autocast():
-                    answers = self.module(x)
+                    answers = self.module(x, **more)
                 loss, scaled = objective(answers, y)
                 torch.autograd.backward(scaled if real else scaled * 0)
             if real:
                 total += loss.detach()
         return total if self.speaks else total * 0
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
+    def answers(self, inputs: Tensor, beside: Beside = NOTHING) -> Tensor | None:
         count = len(inputs)
         if count == 0:
-            inputs = inputs.new_zeros(1, *inputs.shape[1:])
+            inputs, beside = a_zero(inputs), {name: a_zero(values) for name, values in beside.items()}
         with torch.no_grad(), self.autocast():
-            answers: Tensor = self.model(inputs)[:count]
+            answers: Tensor = self.model(inputs, **beside)[:count]
         reshard(self.model)
         return answers
 
@@ -78,6 +87,17 @@ class Direct:
             if self.zero < 3:
                 self.module.set_reshard_after_backward(last)
         yield
+
+
+def cut(beside: Beside, pieces: int) -> list[dict[str, Tensor]]:
+    """Its pieces, as `tensor_split` makes them."""
+    parts = {name: values.tensor_split(pieces) for name, values in beside.items()}
+    return [{name: part[index] for name, part in parts.items()} for index in range(pieces)]
+
+
+def a_zero(tensor: Tensor) -> Tensor:
+    """One row of zeros like the rows of `tensor`."""
+    return tensor.new_zeros(1, *tensor.shape[1:])
 
 
 def reshard(model: nn.Module) -> None:

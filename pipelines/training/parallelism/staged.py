@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
 from pipelines.training.parallelism.gradients import held
 from pipelines.training.parallelism.layout import Layout
-from pipelines.training.parallelism.runner import Objective, reshard
+from pipelines.training.parallelism.runner import NOTHING, Beside, Objective, reshard
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 
@@ -38,25 +39,30 @@ class Pipelined:
         self._batch: tuple[Tensor, Objective] | None = None
         self._total = torch.zeros((), device=device)
 
-    def backward(self, inputs: Tensor, targets: Tensor, objective: Objective, most: int) -> Tensor:
-        filled, places = self._filled(inputs)
+    def backward(
+        self, inputs: Tensor, targets: Tensor, objective: Objective, most: int, beside: Beside = NOTHING
+    ) -> Tensor:
+        filled = self._filled(inputs)
+        places = torch.arange(len(filled), device=self.device)
+        more = self._all_filled(beside)
         schedule = self._schedule(filled, learns=True)
         self._batch, self._total = (targets, objective), torch.zeros((), device=self.device)
         with self.autocast():
             if self._first:
-                schedule.step(filled, target=places, return_outputs=False)
+                schedule.step(filled, target=places, return_outputs=False, **more)
             else:
-                schedule.step(target=places, return_outputs=False)
+                schedule.step(target=places, return_outputs=False, **more)
         self._batch = None
         for parameter in self.shared:
             _sum_ends(parameter.grad, self.ends)
         return self._total * self.layout.speaks
 
-    def answers(self, inputs: Tensor) -> Tensor | None:
-        filled, _ = self._filled(inputs)
+    def answers(self, inputs: Tensor, beside: Beside = NOTHING) -> Tensor | None:
+        filled = self._filled(inputs)
+        more = self._all_filled(beside)
         schedule = self._schedule(filled, learns=False)
         with torch.no_grad(), self.autocast():
-            answers: Tensor | None = schedule.step(filled) if self._first else schedule.step()
+            answers: Tensor | None = schedule.step(filled, **more) if self._first else schedule.step(**more)
         reshard(self.module)
         return None if answers is None else answers[: len(inputs)]
 
@@ -64,11 +70,14 @@ class Pipelined:
     def _first(self) -> bool:
         return self.layout.place("pipeline") == 0
 
-    def _filled(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs and zero samples, so that they make pieces of one size; and the places 0 … n-1."""
+    def _filled(self, inputs: Tensor) -> Tensor:
+        """The inputs and zero samples, so that they make pieces of one size."""
         rows = -(-max(1, len(inputs)) // self.pieces) * self.pieces
-        filled = torch.cat([inputs, inputs.new_zeros(rows - len(inputs), *inputs.shape[1:])])
-        return filled, torch.arange(rows, device=self.device)
+        return torch.cat([inputs, inputs.new_zeros(rows - len(inputs), *inputs.shape[1:])])
+
+    def _all_filled(self, beside: Beside) -> dict[str, Any]:
+        """For the module of each stage: all ranks of a pipeline read the same batch."""
+        return {name: self._filled(values) for name, values in beside.items()}
 
     def _loss(self, answers: Tensor, places: Tensor) -> Tensor:
         """Of one piece, whose rows stand at `places` of the batch."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -151,6 +152,8 @@ def test_a_connection_that_broke_off_or_was_closed_is_not_used_again(server: Ser
     with pytest.raises(ConnectionError, match="after 1900 of 2000 bytes"):
         fetch(reads, "cut", 0, 2000)
     assert fetch(reads, "last", 0, 10)[0] == DATA[:10]  # after it the server closes
+    _, _, connection = reads._idle[-1]
+    assert select.select([connection.sock], [], [], 60)[0], "the connection's end"
     assert fetch(reads, "o", 0, 10)[0] == DATA[:10]
     assert server.connections == 3
 
