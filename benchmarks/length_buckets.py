@@ -111,7 +111,7 @@ def training(folder: Path) -> None:
     from pipelines.models.transformer import Transformer
 
     data, seq_len = publish(folder, functions()), 1024
-    task, device = task_of(SPEC, padded=True), torch.device("cpu")
+    task, device = task_of(SPEC, counts_vary=True), torch.device("cpu")
     streams = {
         "as they come": stream(data, seq_len, 1),
         "blocks of 64": stream(data, seq_len, 64),

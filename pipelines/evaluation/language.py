@@ -7,14 +7,15 @@ shard's first token, which nothing predicts, is charged 8 bits. All tokens are c
 sum is divided by the bytes of the documents, without separators. The bigram model is charged for exactly the same
 tokens. Compressors get the same bytes, document by document and end to end, and pay for no separator.
 
-A model that has learnt from whole documents (`stream.samples: documents`) is measured on such, unless
-`evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
-is given, and the one that ends it, which is charged. What is cut off is in no figure but `cut_bytes`; the bigram model
-and the compressors get the same tokens and bytes as the model.
 A model trained with `stream.documents` sees only what the window holds of the token's own document, and is charged for
 the same tokens: the separator that ends a document is predicted from that document. (Where documents begin with no
 separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are charged
 to nobody; in packs the last document of a shard has an end, too.
+
+A model that has learnt from whole documents (`stream.samples: documents`) is measured on such, unless
+`evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
+is given, and the one that ends it, which is charged. What is cut off is in no figure but `cut_bytes`; the bigram model
+and the compressors get the same tokens and bytes as the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,11 +46,14 @@ from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.tasks import IGNORED
 from pipelines.progress import progress, track
 from pipelines.streaming.documents import documents_of
+from storage.errors import ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
 
 FIRST_TOKEN_BITS = 8.0
+#: (inputs, targets, what the model is given beside them, tokens that nothing predicts)
+Questions = Iterator[tuple[Array, Array, dict[str, Tensor], int]]
 
 
 def measure_language(
@@ -61,20 +65,23 @@ def measure_language(
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec["separator"]
     task = task_of(spec, config.documents).for_model(model)
+    if samples == "documents" and spec.get("pack_len") is not None:
+        raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
     nats, firsts, cut, documents = 0.0, 0, 0, []
     tokens = manifest.select(split)["tokens"].to_pylist()
     held_out = np.zeros((vocabulary, vocabulary), np.int64)
     with progress("evaluate", sum(tokens), "tokens") as advance:
         for shard in open_split(zone, manifest, split):
-            kept = whole = texts(shard, separator)
+            whole = texts(shard, separator)
             if samples == "documents":
+                streams = cut_documents(shard, config.seq_len, separator)
+                pieces: Questions = ((inputs, targets, {}, 0) for inputs, targets in padded_batches(streams, batch))
                 kept = [text[: config.seq_len] for text in whole]
                 cut += sum(map(len, whole)) - sum(map(len, kept))
-                asked = whole_questions(shard, config.seq_len, separator, batch, task, device)
             else:
+                pieces, kept = questions(shard, config.seq_len, batch, task, device), whole
                 firsts += bool(len(shard.tokens))
-                asked = questions(shard, config.seq_len, batch, task, device)
-            for inputs, targets, beside, alone in asked:
+            for inputs, targets, beside, alone in pieces:
                 nats += cost(model, inputs, targets, device, chosen, beside)
                 held_out += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
                 firsts += alone
@@ -115,9 +122,7 @@ def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Arr
         yield inputs.reshape(rows, length), targets.reshape(rows, length)
 
 
-def questions(
-    shard: Shard, length: int, batch: int, task: Task, device: torch.device
-) -> Iterator[tuple[Array, Array, dict[str, Tensor], int]]:
+def questions(shard: Shard, length: int, batch: int, task: Task, device: torch.device) -> Questions:
     """The windows of a shard with what the model is given beside them, and the number of tokens that nothing predicts.
     Targets that don't count are IGNORED."""
     first = np.arange(0, len(shard.tokens), length)
@@ -131,16 +136,6 @@ def questions(
         real = (targets != IGNORED) & ~task.documents.fills(arrays)
         kept = real & task.documents.counts(arrays)
         yield inputs, np.where(kept, targets, IGNORED), task.beside(arrays, device), int((real & ~kept).sum())
-
-
-def whole_questions(
-    shard: Shard, length: int, separator: int, batch: int, task: Task, device: torch.device
-) -> Iterator[tuple[Array, Array, dict[str, Tensor], int]]:
-    """The same of documents, each by itself: all of a row are of one."""
-    for inputs, targets in padded_batches(cut_documents(shard, length, separator), batch):
-        arrays = {"documents": np.zeros((len(inputs), inputs.shape[1] + 1), np.int32)}
-        arrays["positions"] = arrays["documents"] + np.arange(inputs.shape[1] + 1, dtype=np.int32)
-        yield inputs, targets, task.beside(arrays, device), 0
 
 
 def cost(

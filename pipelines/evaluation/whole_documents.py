@@ -13,14 +13,11 @@ from storage.shards import Shard
 def cut_documents(shard: Shard, seq_len: int, separator: int) -> list[Array]:
     """The shard's documents, each with the separator before it and, unless cut, the one that ends it: up to `seq_len` +
     1 tokens."""
-    documents = []
-    for start, end in pairwise(shard.offsets.tolist()):
-        document = shard.tokens[start : min(end, start + seq_len + 1)]
-        if len(document) <= seq_len or document[-1] == separator:  # packs are filled up with more separators
-            last = int(np.flatnonzero(document != separator).max(initial=0))
-            document = np.append(document[: last + 1], np.array(separator, document.dtype))
-        documents.append(document)
-    return documents
+    documents = [shard.tokens[start : min(end, start + seq_len + 1)] for start, end in pairwise(shard.offsets.tolist())]
+    return [
+        document if len(document) > seq_len else np.append(document, np.array(separator, document.dtype))
+        for document in documents
+    ]
 
 
 def padded_batches(documents: Sequence[Array], batch: int) -> Iterator[tuple[Array, Array]]:

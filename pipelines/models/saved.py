@@ -25,8 +25,8 @@ class ModelConfig:
     """All that is needed to make the model again, and the dataset version that it learnt from.
 
     model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
-    manifest: digest of the shards manifest; documents: whether text's are kept apart; samples: of text, whether it
-    learnt from windows or whole documents.
+    manifest: digest of the shards manifest; samples: of text, whether it learnt from windows or whole documents;
+    documents: whether those that share a window are kept apart.
     """
 
     model: dict[str, Any]
@@ -34,8 +34,8 @@ class ModelConfig:
     seq_len: int | None
     task: str
     manifest: str
-    documents: bool = False
     samples: str = "windows"
+    documents: bool = False
 
     @property
     def window(self) -> int | None:
@@ -59,10 +59,9 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
     """Write `state` and `config` into `folder`, each file whole or absent; the same always gives the same bytes."""
     write_atomically(folder / WEIGHTS, encode_tensors(state))
     values = {"format": FORMAT, **asdict(config)}
-    if not config.documents:
-        del values["documents"]  # as it was before there were any
-    if config.samples == "windows":
-        del values["samples"]
+    for name, usual in (("samples", "windows"), ("documents", False)):
+        if values[name] == usual:  # as files have always been, so that older versions read them
+            del values[name]
     text = json.dumps(values, indent=2, sort_keys=True)
     write_atomically(folder / CONFIG, (text + "\n").encode())
 

@@ -50,10 +50,10 @@ class Task:
 
     def counted(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         """Targets of these samples that count."""
-        if LENGTHS in arrays:
-            return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
         if self.documents is not None:
             return int(self.documents.counts(arrays).sum())
+        if LENGTHS in arrays:
+            return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
         return len(arrays[self.target]) * self.targets_per_sample(arrays)
 
     def beside(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
@@ -69,13 +69,13 @@ class Task:
         if self.name == "language":
             tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
             inputs, targets = tokens[:, :-1], tokens[:, 1:]
+            if self.documents is not None:
+                counts = torch.from_numpy(self.documents.counts(arrays)).to(device, non_blocking=True)
+                targets = targets.where(counts, IGNORED)
             if LENGTHS in arrays:
                 lengths = torch.from_numpy(arrays[LENGTHS]).to(device, non_blocking=True)
                 places = torch.arange(1, tokens.shape[1], device=device)
                 targets = targets.masked_fill(places >= lengths[:, None], IGNORED)
-            elif self.documents is not None:
-                counts = torch.from_numpy(self.documents.counts(arrays)).to(device, non_blocking=True)
-                targets = targets.where(counts, IGNORED)
             return inputs, targets
         inputs = torch.from_numpy(arrays[INPUTS]).to(device, non_blocking=True)
         targets = torch.from_numpy(arrays[self.target]).to(device, non_blocking=True)
@@ -111,13 +111,13 @@ class Task:
         return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
-def task_of(spec: dict[str, Any], documents: bool = False, *, padded: bool = False) -> Task:
-    """The task that the shards manifest's spec sets; with `documents`, those of text are kept apart; with `padded`, its
-    samples are of any length. Raises DataError when it sets none, ParamsError for documents of samples."""
+def task_of(spec: dict[str, Any], documents: bool = False, *, counts_vary: bool = False) -> Task:
+    """The task that the shards manifest's spec sets; with `documents`, those that share a window are kept apart. Raises
+    DataError when it sets none, ParamsError for documents of samples."""
     if "vocab_size" in spec:
         packed = spec.get("pack_len") is not None
         told = Documents(documents, spec.get("separator"), packed) if documents or packed else None
-        return Task("language", counts_vary=padded or told is not None, documents=told)
+        return Task("language", counts_vary=counts_vary or told is not None, documents=told)
     if documents:
         raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")

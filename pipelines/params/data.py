@@ -95,14 +95,14 @@ class Stream(Section):
     """Samples of the global batch, over all ranks."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
-    documents: bool = False
-    """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
     samples: Literal["windows", "documents"] = "windows"
     """Of text: windows of seq_len tokens out of all documents end to end, or whole documents, each cut to seq_len."""
     bucket_batches: int = Field(64, ge=1, le=4096)
     """Batches of documents whose samples are sorted into them by length, so that little is padding; 1: unsorted."""
     pad_multiple: int = Field(16, ge=1, le=65_536)
     """A batch of documents is padded to its longest, rounded up to a multiple of so many tokens (fewer shapes)."""
+    documents: bool = False
+    """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
     lanes: int | None = Field(None, ge=1)
     """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
     window: int = Field(65_536, ge=1)
@@ -116,7 +116,7 @@ class Stream(Section):
     def _documents_share_windows(self) -> "Stream":
         if self.documents and self.samples == "documents":
             raise ValueError(
-                "stream.documents=true keeps documents apart that share a window, but with stream.samples=documents "
-                "none do: set it to false"
+                "documents = true keeps documents of a window apart, but with samples = documents each is a sample of "
+                "its own: leave stream.documents out"
             )
         return self

@@ -50,18 +50,18 @@ class Dataset:
         if self.seq_len is None:
             raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
         packs = self.manifest.header["spec"].get("pack_len")
-        if self.unit == "documents":
-            if packs is not None:
-                raise ParamsError(
-                    f"stream.samples=documents, but these shards hold packs of {packs} tokens (shard.pack_len), which "
-                    "are filled up with separators. Set stream.samples to windows, or shard.pack_len to null."
-                )
-            return _int64(self.table["rows"])
+        if packs is not None and self.unit == "documents":
+            raise ParamsError(
+                f"stream.samples=documents, but these shards hold packs of {packs} tokens (shard.pack_len), of which "
+                "only windows are read. Set stream.samples to windows, or shard.pack_len to null."
+            )
         if packs not in (None, self.seq_len):
             raise ParamsError(
                 f"stream.seq_len={self.seq_len}, but these shards hold packs of {packs} tokens (shard.pack_len), "
                 f"the windows too. Set stream.seq_len to {packs}, or shard.pack_len to {self.seq_len} or null."
             )
+        if self.unit == "documents":
+            return _int64(self.table["rows"])
         return np.maximum(_int64(self.table["tokens"]) - 1, 0) // self.seq_len
 
     def fields(self, documents: bool) -> tuple[Field, ...]:

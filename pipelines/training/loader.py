@@ -18,12 +18,12 @@ class Loader:
     """What is left of the stream's epoch, batch by batch: {"inputs", "targets", "weight", "count"}.
 
     With `stream.documents`, also what the model is given beside the inputs: {"documents", "positions"}, [n, T] each
-    (`pipelines.models.documents`); a target that doesn't count, there or as it is padding, is -100.
+    (`pipelines.models.documents`).
 
-    count: targets of the *global* batch that count (where that varies, the ranks add them up, so all of them iterate
-    together). weight: world / count, so that `weight · (sum of losses over the targets)`, averaged over the ranks as
-    DDP does, is the mean over the global batch, for any number of ranks. A rank without samples in a short last batch
-    gets one sample of zeros with weight 0, since every rank must take part.
+    count: targets of the *global* batch that count, without those that are IGNORED (all ranks iterate together then,
+    since they add them up). weight: world / count, so that `weight · (sum of losses over the targets)`, averaged over
+    the ranks as DDP does, is the mean over the global batch, for any number of ranks. A rank without samples in a short
+    last batch gets one sample of zeros with weight 0, since every rank must take part.
 
     Iterating starts nothing by itself, and goes on from the state; the last batch of an epoch ends the iteration, and
     the next one is of the next epoch. The state counts the batches that were handed out: hand the loader to a

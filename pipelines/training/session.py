@@ -237,11 +237,13 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
 
 def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
     """What the model is asked to do with this data, and what it will be."""
-    spec, documents, samples = manifest.header["spec"], params.stream.documents, params.stream.samples
-    task = with_loss(task_of(spec, documents, padded=samples == "documents"), params.train, spec)
-    seq_len = params.stream.seq_len if task.name == "language" else None
-    config = ModelConfig(params.model.model_dump(), spec, seq_len, task.name, manifest.digest, documents, samples)
-    return task, config
+    spec, stream = manifest.header["spec"], params.stream
+    task = task_of(spec, stream.documents, counts_vary=stream.samples == "documents")
+    seq_len = stream.seq_len if task.name == "language" else None
+    config = ModelConfig(
+        params.model.model_dump(), spec, seq_len, task.name, manifest.digest, stream.samples, stream.documents
+    )
+    return with_loss(task, params.train, spec), config
 
 
 def checkpoints_zone(ws: Workspace, key: str) -> Zone:

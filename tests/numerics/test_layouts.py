@@ -104,8 +104,7 @@ def one_of_documents(ws: Workspace) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def many(ws: Workspace) -> dict[int, dict[str, Any]]:
-    cases = {2: EQUAL[2] | KEPT_APART | OF_DOCUMENTS | OTHERS, 4: EQUAL[4]}
-    return run_groups(ws, cases, ws.root.parent / "job")
+    return run_groups(ws, {2: EQUAL[2] | OF_DOCUMENTS | KEPT_APART | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ def loaded(folder: Path, **sections: object) -> Params:
         ({"train": {"steps": 3, "epochs": 1.0}}, r"exactly one of train.steps and train.epochs"),
         ({"train": {"steps": 3, "betas": [0.9, 1.5]}}, r"each must be in \[0, 1\)"),
         ({"train": {"steps": 3, "device": "gpu"}}, r"train.device"),
-        ({"stream": {"samples": "documents", "documents": True}}, r"with stream.samples=documents none do"),
         ({"curate": {"split": {"train": 0.9, "val": 0.2, "test": 0.1}}}, r"= 1.2, but must be 1"),
         ({"ingest": {"sources": []}}, r"ingest.sources: .*at least 1 item"),
         ({"ingest": {}}, r"ingest.sources: missing. It has no default. fsspec URLs"),

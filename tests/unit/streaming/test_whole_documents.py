@@ -162,6 +162,3 @@ def test_what_does_not_go_together_is_refused(zone: Zone, manifest: Manifest, tm
     samples = other.commit(Manifest.build("shards", [record(other, data, 3)], kind="samples", spec=spec))
     with pytest.raises(ParamsError, match=r"leave stream\.samples at windows"):
         make(other, samples)
-    packed = Manifest.build("shards", manifest.table.to_pylist(), kind="tokens", spec={**SPEC, "pack_len": SEQ_LEN})
-    with pytest.raises(ParamsError, match=r"hold packs of 20 tokens"):
-        make(zone, packed)

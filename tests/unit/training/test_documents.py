@@ -87,6 +87,8 @@ def test_samples_have_no_documents(tmp_path: Path) -> None:
     ws = make_points(tmp_path / "ws", stream={"batch_size": 8, "documents": True})
     with pytest.raises(ParamsError, match=r"stream\.documents=true, but these shards hold samples"):
         train(ws)
+    with pytest.raises(ParamsError, match="documents = true keeps documents of a window apart, but with samples"):
+        make_text(tmp_path / "text", stream=STREAM | {"samples": "documents"})
 
 
 def test_a_trainer_of_ones_own_is_given_them(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_held_out_documents_are_measured_as_if_each_stood_alone(tmp_path: Path) 
     ws = make_text(tmp_path / "ws", stream=STREAM, separator=0)
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", True)
+    config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", documents=True)
     model = config.build(0).eval()
     metrics = evaluate_model(model, config, zone, manifest, ws.params)
 

@@ -135,7 +135,7 @@ def test_windows_leave_no_trace_of_the_choice(tmp_path: Path) -> None:
 
 
 def test_a_loss_of_ones_own_sees_no_padding() -> None:
-    task = with_loss(task_of({"vocab_size": 5}, padded=True), Train(steps=1, loss="focal"), {"vocab_size": 5})
+    task = with_loss(task_of({"vocab_size": 5}, counts_vary=True), Train(steps=1, loss="focal"), {"vocab_size": 5})
     arrays = {"tokens": np.array([[1, 2, 3, 4], [4, 0, 0, 0]], np.uint16), "lengths": np.array([3, 1], np.int32)}
     inputs, targets = task.pair(arrays, torch.device("cpu"))
     assert inputs.tolist() == [[1, 2, 3], [4, 0, 0]]

@@ -13,7 +13,7 @@ from pipelines.evaluation import evaluate_model
 from pipelines.ingest import data_stage
 from pipelines.ingest.shard import VERSION
 from pipelines.ingest.stage import journal_of, run
-from pipelines.models import load_model
+from pipelines.models import ModelConfig, load_model
 from pipelines.streaming import Stream
 from pipelines.training import train
 from pipelines.training.ranks import Ranks
@@ -90,6 +90,13 @@ def test_another_length_is_refused(tmp_path: Path) -> None:
     ws, manifest = packs(tmp_path, seq_len=32)
     with pytest.raises(ParamsError, match=r"stream\.seq_len=32, but these shards hold packs of 64 tokens"):
         Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, seq_len=32)
+    with pytest.raises(ParamsError, match=r"stream\.samples=documents, but these shards hold packs of 64 tokens"):
+        Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, seq_len=64, samples="documents")
+    documents = ws.params.evaluate.model_copy(update={"samples": "documents"})
+    config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], PACK, "language", manifest.digest)
+    settings = ws.params.model_copy(update={"evaluate": documents})
+    with pytest.raises(ParamsError, match=r"evaluate\.samples: these shards hold packs"):
+        evaluate_model(config.build(), config, ws.zone("shards"), manifest, settings)
 
 
 def test_shards_from_before_there_were_packs_are_not_made_again(tmp_path: Path) -> None:
