@@ -45,7 +45,7 @@ def show_recipes() -> None:
             table.add_row(name, f"invalid: {str(error).splitlines()[:2][-1].strip()}")
             continue
         promoted = "yes" if ws.promotion.is_file() else "-"
-        table.add_row(name, ", ".join(ws.params.ingest.sources), ws.params.model.name, version, promoted)
+        table.add_row(name, ", ".join(ws.params.ingest.listed), ws.params.model.name, version, promoted)
     _print(table)
 
 
@@ -72,6 +72,8 @@ def show_zone(ws: Workspace, name: str) -> None:
         say(f"from      {parent} {digest}")
     say(f"kind      {manifest.header['kind']}  {manifest.header.get('counts', {})}")
     say(f"objects   {manifest.table.num_rows}, {_sizes(manifest)}")
+    for domain in manifest.domains:
+        say(f"domain    {domain}: {_of_domain(manifest, domain)}")
     if (zone.folder / QUARANTINE).is_file():
         say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
     columns = [c for c in manifest.table.column_names if c not in ("key", "stats", "digest")]
@@ -81,6 +83,15 @@ def show_zone(ws: Workspace, name: str) -> None:
     _print(table)
     if manifest.table.num_rows > 10:
         say(f"… and {manifest.table.num_rows - 10} more")
+
+
+def _of_domain(manifest: "Manifest", domain: str) -> str:
+    """Objects and rows, in each split where the zone has them."""
+    table = manifest.table.filter(pa.compute.equal(manifest.table["domain"], domain))
+    if "split" not in table.column_names:
+        return f"{table.num_rows} files"
+    rows = {split: pa.compute.sum(manifest.select(split, domain)["rows"]).as_py() or 0 for split in manifest.splits}
+    return f"{table.num_rows} objects, " + ", ".join(f"{split} {count}" for split, count in rows.items())
 
 
 def _sizes(manifest: "Manifest") -> str:

@@ -23,7 +23,7 @@ from storage.lake import StoredObject
 
 Tier = Literal["node", "hot", "both"]
 _SIDE_BY_SIDE = 4  # shards fetched at once
-_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "samples", "bucket_batches")
+_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture", "batch_ramp", "samples", "bucket_batches")
 
 
 def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, int]:
@@ -109,19 +109,20 @@ def _opened(ws: Workspace, tier: Tier) -> Tiered:
 
 
 def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
-    """The shards of the first epoch, in the order in which this rank needs them."""
+    """The shards of the first epoch, once each, in the order in which this rank needs them."""
     zone, settings = ws.zone("shards"), ws.params.stream
     manifest = zone.manifest()
     seq_len = settings.seq_len if manifest.header["kind"] == "tokens" else None
     ordering = {name: value for name, value in settings.model_dump().items() if name in _ORDERING}
+    if settings.samples == "windows":
+        ordering["bucket_batches"] = 1  # as in training
     with Stream(
         zone, manifest, split="train", batch_size=settings.batch_size, seed=ws.params.seed, rank=rank, world=world,
         seq_len=seq_len, prefetch=0, **ordering,
     ) as stream:  # fmt: skip
-        objects = objects_of(manifest.select("train"))
-        for shards in stream.order.ahead(0, 0, rank, world):
-            for shard in shards.tolist():
-                yield objects[shard]
+        named = (shard for shards in stream.order.ahead(0, 0, rank, world) for shard in shards.tolist())
+        for shard in dict.fromkeys(named):  # a domain may be gone through more than once
+            yield stream.stored(shard)
 
 
 def _room(cache: Tiered, own: set[str]) -> int:

@@ -38,6 +38,8 @@ ZONE_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     # plain_bytes: once decompressed; as many as bytes where the shard is plain
     "shards": {"plain_bytes": pa.int64(), "split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},
 }
+#: Where the sources name domains; else there is no such column.
+DOMAIN_COLUMN = {"domain": pa.string()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Manifest:
     def build(cls, zone: str, records: list[dict[str, Any]], **header: Any) -> "Manifest":
         """A manifest of `zone` over `records`, which hold that zone's columns; their order is kept. Records without
         `plain_bytes` are of plain objects."""
-        schema = pa.schema({**CORE_COLUMNS, **ZONE_COLUMNS[zone]})
+        domains = DOMAIN_COLUMN if any("domain" in record for record in records) else {}
+        schema = pa.schema({**CORE_COLUMNS, **ZONE_COLUMNS[zone], **domains})
         rows = [{"plain_bytes": record["bytes"], **record} for record in records]
         return cls({"format": FORMATS[zone], "zone": zone, **header}, pa.Table.from_pylist(rows, schema=schema))
 
@@ -102,13 +105,21 @@ class Manifest:
         """Write `folder/manifest.arrow` atomically and durably."""
         return write_atomically(folder / FILENAME, self.encoded)
 
-    def select(self, split: str) -> pa.Table:
-        """The rows of one split, in order."""
-        return self.table.filter(pa.compute.equal(self.table["split"], split))
+    def select(self, split: str, domain: str | None = None) -> pa.Table:
+        """The rows of one split, in order; with `domain`, those of one domain of it."""
+        table = self.table.filter(pa.compute.equal(self.table["split"], split))
+        return table if domain is None else table.filter(pa.compute.equal(table["domain"], domain))
 
     @property
     def splits(self) -> list[str]:
         return sorted(set(self.table["split"].to_pylist()))
+
+    @property
+    def domains(self) -> list[str]:
+        """By name; none where the sources name none."""
+        if "domain" not in self.table.column_names:
+            return []
+        return sorted(pa.compute.unique(self.table["domain"]).to_pylist())
 
     def records(self) -> list[dict[str, Any]]:
         """The objects as dictionaries. Only for zones of modest size: it is O(objects) Python objects."""

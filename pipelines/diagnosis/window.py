@@ -73,7 +73,8 @@ class Window:
         """Without checkpoints but for what an interruption leaves in the scratch folder, wherever the real ones lie."""
         checkpoints = Checkpoints(url=str(self.folder / "checkpoints"))
         train = self.params.train.model_copy(update={"checkpoint_every": _NEVER, "checkpoints": checkpoints})
-        params = self.params.model_copy(update={"train": train})
+        stream = self.params.stream.model_copy(update={"batch_ramp": None})  # the size that most steps have
+        params = self.params.model_copy(update={"train": train, "stream": stream})
         return Scratch(self.root, self.project, params, self.folder / "state")
 
 

@@ -4,7 +4,7 @@ An item is a group of raw files; it makes one object for each split that occurs 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
+from pipelines.ingest.domains import by_domain, mark, named, outside, salt
 from pipelines.ingest.readers import ID, KINDS, READERS, Rows, detect
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Curate
@@ -44,39 +45,49 @@ class CurateStage:
         return self.params.max_quarantined
 
     def plan(self) -> list[Item]:
-        """One item a group of files, cut by content so that one more file changes one group."""
+        """One item a group of files of one domain, cut by content so that one more file changes one group."""
         files = self.source.manifest().records()
         if self.params.deduplicate:
             seen: set[str] = set()
             files = [file for file in files if not (file["digest"] in seen or seen.add(file["digest"]))]  # type: ignore[func-returns-value]
-        reader = detect(file["name"] for file in files) if self.params.reader == "auto" else self.params.reader
-        settings = self.params.model_dump(exclude={"files_per_object", "max_quarantined"})
-        items = []
-        for positions in group([file["name"] for file in files], self.params.files_per_object):
-            members = [{k: files[i][k] for k in ("name", "path", "digest")} for i in positions]
-            named = [[member["name"], member["digest"]] for member in members]
-            items.append(
-                Item(
-                    key=digest_json(["curate", VERSION, self.seed, reader, settings, named]),
-                    label=f"{members[0]['name']} … {members[-1]['name']}",
-                    bytes=sum(files[i]["bytes"] for i in positions),
-                    payload={
-                        "reader": reader,
-                        "files": members,
-                        "after": files[positions[0] - 1]["name"] if positions[0] else "",
-                    },
-                )
+        items = [item for domain, part in by_domain(files) for item in self._plan_one(domain, part)]
+        kinds = {KINDS[item.payload["reader"]]: item.label for item in items}
+        if len(kinds) > 1:
+            raise DataError(
+                "curate: the domains hold different kinds of data: "
+                + "; ".join(f"{kind} ({label})" for kind, label in kinds.items())
+                + ". Mix what is alike, or name one reader in curate.reader."
             )
         return items
 
+    def _plan_one(self, domain: str | None, files: list[dict[str, Any]]) -> Iterator[Item]:
+        names = (file["name"] for file in files)
+        reader = detect(names) if self.params.reader == "auto" else self.params.reader
+        settings = self.params.model_dump(exclude={"files_per_object", "max_quarantined"})
+        for positions in group([file["name"] for file in files], self.params.files_per_object):
+            members = [{k: files[i][k] for k in ("name", "path", "digest")} for i in positions]
+            inputs = [[member["name"], member["digest"]] for member in members]
+            yield Item(
+                key=digest_json(["curate", VERSION, self.seed, reader, settings, inputs, *salt(domain)]),
+                label=f"{members[0]['name']} … {members[-1]['name']}",
+                bytes=sum(files[i]["bytes"] for i in positions),
+                payload={
+                    "reader": reader,
+                    "files": members,
+                    "after": files[positions[0] - 1]["name"] if positions[0] else "",
+                    **mark(domain),
+                },
+            )
+
     def work(self, item: Item) -> Result:
         """Read the group's files and write a Parquet object for each split."""
-        reader, files = item.payload["reader"], item.payload["files"]
+        reader, files, domain = item.payload["reader"], item.payload["files"], item.payload.get("domain")
         ids: list[str] = []
         tables: list[pa.Table] = []
         aside: list[dict[str, Any]] = []
         for file in files:
-            rows = READERS[reader](file["name"], bytes(self.source.read(file["path"], file["digest"])), self.params)
+            data = bytes(self.source.read(file["path"], file["digest"]))
+            rows = named(READERS[reader](outside(domain, file["name"]), data, self.params), domain)
             rows = _distinct(rows) if self.params.deduplicate and KINDS[reader] == "table" else rows
             ids += rows.ids
             aside += rows.quarantined
@@ -97,14 +108,15 @@ class CurateStage:
             part = table.filter(pa.compute.equal(splits, split))
             if part.num_rows:
                 stored = self.zone.publish(_parquet(part), ".parquet")
-                about = {
+                about: dict[str, Any] = {
                     "path": stored.path,
                     "digest": stored.digest,
                     "bytes": stored.bytes,
                     "rows": part.num_rows,
                 }
                 stats = json.dumps(_facts(part, KINDS[reader]), sort_keys=True)
-                records.append({**about, "after": item.payload["after"], "split": split, "stats": stats})
+                about |= {"after": item.payload["after"], "split": split, "stats": stats}
+                records.append({**about, **mark(domain)})
         return Result(item.key, records, aside)
 
     def split(self, name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from pipelines.ingest.domains import mark, salt
 from pipelines.ingest.sources import list_sources
 from pipelines.ingest.stage import Item, Result
 from pipelines.params import Ingest
@@ -38,10 +39,10 @@ class IngestStage:
         """One item a file. Lists the sources; reads no content beyond the fingerprints."""
         return [
             Item(
-                key=digest_json(["ingest", VERSION, file.name, file.fingerprint]),
+                key=digest_json(["ingest", VERSION, file.name, file.fingerprint, *salt(file.domain)]),
                 label=file.name,
                 bytes=file.bytes,
-                payload={"name": file.name, "url": file.url},
+                payload={"name": file.name, "url": file.url, **mark(file.domain)},
             )
             for file in list_sources(self.params, self.root, self.state)
         ]
@@ -65,7 +66,7 @@ class IngestStage:
             "bytes": stored.bytes,
             "rows": 1,
         }
-        return Result(item.key, [{**record, "name": name}])
+        return Result(item.key, [{**record, "name": name, **mark(item.payload.get("domain"))}])
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
         """The raw manifest, a row a file, by name."""

@@ -1,7 +1,7 @@
 """shard: curated → shards. Samples in a keyed random order, in files that a training job maps.
 
-An item is a group of curated objects of one split: they are mixed and cut into shards. So memory is bounded by a group,
-every object is read once, and one more source file changes one group.
+An item is a group of curated objects of one split and domain: they are mixed and cut into shards. So memory is bounded
+by a group, every object is read once, and one more source file changes one group.
 """
 
 import json
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from pipelines.ingest.domains import Records, by_domain, inside, mark, salt
 from pipelines.ingest.encode import (
     SEPARATOR,
     VOCABULARY,
@@ -64,7 +65,8 @@ class ShardStage:
         return "none" if self.zone.root is not None else self.params.compression
 
     def plan(self) -> list[Item]:
-        """One item a group of curated objects of one split; groups are drawn by a keyed hash of the objects' names."""
+        """One item a group of curated objects of one split and domain; groups are drawn by a keyed hash of the objects'
+        names."""
         curated = self.source.manifest()
         facts = _facts(curated)
         packs = self.params.pack_len
@@ -79,28 +81,32 @@ class ShardStage:
         objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
         for split in curated.splits:
-            members = [record for record in objects if record["split"] == split]
-            kind = curated.header["kind"]
-            for positions in group([m["after"] for m in members], self.params.shuffle_objects, split, self.seed):
-                part = [{k: members[i][k] for k in ("path", "digest")} for i in positions]
-                digests = [member["digest"] for member in part]
-                key = digest_json(["shard", VERSION, self.seed, split, kind, facts, settings, digests])
-                items.append(
-                    Item(
-                        key=key if how == "none" else digest_json([key, how]),
-                        label=f"{split}: {len(part)} objects",
-                        bytes=sum(members[i]["bytes"] for i in positions),
-                        payload={
-                            "split": split,
-                            "kind": kind,
-                            "facts": facts,
-                            "objects": part,
-                            # Whatever form samples take and however shards are stored, the rows' order is the same.
-                            "mix": digest_json(["mix", self.seed, split, digests]),
-                        },
-                    )
-                )
+            for domain, members in by_domain(record for record in objects if record["split"] == split):
+                names = [member["after"] for member in members]
+                for positions in group(names, self.params.shuffle_objects, split, self.seed):
+                    part = [members[i] for i in positions]
+                    about = {"split": split, "kind": curated.header["kind"], "facts": facts}
+                    items.append(self._item(part, domain, about, settings, how))
         return items
+
+    def _item(
+        self, members: Records, domain: str | None, about: dict[str, Any], settings: dict[str, Any], how: Compression
+    ) -> Item:
+        """`about`: split, kind and facts; `settings`: what the shards depend on."""
+        digests = [member["digest"] for member in members]
+        key = digest_json(["shard", VERSION, self.seed, *about.values(), settings, digests, *salt(domain)])
+        return Item(
+            key=key if how == "none" else digest_json([key, how]),
+            label=f"{inside(domain, about['split'])}: {len(members)} objects",
+            bytes=sum(member["bytes"] for member in members),
+            payload={
+                **about,
+                "objects": [{k: member[k] for k in ("path", "digest")} for member in members],
+                # Whatever form samples take and however shards are stored, the rows' order is the same.
+                "mix": digest_json(["mix", self.seed, about["split"], digests]),
+                **mark(domain),
+            },
+        )
 
     def work(self, item: Item) -> Result:
         """Read the group, put its rows in a keyed random order, and write them as shards of about `target_mb`."""
@@ -113,7 +119,7 @@ class ShardStage:
             stored = self.zone.publish(shard.data, SUFFIX, self._compression)
             stats = json.dumps(shard.moments, sort_keys=True) if shard.moments else None
             about = {"split": item.payload["split"], "tokens": shard.tokens, "stats": stats}
-            records.append({**asdict(stored), "rows": shard.rows, **about})
+            records.append({**asdict(stored), "rows": shard.rows, **about, **mark(item.payload.get("domain"))})
         return Result(item.key, records)
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:

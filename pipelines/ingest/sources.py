@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from pipelines.ingest import samples
+from pipelines.ingest.domains import inside
 from pipelines.params import Ingest
 from storage.digest import digest_file
 from storage.errors import SourceError
@@ -26,12 +27,14 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source. `name` is its path below the source's fixed part: the same on every machine."""
+    """A file of a source. `name` is its path below the source's fixed part, after that of its domain where there is
+    one: the same on every machine."""
 
     name: str
     url: str
     bytes: int
     fingerprint: str
+    domain: str | None = None
 
 
 def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
@@ -39,22 +42,29 @@ def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
 
     A local file's fingerprint is its BLAKE3, kept by size and time in `state` so that it is read once; a remote one's
     is what its store gives (ETag, checksum, version). Raises SourceError for a source that can't be listed, matches
-    nothing, or gives two files the same name.
+    nothing, or gives two files the same name, and for a file that is in two domains.
     """
     found: dict[str, SourceFile] = {}
+    owner: dict[str, str | None] = {}
+    sources = [(domain, source) for domain, part in ingest.by_domain for source in part]
     with Fingerprints(state / "fingerprints.db") as fingerprints:
-        for source in ingest.sources:
+        for domain, source in sources:
             files = _list_one(source, ingest.exclude, root, state, fingerprints)
             if not files:
                 raise SourceError(
                     f"ingest.sources: {source!r} matches no file. Check the path (relative ones start at {root}), the "
                     "glob, and ingest.exclude."
                 )
-            for file in files:
+            for file in (replace(file, name=inside(domain, file.name), domain=domain) for file in files):
                 if (other := found.setdefault(file.name, file)).url != file.url:
                     raise SourceError(
                         f"ingest.sources: {other.url} and {file.url} would both be named {file.name!r}. Give one glob "
                         "that starts at a folder above both."
+                    )
+                if (first := owner.setdefault(file.url, domain)) != domain:
+                    raise SourceError(
+                        f"ingest.sources: {file.url} is in the domains {first!r} and {domain!r}, and a sample belongs "
+                        "to one. Narrow the sources of one of them."
                     )
     return [found[name] for name in sorted(found)]
 

@@ -7,10 +7,12 @@ A name that is not here is refused with the nearest one that is. No module here 
 from pipelines.params.checkpoints import Checkpoints
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
+from pipelines.params.domains import check_names
 from pipelines.params.launching import Launching
 from pipelines.params.load import FILENAME, load_params
 from pipelines.params.network import Network
 from pipelines.params.parallel import Parallel
+from pipelines.params.ramp import check_ramp
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Metric, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
@@ -44,6 +46,8 @@ __all__ = [
     "Split",
     "Stream",
     "Train",
+    "check_names",
+    "check_ramp",
     "describe",
     "load_params",
     "suggestion",

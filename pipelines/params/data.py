@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.domains import Mixture, Sources
+from pipelines.params.ramp import Ramp, check_ramp
 from pipelines.params.section import Section
 
 
@@ -19,10 +21,22 @@ class Lake(Section):
 class Ingest(Section):
     """sources → raw."""
 
-    sources: list[str] = Field(min_length=1)
-    """fsspec URLs, globs or folders: data/**/*.csv, s3://bucket/prefix/*.jsonl, https://…, {python_stdlib}/**/*.py."""
+    sources: Sources
+    """fsspec URLs, globs or folders: data/**/*.csv, s3://bucket/prefix/*.jsonl, https://…, {python_stdlib}/**/*.py. Or
+    such lists by the name of a domain, to be mixed by stream.mixture: {code: [src/**/*.py], prose: [books/*.txt]}."""
     exclude: list[str] = []
     """Globs on a source's name (its path below the glob's fixed part) to leave out: **/test/**."""
+
+    @property
+    def listed(self) -> list[str]:
+        """For people."""
+        named = [(f"{domain}: " if domain else "", part) for domain, part in self.by_domain]
+        return [name + source for name, part in named for source in part]
+
+    @property
+    def by_domain(self) -> list[tuple[str | None, list[str]]]:
+        """(domain, its sources); (None, all of them) where no domains are named."""
+        return [*self.sources.items()] if isinstance(self.sources, dict) else [(None, self.sources)]
 
 
 class Split(Section):
@@ -93,6 +107,9 @@ class Stream(Section):
 
     batch_size: int = Field(64, ge=1)
     """Samples of the global batch, over all ranks."""
+    batch_ramp: Ramp = None
+    """A global batch that grows. Step: samples from there on, beginning at step 0 and ending at batch_size, each a
+    multiple of the first: {0: 16, 500: 32, 2000: 64}. None: batch_size at all steps."""
     seq_len: int = Field(256, ge=2)
     """Tokens that the model sees at once (token datasets)."""
     samples: Literal["windows", "documents"] = "windows"
@@ -111,6 +128,31 @@ class Stream(Section):
     """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
     keep_lanes: bool = False
     """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
+    mixture: Mixture = None
+    """Weights of the domains of ingest.sources in each batch, or step: weight, linear between these steps:
+    {code: 0.7, prose: {0: 0.1, 1000: 0.3}}. 0 leaves a domain out. None: all samples alike."""
+
+    @property
+    def first_batch(self) -> int:
+        """Samples of the smallest global batch."""
+        return min(self.batch_ramp.values()) if self.batch_ramp else self.batch_size
+
+    @model_validator(mode="after")
+    def _ramps_to_its_batch(self) -> "Stream":
+        if self.batch_ramp is None:
+            return self
+        check_ramp(self.batch_ramp, self.batch_size)
+        if self.samples == "documents" and self.bucket_batches > 1:
+            raise ValueError(
+                f"bucket_batches = {self.bucket_batches} sorts batches of one size, but batch_ramp makes them grow: "
+                "set stream.bucket_batches to 1, or leave stream.batch_ramp out"
+            )
+        if self.lanes is not None and self.first_batch % self.lanes:
+            raise ValueError(
+                f"lanes = {self.lanes} does not divide {self.first_batch}, with which batch_ramp begins: leave "
+                "stream.lanes out, or set it to a divisor"
+            )
+        return self
 
     @model_validator(mode="after")
     def _documents_share_windows(self) -> "Stream":

@@ -61,7 +61,8 @@ def _explain(file: Path, error: ValidationError) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
             given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
-            lines.append(f"  {place}: {message}{given}. {_description(item['loc'])}".rstrip())
+            end = "" if message.endswith((".", "?")) else "."
+            lines.append(f"  {place + ': ' * bool(place)}{message}{given}{end} {_description(item['loc'])}".rstrip())
     lines.append("Run `shardline params` for all parameters with their defaults and ranges.")
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
 """A recipe: all sections."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Stream
+from pipelines.params.domains import check_names
 from pipelines.params.release import Evaluate, Package, Promote
 from pipelines.params.running import Cache, Compute
 from pipelines.params.section import NAME, Section
@@ -28,3 +29,10 @@ class Params(Section):
     promote: Promote
     compute: Compute = Compute()
     cache: Cache = Cache()
+
+    @model_validator(mode="after")
+    def _mixes_its_domains(self) -> "Params":
+        """Said before hours of ingest, not when training begins."""
+        if self.stream.mixture is not None:
+            check_names(self.stream.mixture, [name for name, _ in self.ingest.by_domain if name is not None])
+        return self

@@ -122,7 +122,7 @@ def _lineage_table(facts: Facts) -> str:
         "prefect.flow_run_id": "Prefect flow run",
     }  # fmt: skip
     rows = [[label, f"`{facts.lineage[tag]}`"] for tag, label in names.items() if tag in facts.lineage]
-    sources = ", ".join(f"`{source}`" for source in facts.params.ingest.sources)
+    sources = ", ".join(f"`{source}`" for source in facts.params.ingest.listed)
     counts = ", ".join(f"{name} {value:,}" for name, value in facts.counts.items() if isinstance(value, int))
     head = [["sources", sources], ["trained on", f"`{facts.manifest}`"], ["MLflow run", facts.run]]
     return _table(["", ""], [*head, *([["counts", counts]] if counts else []), *rows])

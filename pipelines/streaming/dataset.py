@@ -12,6 +12,7 @@ from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.mixture import Mixture
 from pipelines.streaming.order import Ints, Order
+from pipelines.streaming.ramp import RampedOrder
 from pipelines.streaming.whole_documents import WholeDocuments
 from storage.cache import Tiered
 from storage.errors import DataError, ParamsError
@@ -25,8 +26,8 @@ Unit = Literal["windows", "documents"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1, or as whole
-    documents cut to that, in batches padded to a `multiple`."""
+    """One split (or one domain of it) of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1,
+    or as whole documents cut to that, in batches padded to a `multiple`."""
 
     tiers: Tiered
     manifest: Manifest
@@ -34,11 +35,12 @@ class Dataset:
     seq_len: int | None
     unit: Unit = "windows"
     multiple: int = 1
+    domain: str | None = None
 
     @cached_property
     def table(self) -> pa.Table:
         """The shards of the split."""
-        return self.manifest.select(self.split)
+        return self.manifest.select(self.split, self.domain)
 
     @cached_property
     def samples(self) -> Ints:
@@ -91,6 +93,7 @@ class Dataset:
         """Why there is not one batch."""
         zone, split, rows = self.tiers.zone, self.split, int(self.samples.sum())
         where = f"{zone.describe()} (version {self.manifest.digest[:12]}): split {split!r}"
+        where += "" if self.domain is None else f", domain {self.domain!r}"
         if split not in self.manifest.splits:
             known = ", ".join(self.manifest.splits) or "none"
             return f"{where} has no shards; there are: {known}. Raise curate.split.{split}, or add sources."
@@ -135,11 +138,13 @@ class JoinedOrder:
     def __init__(self, mixture: Mixture, shards: Sequence[int]) -> None:
         self.mixture = mixture
         self.batch_size, self.rows = mixture.batch_size, mixture.rows
+        self.epochs = mixture.epochs
         self.steps = self.full_steps = mixture.steps
         self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
 
     def size(self, step: int) -> int:
-        return self.mixture.size(step)
+        """Samples in the batch at `step` of the first epoch, and of all where the batch doesn't grow."""
+        return self.epochs.size(0, step)
 
     def slots(self, rank: int, world: int, size: int | None = None) -> slice:
         return self.mixture.slots(rank, world, size)
@@ -155,6 +160,14 @@ class JoinedOrder:
         for dataset, shards in self.mixture.ahead(epoch, step, rank, world):
             yield self._firsts[dataset] + shards
 
+    def shares(self, step: int) -> dict[str, float]:
+        """Of each dataset, in the batch at global step `step`, by the weights there."""
+        return self.mixture.shares(step)
+
+    def passes(self, steps: int) -> dict[str, float]:
+        """How often each dataset has been gone through after so many global steps."""
+        return self.mixture.passes(steps)
+
     def settings(self) -> dict[str, Any]:
         return self.mixture.settings()
 
@@ -163,4 +176,4 @@ class JoinedOrder:
         return np.searchsorted(self._firsts, shard, side="right") - 1
 
 
-AnyOrder = Order | JoinedOrder
+AnyOrder = Order | RampedOrder | JoinedOrder

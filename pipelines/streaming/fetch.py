@@ -106,6 +106,11 @@ class Fetcher:
         tiers, table = self.parts[part]
         return tiers, table, index - int(self._ends[part]) + len(table)
 
+    def stored(self, index: int) -> StoredObject:
+        """What the lake holds of shard `index`."""
+        _, table, row = self._find(index)
+        return object_of(table, row)
+
     def _fetch(self, index: int) -> Opened:
         tiers, table, row = self._find(index)
         return tiers.open(object_of(table, row))

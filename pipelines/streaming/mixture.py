@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pipelines.streaming.order import DEFAULT_WINDOW, ORDER_VERSION, Order, choose_lanes, slots
 from pipelines.streaming.permutation import spread
 from pipelines.streaming.quotas import Ints, Quotas
+from pipelines.streaming.ramp import Epochs, Ramp
 from storage.digest import keyed_uint64
 from storage.errors import DataError, ParamsError
 
@@ -31,9 +32,10 @@ class Mixture:
     `weights` is name → weight, or name → (step → weight): between those steps a weight changes linearly, before the
     first and after the last it stays. Weights need not sum to 1. An epoch of the mixture has `steps` steps (None: as
     many as all the rows fill once), so that step s of epoch e is the global step e · steps + s. All batches are full.
+    `batch` may be a ramp, by global steps.
 
-    `window`, `keep_lanes` and `shuffle` are those of `Order`; so are `lanes`, where a dataset that gives fewer samples
-    to a batch has fewer. Costs some 150 ns a sample when planned in blocks.
+    `window`, `first_window`, `keep_lanes` and `shuffle` are those of `Order`; so are `lanes`, where a dataset that
+    gives fewer samples to a batch has fewer. Costs some 150 ns a sample when planned in blocks.
     """
 
     def __init__(
@@ -41,28 +43,29 @@ class Mixture:
         datasets: Mapping[str, npt.ArrayLike],
         weights: Mapping[str, Weight],
         *,
-        batch: int,
+        batch: int | Ramp,
         seed: int,
         lanes: int | None = None,
         window: int = DEFAULT_WINDOW,
+        first_window: int | None = None,
         keep_lanes: bool = False,
         shuffle: bool = True,
         steps: int | None = None,
     ) -> None:
-        if batch < 1:
-            raise ParamsError(f"stream.batch_size={batch}: must be at least 1.")
+        self.ramp = batch if isinstance(batch, Ramp) else Ramp({0: batch})
         if steps is not None and steps < 1:
             raise ParamsError(f"steps={steps} of an epoch of a mixture: must be at least 1.")
         self.names = list(datasets)
         self.schedule = _schedule(self.names, weights)
-        self.batch_size, self.seed = batch, seed
+        self.batch_size, self.seed = self.ramp.largest, seed
         self.orders = [
             Order(
                 rows,
-                batch=lanes or choose_lanes(batch, int(np.sum(rows)), window),
+                batch=lanes or choose_lanes(self.ramp.smallest, int(np.sum(rows)), window),
                 lanes=lanes,
                 seed=keyed_uint64("mixture", ORDER_VERSION, seed, name),
                 window=window,
+                first_window=first_window,
                 keep_lanes=keep_lanes,
                 shuffle=shuffle,
             )
@@ -72,8 +75,13 @@ class Mixture:
             if not order.rows:
                 raise DataError(f"Dataset {name!r} of the mixture has no samples: leave it out.")
         self.rows = sum(order.rows for order in self.orders)
-        self.steps = self.full_steps = steps or max(1, self.rows // batch)
-        self._quotas = Quotas(self.schedule, batch)
+        self.epochs = Epochs(self.ramp, self.rows, "wrap", steps)
+        self._quotas = Quotas(self.schedule, self.ramp)
+
+    @property
+    def steps(self) -> int:
+        """Of the first epoch, and of all where the batch doesn't grow."""
+        return self.epochs.steps(0)
 
     def settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data, as JSON values by the names that people know."""
@@ -85,17 +93,23 @@ class Mixture:
                 name: {str(step): float(weights[place]) for step, weights in self.schedule.items()}
                 for place, name in enumerate(self.names)
             },
+            **self.ramp.settings(),
             "steps of an epoch": self.steps,
             **{f"{name}: {key}": order.settings()[key] for name, order in self._named() for key in _OF_DATASET},
         }
 
-    def size(self, step: int) -> int:
-        """Samples in the global batch at `step`: always `batch`."""
-        self._check(step, 1)
-        return self.batch_size
+    def shares(self, step: int) -> dict[str, float]:
+        """Of each dataset, in the batch at global step `step`, by the weights there."""
+        return dict(zip(self.names, self._quotas.shares(step).tolist(), strict=True))
+
+    def passes(self, steps: int) -> dict[str, float]:
+        """How often each dataset has been gone through after so many global steps."""
+        given = self._quotas.given(steps)[0].tolist()
+        return {name: count / order.rows for count, (name, order) in zip(given, self._named(), strict=True)}
 
     def slots(self, rank: int, world: int, size: int | None = None) -> slice:
-        """The part of a global batch that `rank` of `world` owns, as in an `Order`."""
+        """The part of a global batch of the last size that `rank` of `world` owns, as in an `Order`."""
+        slots(self.ramp.smallest, rank, world)  # raises where some would never get a sample
         return slots(self.batch_size, rank, world, size)
 
     def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints, Ints]:
@@ -103,12 +117,15 @@ class Mixture:
         return self.block(epoch, step, 1, rank, world)
 
     def block(self, epoch: int, step: int, count: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints, Ints]:
-        """The rank's parts of batches `step` … `step + count - 1` end to end, as (dataset, shard, row), int64 [n]."""
-        self._check(step, count)
-        own = self.slots(rank, world)
-        first = epoch * self.steps + step
+        """The rank's parts of batches `step` … `step + count - 1` end to end, as (dataset, shard, row), int64 [n];
+        all of one size."""
+        if not 0 <= step < self.epochs.steps(epoch) or not 1 <= count <= self.epochs.alike(epoch, step):
+            raise IndexError(
+                f"steps {step} to {step + count - 1} of an epoch of {self.epochs.steps(epoch)} steps of one size"
+            )
+        first, size = self.epochs.start(epoch) + step, self.epochs.full(epoch, step)
         given = self._quotas.given(np.arange(first, first + count + 1))
-        dataset, number = self._lay(first, given, own)
+        dataset, number = self._lay(first, given, size, slots(size, rank, world))
         shard, row = np.empty_like(number), np.empty_like(number)
         for index, order in enumerate(self.orders):
             places = np.flatnonzero(dataset == index)
@@ -125,10 +142,11 @@ class Mixture:
         each epoch of its dataset.
         """
         self.slots(rank, world)
-        first, end = epoch * self.steps + step, (epoch + 1) * self.steps
+        start = self.epochs.start(epoch)
+        first, end = start + step, start + self.epochs.steps(epoch)
         parts = [self._needs_of(index, first, end) for index in range(len(self.orders))]
         for at, index, shards in heapq.merge(*parts, key=lambda need: need[:2]):
-            yield at - epoch * self.steps, index, shards
+            yield at - start, index, shards
 
     def ahead(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[tuple[int, Ints]]:
         """(dataset, shards) that `rank` reads from `step` to the end of `epoch`, in the order of first need."""
@@ -158,16 +176,17 @@ class Mixture:
                 high = middle
         return low
 
-    def _lay(self, first: int, given: Ints, own: slice) -> tuple[Ints, Ints]:
-        """(dataset, number of the sample in it) in the slots `own` of the batches from global step `first` on."""
+    def _lay(self, first: int, given: Ints, size: int, own: slice) -> tuple[Ints, Ints]:
+        """(dataset, number of the sample in it) in the slots `own` of the batches of `size` from global step `first`
+        on."""
         mixes, mix = np.unique(np.diff(given, axis=0), axis=0, return_inverse=True)
         layouts = [_layout(tuple(counts)) for counts in mixes.tolist()]
         datasets, numbers = (np.stack(arrays) for arrays in zip(*layouts, strict=True))
         # Turned by another amount each step, so that no rank always has what is left over.
         steps = np.arange(first, first + len(given) - 1, dtype=np.uint64)
-        turns = spread(steps, np.uint64(keyed_uint64("mixture", ORDER_VERSION, self.seed))) % np.uint64(self.batch_size)
+        turns = spread(steps, np.uint64(keyed_uint64("mixture", ORDER_VERSION, self.seed))) % np.uint64(size)
         slot = np.arange(own.start, own.stop) + turns.astype(np.int64)[:, None]
-        np.subtract(slot, self.batch_size, out=slot, where=slot >= self.batch_size)
+        np.subtract(slot, size, out=slot, where=slot >= size)
         mix = mix.reshape(-1, 1)
         dataset = datasets[mix, slot]
         number = numbers[mix, slot] + np.take_along_axis(given[:-1], dataset, axis=1)
@@ -175,10 +194,6 @@ class Mixture:
 
     def _named(self) -> Iterator[tuple[str, Order]]:
         return zip(self.names, self.orders, strict=True)
-
-    def _check(self, step: int, count: int) -> None:
-        if step < 0 or count < 1 or step + count > self.steps:
-            raise IndexError(f"steps {step} to {step + count - 1} of an epoch of {self.steps} steps")
 
 
 #: What a dataset of a mixture chooses for itself.

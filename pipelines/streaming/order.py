@@ -161,9 +161,9 @@ class Order:
         if full < count:
             pieces.append(self._of_rest(_range(self.slots(rank, world, self._rest))))
         if len(pieces) == 1:
-            return self._locate(epoch, *pieces[0])
+            return self.locate(epoch, *pieces[0])
         lanes, places = zip(*pieces, strict=True)
-        return self._locate(epoch, np.concatenate(lanes), np.concatenate(places))
+        return self.locate(epoch, np.concatenate(lanes), np.concatenate(places))
 
     def samples(self, epoch: int, number: Ints) -> tuple[Ints, Ints]:
         """(shard, row) of samples by their number in the epoch, in [0, rows), where all batches lie end to end."""
@@ -173,7 +173,7 @@ class Order:
         rest = np.flatnonzero(step == self.full_steps)
         if rest.size:
             lane[rest], position[rest] = self._of_rest(slot[rest])
-        return self._locate(epoch, lane, position)
+        return self.locate(epoch, lane, position)
 
     def _of_rest(self, sample: Ints) -> tuple[Ints, Ints]:
         """(lane, position in it) of samples of the short batch."""
@@ -184,7 +184,14 @@ class Order:
         if step < 0 or count < 1 or step + count > self.steps:
             raise IndexError(f"steps {step} to {step + count - 1} of an epoch of {self.steps} steps")
 
-    def _locate(self, epoch: int, lane: Ints, position: Ints) -> tuple[Ints, Ints]:
+    def rest(self, position: int, sample: Ints) -> tuple[Ints, Ints]:
+        """(lane, position in it) of samples of what is left from `position` on in all lanes, lane by lane."""
+        left = self._lane_rows - position
+        ends = np.cumsum(left)
+        lane = np.searchsorted(ends, sample, side="right")
+        return lane, position - (ends - left)[lane] + sample
+
+    def locate(self, epoch: int, lane: Ints, position: Ints) -> tuple[Ints, Ints]:
         """(shard, row) of the samples at `position` in `lane`, all int64 [n]."""
         view = self._epoch(epoch)
         shard, row = np.empty_like(position), np.empty_like(position)
@@ -243,20 +250,29 @@ class Order:
     def needs(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[tuple[int, Ints]]:
         """As `ahead`, with the step from which each array of shards is needed."""
         slot = self.slots(rank, world)
-        view, seen = self._epoch(epoch), np.zeros(len(self.shard_rows), dtype=np.bool_)
+        seen = np.zeros(len(self.shard_rows), dtype=np.bool_)
         lanes = np.arange(slot.start // self._per_lane, (slot.stop - 1) // self._per_lane + 1)
         position, end = step * self._per_lane, self.full_steps * self._per_lane
+        for at, shards in self.span(epoch, lanes, position, end, seen):
+            yield at // self._per_lane, shards
+        if step < self.steps > self.full_steps:
+            shards = unseen(self.block(epoch, self.full_steps, 1, rank, world)[0], seen)
+            if shards.size:
+                yield self.full_steps, shards
+
+    def span(
+        self, epoch: int, lanes: Ints, position: int, end: int, seen: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[int, Ints]]:
+        """(position, shards that are needed from there on) of `lanes`, in positions from `position` until before `end`;
+        without those that are `seen`, bool [shards], which they are then."""
+        view = self._epoch(epoch)
         while position < end:
             index, start, _ = view.windows.find(position)
             stop = start + view.windows.rows(index, lanes)
-            shards = _first(self._between(view, lanes, start if self.shuffle else position, stop), seen)
+            shards = unseen(self._between(view, lanes, start if self.shuffle else position, stop), seen)
             if shards.size:
-                yield position // self._per_lane, shards
+                yield position, shards
             position = int(stop.min())
-        if step < self.steps > self.full_steps:
-            shards = _first(self.block(epoch, self.full_steps, 1, rank, world)[0], seen)
-            if shards.size:
-                yield self.full_steps, shards
 
     def _between(self, view: _Epoch, lanes: Ints, start: int, stop: Ints) -> Ints:
         """The shards of the positions from `start` to `stop` ([n] or [1]) of `lanes`, int64; some twice."""
@@ -373,7 +389,7 @@ def _permuted(count: int, key: int, groups: Ints | None = None) -> Ints:
     return words.view(np.int64)
 
 
-def _first(shards: Ints, seen: npt.NDArray[np.bool_]) -> Ints:
+def unseen(shards: Ints, seen: npt.NDArray[np.bool_]) -> Ints:
     """Those of `shards` that are not `seen` yet, once each, in their order; they are seen then."""
     new = shards[~seen[shards]]
     _, places = np.unique(new, return_index=True)

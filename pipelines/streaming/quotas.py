@@ -12,6 +12,8 @@ from math import floor
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.ramp import Ramp
+
 Ints = npt.NDArray[np.int64]
 Weights = Mapping[int, Sequence[Fraction]]
 
@@ -20,8 +22,8 @@ _STAIRS = 256
 
 
 class Quotas:
-    """Numbers of samples of D datasets in batches of `batch`, by `weights`: step → D weights, from step 0 on, none
-    negative and not all 0.
+    """Numbers of samples of D datasets in batches of `batch` (or of a ramp's sizes), by `weights`: step → D weights,
+    from step 0 on, none negative and not all 0.
 
     After any number of steps, what a dataset has given is within ⌈log2 D⌉ / 2 samples of what its weights ask for: one
     sample at most for up to four datasets. It never drifts.
@@ -30,17 +32,24 @@ class Quotas:
     that belong to the time when, by the weights, the node would have reached n; the second child has the others.
     """
 
-    def __init__(self, weights: Weights, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, weights: Weights, batch: int | Ramp) -> None:
+        self.ramp = batch if isinstance(batch, Ramp) else Ramp({0: batch})
         starts, self._weights = _stairs(weights)
+        self._starts = starts
         self.datasets = self._weights.shape[1]
-        rises = np.diff(starts)[:, None] * self._weights[:-1] * batch
+        rises = np.diff(self.ramp.before(starts))[:, None] * self._weights[:-1]
         # [stairs, D]: what is due at the start of each stair, in units
         self._due = np.concatenate([np.zeros((1, self.datasets), np.int64), np.cumsum(rises, axis=0)])
 
     def given(self, step: npt.ArrayLike) -> Ints:
-        """Samples that each dataset has given before each step, int64 [n, D]; their sums are step · batch."""
-        return self._split(np.asarray(step, dtype=np.int64).reshape(-1) * self.batch, 0, self.datasets)
+        """Samples that each dataset has given before each step, int64 [n, D]; their sums are those of the batches."""
+        return self._split(self.ramp.before(np.reshape(step, -1)), 0, self.datasets)
+
+    def shares(self, step: int) -> npt.NDArray[np.float64]:
+        """Of each dataset in what is given at `step`, float64 [D]."""
+        stair = np.searchsorted(self._starts, step, side="right") - 1
+        shares: npt.NDArray[np.float64] = self._weights[stair] / _UNIT
+        return shares
 
     def _split(self, given: Ints, first: int, end: int) -> Ints:
         """What datasets [first, end) have given when all of them have given `given` ([n]), int64 [n, end - first]."""

@@ -7,8 +7,9 @@ from pipelines.streaming.buckets import Bucketed
 from pipelines.streaming.dataset import AnyOrder
 from pipelines.streaming.fields import Arrays
 from pipelines.streaming.gather import Block, Gatherer
-from pipelines.streaming.order import Ints
+from pipelines.streaming.order import Ints, slots
 from pipelines.streaming.prefetch import Prefetcher, close_items
+from pipelines.streaming.ramp import Epochs
 
 Last = Literal["keep", "drop", "pad"]
 
@@ -56,14 +57,22 @@ class Batch(Arrays):
 class Source:
     """Makes batches of any place in the order. It doesn't know the stream, so that the threads keep none alive."""
 
-    def __init__(self, order: AnyOrder | Bucketed, gatherer: Gatherer, rank: int, world: int, last: Last) -> None:
+    def __init__(
+        self, order: AnyOrder | Bucketed, epochs: Epochs, gatherer: Gatherer, rank: int, world: int, last: Last
+    ) -> None:
         self.order, self.gatherer, self.rank, self.world, self.last = order, gatherer, rank, world, last
-        self.steps = order.full_steps if last == "drop" else order.steps
-        slots = order.slots(rank, world)
-        self.share = slots.stop - slots.start  # samples of a full batch that are this rank's
+        self.epochs = epochs
+        #: Samples of a full batch that are this rank's; of a ramp's largest one.
+        self.share = _length(order.slots(rank, world))
         nbytes = self.share * sum(field.nbytes for field in gatherer.fields)
         self._together = max(1, _HANDED_OVER // max(1, nbytes))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
+
+    def _share(self, epoch: int, step: int) -> int:
+        """Samples of a full batch there that are this rank's."""
+        if not self.epochs.ramp.grows:
+            return self.share
+        return _length(slots(self.epochs.full(epoch, step), self.rank, self.world))
 
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
         """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
@@ -87,12 +96,12 @@ class Source:
     def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[Plan]:
         """Blocks of batches with their shards open. Raises what keeps a batch from being had, after those before it."""
         for at, first, planned, shard, row in self._order(epoch, step, epochs):
-            done = 0
+            done, share = 0, self._share(at, first)
             while done < planned:
-                rest = slice(done * self.share, None)
-                block = self.gatherer.locate(shard[rest], row[rest], least=self.share)
+                rest = slice(done * share, None)
+                block = self.gatherer.locate(shard[rest], row[rest], least=share)
                 whole = len(block.samples.row) == len(row[rest])
-                count = planned - done if whole and block.error is None else len(block.samples.row) // self.share
+                count = planned - done if whole and block.error is None else len(block.samples.row) // share
                 if count:
                     yield at, first + done, count, block
                 if block.error is not None:
@@ -103,8 +112,8 @@ class Source:
         """(epoch, first step, number of batches, shard, row) of some batches at a time; of few at first."""
         planned = self._together
         while epochs is None or epoch < epochs:
-            while step < self.steps:
-                count = min(planned, self.steps - step)
+            while step < self.epochs.steps(epoch):
+                count = min(planned, self.epochs.alike(epoch, step))
                 if isinstance(self.order, Bucketed):  # one block at a time: its shards must be opened for that
                     count = min(count, self.order.bounds(step)[1] - step)
                 fetched = self.gatherer.meter.fetch
@@ -124,7 +133,7 @@ class Source:
 
     def load(self, epoch: int, step: int, count: int, block: Block, first: int = 0) -> list[Batch]:
         """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
-        gatherer, share, samples = self.gatherer, self.share, block.samples
+        gatherer, share, samples = self.gatherer, self._share(epoch, step), block.samples
         part = slice(first * share, (first + count) * share)
         arrays = {} if gatherer.by_batch else gatherer.gather(block, part)
         shard, row = samples.shard[part], samples.row[part]
@@ -138,7 +147,7 @@ class Source:
                 own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
             if self.last == "pad":
                 own = gatherer.padded(own, len(origin[1]), share)
-            batches.append(Batch(own, epoch, step + index, self.order.size(step + index), origin))
+            batches.append(Batch(own, epoch, step + index, self.epochs.size(epoch, step + index), origin))
         return batches
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -147,3 +156,7 @@ class Source:
         if block.error is not None:
             raise block.error
         return self.load(epoch, step, 1, block)[0]
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)

@@ -16,17 +16,19 @@ import numpy as np
 from pipelines.streaming.buckets import Bucketed
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
 from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, Unit, same_fields
+from pipelines.streaming.domains import mix_domains
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.mixture import Mixture, Weight
 from pipelines.streaming.order import DEFAULT_WINDOW, Order
 from pipelines.streaming.prefetch import Prefetcher, close_items
+from pipelines.streaming.ramp import Epochs, Ramp, RampedOrder
 from pipelines.streaming.source import Batch, Last, Source
 from storage.cache import Tiered
 from storage.digest import digest_json
 from storage.errors import DataError, FormatError, ParamsError
-from storage.lake import Zone
+from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
 
 STATE_VERSION = 1
@@ -35,14 +37,14 @@ STATE_VERSION = 1
 class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
-    `batch_size` is the global batch, of which this is the part of `rank` of `world`. Tokens come as windows of
-    `seq_len` + 1; with `documents`, also which document each token is of and where in it (see `fields.Tokens`). Where
-    `samples` are documents, each comes whole, cut to so many tokens, and a batch is padded to a multiple of
-    `pad_multiple` (see `whole_documents`). Samples that differ in length are sorted by it into the batches of blocks of
-    `bucket_batches`, where that is above 1 and they are shuffled (see `buckets`). The last batch of an epoch is kept
-    short, dropped, or padded with zeros and masked. With `epochs` the stream ends before that epoch, with None never.
-    At least `prefetch` batches are prepared ahead in threads; with 0 there is no thread. Close it, use it as a context
-    manager or forget it: no thread is left behind.
+    `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
+    is the one that others grow to (see `ramp`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
+    document each token is of and where in it (see `fields.Tokens`). Where `samples` are documents, each comes whole,
+    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `whole_documents`). Samples that
+    differ in length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are
+    shuffled (see `buckets`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
+    `epochs` the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in
+    threads; with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
@@ -50,12 +52,14 @@ class Stream:
     which is used again once nothing refers to them.
 
     Several datasets are mixed when zones and manifests are given by name: by `weights`, which may change with the step,
-    in epochs of `steps` steps (see `mixture.Mixture`).
+    in epochs of `steps` steps (see `mixture.Mixture`). `mixture` mixes the domains of one manifest by such weights;
+    `domain` is the only one of them that is read.
 
     `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
     dataset for `torch.utils.data.DataLoader(stream, batch_size=None)`; move on with `set_epoch`.
 
-    `meter` tells where the time goes: `meter.snapshot()`.
+    `meter` tells where the time goes: `meter.snapshot()`. `rows` are the samples of an epoch; `mixed` is the order of a
+    mixture, None of one dataset.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Stream:
         split: str,
         batch_size: int,
         seed: int,
+        batch_ramp: Mapping[int, int] | None = None,
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
@@ -83,6 +88,8 @@ class Stream:
         bucket_batches: int = 1,
         weights: Mapping[str, Weight] | None = None,
         steps: int | None = None,
+        mixture: Mapping[str, Weight] | None = None,
+        domain: str | None = None,
         tiers: Tiered | Mapping[str, Tiered] | None = None,
         ahead: int = DEFAULT_AHEAD,
         memory: int = DEFAULT_MEMORY,
@@ -97,46 +104,70 @@ class Stream:
         if pad_multiple < 1 or bucket_batches < 1:
             raise ValueError(f"pad_multiple={pad_multiple}, bucket_batches={bucket_batches}: must be at least 1")
         cut = (split, seq_len, samples, pad_multiple)
-        ordering: dict[str, Any] = {"batch": batch_size, "seed": seed, "lanes": lanes, "window": window}
+        ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
+        ordering: dict[str, Any] = {
+            "batch": ramp if ramp.grows else batch_size,
+            "seed": seed,
+            "lanes": lanes,
+            "window": window,
+        }
         ordering |= {"keep_lanes": keep_lanes, "shuffle": shuffle}
         order: AnyOrder
         if isinstance(manifest, Manifest):
             if weights is not None or steps is not None or isinstance(zone, Mapping):
                 raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
-            datasets = {"": Dataset(tiers if isinstance(tiers, Tiered) else Tiered(zone), manifest, *cut)}
-            order = Order(datasets[""].samples, first_window=first_window, **ordering)
+            through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
+            datasets = {"": Dataset(through, manifest, *cut, domain)}
+            if mixture is None:
+                plain = Order(datasets[""].samples, first_window=first_window, **{**ordering, "batch": ramp.smallest})
+                course = Epochs(ramp, plain.rows, "drop" if last == "drop" else "keep")
+                order = RampedOrder(plain, course) if ramp.grows else plain
+            else:
+                datasets, order = mix_domains(datasets[""], mixture, first_window=first_window, **ordering)
+                course = order.epochs
         else:
             if not isinstance(zone, Mapping) or set(zone) != set(manifest):
                 raise ValueError(f"a mixture of {', '.join(manifest)} needs a zone for each, by the same names")
-            if last != "keep" or first_window is not None:
-                raise ValueError("all batches of a mixture are full, and its windows start as small as they can")
-            through = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-            datasets = {name: Dataset(through[name], manifest[name], *cut) for name in manifest}
+            if mixture is not None or domain is not None:
+                raise ValueError("mixture and domain are for one dataset: give weights for several")
+            behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
+            datasets = {name: Dataset(behind[name], manifest[name], *cut) for name in manifest}
             rows = {name: dataset.samples for name, dataset in datasets.items()}
-            mixture = Mixture(rows, weights or dict.fromkeys(rows, 1.0), steps=steps, **ordering)
-            order = JoinedOrder(mixture, [len(part) for part in rows.values()])
+            mixed = Mixture(
+                rows, weights or dict.fromkeys(rows, 1.0), steps=steps, first_window=first_window, **ordering
+            )
+            order, course = JoinedOrder(mixed, [len(part) for part in rows.values()]), mixed.epochs
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
         self.meter = Meter()
         counts = np.concatenate([dataset.samples for dataset in datasets.values()])
         gatherer = Gatherer(
             fetcher, counts, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
         )
-        sorts = bucket_batches > 1 and shuffle and gatherer.varies
-        ordered = Bucketed(order, bucket_batches, seed, gatherer.lengths) if sorts else order
-        self._source = Source(ordered, gatherer, rank, world, last)
+        ordered: AnyOrder | Bucketed = order
+        if bucket_batches > 1 and shuffle and gatherer.varies:
+            if ramp.grows:
+                raise ParamsError(
+                    f"stream.bucket_batches={bucket_batches} sorts batches of one size, but stream.batch_ramp makes "
+                    "them grow: set stream.bucket_batches to 1, or leave stream.batch_ramp out."
+                )
+            assert not isinstance(order, RampedOrder)
+            ordered = Bucketed(order, bucket_batches, seed, gatherer.lengths)
+        self._source = Source(ordered, course, gatherer, rank, world, last)
         self._digest = (
             manifest.digest
             if isinstance(manifest, Manifest)
             else digest_json({name: part.digest for name, part in manifest.items()})
         )
-        self.split, self.seq_len, self.unit = split, seq_len, samples
+        self.rows = order.rows
+        self.mixed = order if isinstance(order, JoinedOrder) else None
+        self.split, self.seq_len, self.domain, self.unit = split, seq_len, domain, samples
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
         self._groups: Iterator[list[Batch]] | None = None
         self._finalizer: weakref.finalize[[], Stream] | None = None
         self._process = os.getpid()
         self._epoch = self._step = 0
-        if not len(self):
+        if not course.complete:
             raise DataError(datasets[""].why_empty(batch_size))
 
     @property
@@ -144,11 +175,31 @@ class Stream:
         """Which samples come when."""
         return self._source.order
 
+    def stored(self, shard: int) -> StoredObject:
+        """What the lake holds of a shard, by its number in the order."""
+        return self._source.gatherer.fetcher.stored(shard)
+
     # -- iteration -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
-        return self._source.steps
+        """Batches of the current epoch: as many in each one, unless the batch grows."""
+        return self.steps_of(self._epoch)
+
+    def steps_of(self, epoch: int) -> int:
+        """Batches of `epoch`."""
+        return self._source.epochs.steps(epoch)
+
+    def steps_until(self, epochs: float) -> int:
+        """Batches of so many epochs, rounded up."""
+        return self._source.epochs.until(epochs)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(epoch, batch in it) of step `step` of a training that took all batches from the first one on."""
+        return self._source.epochs.place(step)
+
+    def batch_size(self, step: int) -> int:
+        """Samples of a full global batch at step `step` of such a training."""
+        return self._source.epochs.ramp.size(step)
 
     def __getitem__(self, index: int) -> Batch:
         """Batch `index` of the current epoch."""
@@ -226,7 +277,7 @@ class Stream:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def _move_to(self, epoch: int, step: int) -> None:
-        self._epoch, self._step = (epoch, step) if step < len(self) else (epoch + 1, 0)
+        self._epoch, self._step = (epoch, step) if step < self.steps_of(epoch) else (epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`."""
@@ -269,5 +320,6 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        unit = {} if self.unit == "windows" else {"stream.samples": self.unit}
+        unit: dict[str, str] = {} if self.unit == "windows" else {"stream.samples": self.unit}
+        unit |= {} if self.domain is None else {"domain": self.domain}
         return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}

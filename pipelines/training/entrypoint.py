@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
 
         train = loader("train")
         val = loader("val") if samples_in(manifest, "val", config.window) else None
-        steps = params.train.steps or ceil(float(params.train.epochs or 0) * len(train))
+        steps = params.train.steps or train.stream.steps_until(float(params.train.epochs or 0))
         run = stack.enter_context(_run(ws, ranks, home))
         run.set_tags({"task": task.name, "device": str(device), "ranks": str(ranks.world)})
         run.log_dataset(manifest, zone, "train")

@@ -35,7 +35,7 @@ class Loader:
         self.stream, self._task, self._ranks, self._device = stream, task, ranks, device
 
     def __len__(self) -> int:
-        """Batches of an epoch: the same on every rank."""
+        """Batches of the current epoch: the same on every rank, and in every epoch unless the batch grows."""
         return len(self.stream)
 
     def __iter__(self) -> Iterator[Tensors]:
@@ -43,7 +43,7 @@ class Loader:
             self.stream.set_epoch(0)
         for batch in self.stream:
             yield self._tensors(batch)
-            if batch.step + 1 == len(self):
+            if batch.step + 1 == self.stream.steps_of(batch.epoch):
                 return
 
     def state_dict(self) -> dict[str, Any]:

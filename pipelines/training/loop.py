@@ -1,7 +1,7 @@
 """The training loop."""
 
+from contextlib import closing
 from functools import partial
-from itertools import islice
 from signal import SIGTERM, Signals
 from time import perf_counter
 
@@ -15,6 +15,7 @@ from pipelines.training.session import Session
 from pipelines.training.signals import StopRequest
 from pipelines.training.step import take_step
 from pipelines.training.targets import global_targets
+from pipelines.training.validation import Sums, val_batches
 from storage.errors import Interrupted
 
 
@@ -72,24 +73,23 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
 
 def validate(s: Session, stop: StopRequest) -> bool:
     """Measure the loss on the val split and note it in the state; True when a signal cut it short (nothing noted)."""
-    loss, hits, count, stopped = 0.0, 0.0, 0, False
+    sums, stopped = Sums(), False
     s.model.eval()
-    with s.averaged(), s.val_stream() as batches:
-        for batch in islice(batches, s.params.train.eval_batches):
+    with s.averaged(), closing(val_batches(s)) as batches:
+        for domain, batch in batches:
             inputs, targets = s.task.pair(batch.arrays, s.device)
             answers = s.runner.answers(inputs, s.task.beside(batch.arrays, s.device))
             if answers is not None and s.layout.speaks:
-                loss += float(s.task.loss(answers, targets))
-                hits += float(s.task.hits(answers, targets))
-            count += global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
+                sums.loss[domain] += float(s.task.loss(answers, targets))
+                sums.hits[domain] += float(s.task.hits(answers, targets))
+            sums.count[domain] += global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
             beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:
                 break
     s.model.train()
     if not stopped:
-        loss, hits = s.ranks.sum(loss, hits, device=s.device)
-        s.note_validation(s.task.summary(loss / count, hits / count))
+        s.note_validation(sums.summary(s))
     return stopped
 
 

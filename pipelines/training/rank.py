@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -71,7 +72,16 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        yield Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending)
+        report = Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending)
+        report.planned = partial(planned, s)
+        yield report
+
+
+def planned(s: Session, step: int) -> dict[str, float]:
+    """Of the batch at `step`, counted from 0: the share of each domain of a mixture, and the size where it grows."""
+    shares = s.stream.mixed.shares(step) if s.stream.mixed is not None else {}
+    size = {} if s.params.stream.batch_ramp is None else {"batch_size": float(s.stream.batch_size(step))}
+    return {f"mixture/{name}": share for name, share in shares.items()} | size
 
 
 def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Reporter) -> None:
@@ -82,7 +92,8 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
     write_atomically(ws.model / "run.json", _json(report.run.reference()))
     write_atomically(ws.metrics("train"), _json(final))
     write_atomically(ws.plots("train.csv"), _csv(TRAIN_COLUMNS, s.state.train_curve))
-    val_columns = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
+    none = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
+    val_columns = list(s.state.val_curve[-1]) if s.state.val_curve else none
     write_atomically(ws.plots("val.csv"), _csv(val_columns, s.state.val_curve))
     report.run.log_metrics({f"final.{k}": v for k, v in final.items() if isinstance(v, int | float)})
     spent = report.spent(s.state.step)
@@ -101,6 +112,8 @@ def final_metrics(s: Session) -> dict[str, Any]:
         "parameters": s.parameters,
         "train_loss": state.train_loss,
     }
+    if s.stream.mixed is not None:
+        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.mixed.passes(state.step).items()}
     if state.skipped or state.backoffs:  # of train.nonfinite
         metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
     kept = state.best_step if s.best else state.validated
@@ -129,7 +142,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train": {"lr": 1}} → {"train.lr": 1}; lists stay values."""
     items: dict[str, Any] = {}
     for name, value in values.items():
-        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return items
 
 

@@ -93,7 +93,7 @@ def replay(ws: Workspace, step: int) -> Replay:
         if not 1 <= step <= s.steps:
             raise ParamsError(f"--step {step}: this training has the steps 1 to {s.steps}.")
         weights_of, s.state.step = s.state.step, step - 1
-        epoch, index = divmod(step - 1, len(s.stream))
+        epoch, index = s.stream.place(step - 1)
         s.stream.set_epoch(epoch)
         batch = s.stream[index]
         seed_step(s.params.seed, step - 1, 0)

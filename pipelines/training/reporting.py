@@ -1,5 +1,6 @@
 """What rank 0 tells of a training: the curves in MLflow, the bar, lines for people. The other ranks say nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Reporter:
-    """`run` is None where nobody listens; `unit` is what the rate counts: tokens or samples; `steps` is the goal."""
+    """`run` is None where nobody listens; `unit` is what the rate counts: tokens or samples; `steps` is the goal;
+    `planned` gives what the batch at a step, counted from 0, is made of, where that changes."""
 
     run: "Run | None"
     advance: Advance
@@ -28,6 +30,7 @@ class Reporter:
     reported: int = 0
     times: Times = field(default_factory=Times)
     spending: "Spending | None" = None
+    planned: Callable[[int], dict[str, float]] = lambda step: {}
 
     def step(self, seconds: float, waited: float, work: int) -> None:
         """Count a step: how long it took, how much of that was waiting for data, units of work (of all ranks)."""
@@ -44,6 +47,7 @@ class Reporter:
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
+        rates |= self.planned(int(point["step"]) - 1)
         rates |= {f"{part}_share": share for part, share in (times - self.times).of_documents().items()}
         rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
         self.times = times

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +92,10 @@ class Session:
         )
 
     @contextmanager
-    def val_stream(self) -> Iterator[Stream]:
-        """The val split in its stored order, once."""
-        with open_stream(self.params, self.tiers, self.manifest, self.layout, "val", self.device) as stream:
+    def val_stream(self, domain: str | None = None) -> Iterator[Stream]:
+        """The val split, or one domain of it, in its stored order, once."""
+        source = self.params, self.tiers, self.manifest, self.layout
+        with open_stream(*source, "val", self.device, domain=domain) as stream:
             yield stream
 
     def note_validation(self, summary: dict[str, float]) -> None:
@@ -175,15 +175,19 @@ def open_stream(
     device: torch.device,
     *,
     train: bool = False,
+    domain: str | None = None,
 ) -> Stream:
-    """This rank's part of a split: shuffled and endless for training, else once in the stored order."""
+    """This rank's part of a split: shuffled, mixed and endless for training, else once in the stored order; of one
+    domain only where it is named."""
     settings, compute = params.stream, params.compute
     return Stream(
-        tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, shuffle=train,
+        tiers.zone, manifest, split=split, batch_size=settings.batch_size,
+        batch_ramp=settings.batch_ramp if train else None, seed=params.seed, shuffle=train,
         rank=layout.data_rank, world=layout.data_world,
         seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
         lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
-        keep_lanes=settings.keep_lanes, samples=settings.samples, pad_multiple=settings.pad_multiple,
+        keep_lanes=settings.keep_lanes, mixture=settings.mixture if train else None, domain=domain,
+        samples=settings.samples, pad_multiple=settings.pad_multiple,
         bucket_batches=settings.bucket_batches if settings.samples == "documents" else 1,
         epochs=None if train else 1, prefetch=compute.prefetch,
         tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
@@ -225,8 +229,8 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
-            samples=samples_in(manifest, "train", config.window), parameters=parameters,
-            steps=train.steps or ceil(float(train.epochs or 0) * len(stream)),
+            samples=stream.rows, parameters=parameters,
+            steps=train.steps or stream.steps_until(float(train.epochs or 0)),
             checkpoints=saver,
         )  # fmt: skip
         if train.ema is not None:
@@ -275,8 +279,10 @@ def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:
     return False
 
 
-def samples_in(manifest: Manifest, split: str, seq_len: int | None) -> int:
-    """Samples of a split: rows (of whole documents, too), or windows of `seq_len` tokens that have a next one."""
+def samples_in(manifest: Manifest, split: str, seq_len: int | None, domain: str | None = None) -> int:
+    """Samples of a split, or of one domain of it: rows (of whole documents, too), or windows of `seq_len` tokens that
+    have a next one."""
+    shards = manifest.select(split, domain)
     if seq_len is None:
-        return sum(rows for rows in manifest.select(split)["rows"].to_pylist())
-    return sum(max(0, tokens - 1) // seq_len for tokens in manifest.select(split)["tokens"].to_pylist())
+        return sum(rows for rows in shards["rows"].to_pylist())
+    return sum(max(0, tokens - 1) // seq_len for tokens in shards["tokens"].to_pylist())

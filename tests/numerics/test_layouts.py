@@ -65,6 +65,7 @@ KEPT_APART = {
     "apart, tensor": APART | case(2, parallel={"tensor": 2}),
     "apart, 1F1B": APART | case(2, parallel={"pipeline": 2}),
 }
+RAMP: Case = {"stream": {"batch_ramp": {0: 4, 2: 8}}}
 OTHERS = {
     "tensor with dropout": {
         "model": MODEL | {"args": {**MODEL["args"], "dropout": 0.2}},
@@ -73,6 +74,8 @@ OTHERS = {
     "bf16 ZeRO-3": case(2, precision="bf16", parallel={"shard": 2}),
     "fp16 ZeRO-3": case(2, precision="fp16", parallel={"shard": 2}),
     "fp16 1F1B": case(2, precision="fp16", parallel={"pipeline": 2}),
+    "a batch that grows": RAMP | case(2),
+    "a batch that grows in a pipeline": RAMP | case(2, parallel={"pipeline": 2}),
     "three in a pair": case(3, parallel={"data": 3}),
     "few layers": {
         "model": MODEL | {"args": {"dim": 16, "layers": 1, "heads": 2}},
@@ -137,6 +140,12 @@ def test_documents_of_two_ranks_take_the_steps_of_one(
 def test_four_ranks_take_the_steps_of_one(name: str, ws: Workspace, one: dict[str, Any], four: dict[str, Any]) -> None:
     alone = run_case(changed(ws, {"model": DEEP}), Ranks()) if EQUAL[4][name].get("model") == DEEP else one
     same_steps(alone, four[name])
+
+
+def test_batches_that_grow_are_those_of_one_rank(ws: Workspace, two: dict[str, Any]) -> None:
+    alone = run_case(changed(ws, RAMP), Ranks())
+    same_steps(alone, two["a batch that grows"])
+    same_steps(alone, two["a batch that grows in a pipeline"])
 
 
 def same_steps(one: dict[str, Any], many: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.streaming.mixture import Mixture
 from pipelines.streaming.quotas import Quotas
+from pipelines.streaming.ramp import Epochs
 from storage.errors import DataError, ParamsError
 
 Sample = tuple[int, int, int]
@@ -133,7 +134,7 @@ def test_a_block_is_its_batches_end_to_end_from_any_step(mixture: Mixture, data:
 
 @given(mixtures(), st.data())
 def test_ahead_names_shards_before_they_are_read(mixture: Mixture, data: st.DataObject) -> None:
-    mixture.steps = min(mixture.steps, 12)
+    mixture.epochs = Epochs(mixture.ramp, mixture.rows, "wrap", min(mixture.steps, 12))
     epoch, step = data.draw(st.integers(0, 2)), data.draw(st.integers(0, mixture.steps - 1))
     needs = list(mixture.needs(epoch, step))
     assert [at for at, _, _ in needs] == sorted(at for at, _, _ in needs)

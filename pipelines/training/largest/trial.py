@@ -38,7 +38,7 @@ def alone(params: Params, size: int) -> Params:
         "patience": None, "entrypoint": None, "args": {},
     }  # fmt: skip
     widest = {"pad_multiple": params.stream.seq_len}  # documents: every batch as wide as the widest can be
-    stream = params.stream.model_copy(update={"batch_size": size, "lanes": None, **widest})
+    stream = params.stream.model_copy(update={"batch_size": size, "batch_ramp": None, "lanes": None, **widest})
     return params.model_copy(update={"train": Train.model_validate(train), "stream": stream})
 
 

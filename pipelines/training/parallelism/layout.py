@@ -20,21 +20,22 @@ class Layout:
     @classmethod
     def of(cls, params: Params, world: int, rank: int) -> "Layout":
         """The layout of `train.parallel` on `world` ranks. Raises ParamsError with the equation that fails."""
-        parallel, batch = params.train.parallel, params.stream.batch_size
+        parallel, batch = params.train.parallel, params.stream.first_batch
+        named = "stream.batch_size" if params.stream.batch_ramp is None else "stream.batch_ramp at step 0"
         try:
             data = parallel.data_for(world, "the number of ranks")
         except ValueError as error:
             raise ParamsError(f"train.parallel: {error}.") from error
         if data * parallel.shard > batch:
             raise ParamsError(
-                f"train.parallel: data {data} × shard {parallel.shard} = {data * parallel.shard} > stream.batch_size = "
-                f"{batch}: some ranks would never get a sample. Raise stream.batch_size, or lower one of the sizes."
+                f"train.parallel: data {data} × shard {parallel.shard} = {data * parallel.shard} > {named} = "
+                f"{batch}: some ranks would never get a sample. Raise {named}, or lower one of the sizes."
             )
         most = -(-batch // (data * parallel.shard))
         if parallel.pipeline > 1 and parallel.pieces > most:
             raise ParamsError(
-                f"train.parallel: microbatches {parallel.pieces} > stream.batch_size / (data × shard) = {batch} / "
-                f"{data * parallel.shard} = {most} samples of a rank: some would be empty. Raise stream.batch_size, "
+                f"train.parallel: microbatches {parallel.pieces} > {named} / (data × shard) = {batch} / "
+                f"{data * parallel.shard} = {most} samples of a rank: some would be empty. Raise {named}, "
                 "or lower train.parallel.microbatches."
             )
         return cls((parallel.pipeline, data, parallel.shard, parallel.tensor), rank)

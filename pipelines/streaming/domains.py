@@ -1,0 +1,34 @@
+"""Domains of one dataset version, mixed: `ingest.sources` names them, `stream.mixture` gives their weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipelines.params import check_names
+from pipelines.streaming.dataset import Dataset, JoinedOrder
+from pipelines.streaming.mixture import Mixture, Weight
+from storage.errors import DataError, ParamsError
+
+
+def mix_domains(
+    whole: Dataset, mixture: Mapping[str, Weight], **ordering: Any
+) -> tuple[dict[str, Dataset], JoinedOrder]:
+    """The domains of `whole` that have a weight at some step, and the order in which they are mixed.
+
+    Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample.
+    """
+    try:
+        check_names(mixture, whole.manifest.domains)
+    except ValueError as error:
+        raise ParamsError(f"{error}. (The shards are of version {whole.manifest.digest[:12]}.)") from None
+    weights = {name: weight for name, weight in mixture.items() if _counts(weight)}
+    parts = {name: replace(whole, domain=name) for name in weights}
+    for name, part in parts.items():
+        if not part.samples.sum():
+            raise DataError(f"{part.why_empty(1)} Or set stream.mixture.{name} to 0.")
+    order = Mixture({name: part.samples for name, part in parts.items()}, weights, **ordering)
+    return parts, JoinedOrder(order, [len(part.samples) for part in parts.values()])
+
+
+def _counts(weight: Weight) -> bool:
+    return any(weight.values()) if isinstance(weight, Mapping) else weight != 0

@@ -1,0 +1,194 @@
+"""What must hold of batches that grow, for every ramp, data and world."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.streaming.mixture import Mixture
+from pipelines.streaming.order import Order
+from pipelines.streaming.ramp import Epochs, Ramp, RampedOrder
+from storage.errors import ParamsError
+
+Sample = tuple[int, ...]
+STEPS = 25
+few = settings(max_examples=20)
+
+
+@st.composite
+def ramps(draw: st.DrawFn) -> Ramp:
+    first = draw(st.integers(1, 6))
+    factors = sorted(draw(st.sets(st.integers(2, 7), max_size=3)))
+    starts = sorted(draw(st.sets(st.integers(1, 15), min_size=len(factors), max_size=len(factors))))
+    return Ramp({0: first} | {start: first * factor for start, factor in zip(starts, factors, strict=True)})
+
+
+@st.composite
+def ramped(draw: st.DrawFn) -> RampedOrder:
+    ramp = draw(ramps())
+    lanes = draw(st.sampled_from([n for n in range(1, ramp.smallest + 1) if ramp.smallest % n == 0]))
+    order = Order(
+        draw(st.lists(st.integers(0, 15), min_size=1, max_size=6).filter(any)),
+        batch=ramp.smallest,
+        lanes=lanes,
+        seed=draw(st.integers(0, 2**63 - 1)),
+        window=draw(st.integers(1, 64)),
+        keep_lanes=draw(st.booleans()),
+    )
+    return RampedOrder(order, Epochs(ramp, order.rows))
+
+
+def pairs(places: tuple[np.ndarray, ...]) -> list[Sample]:
+    return list(zip(*(array.tolist() for array in places), strict=True))
+
+
+def walk(epochs: Epochs) -> list[tuple[int, int]]:
+    """(epoch, step in it) of the first steps, one after the other."""
+    places, epoch, step = [], 0, 0
+    while len(places) < STEPS:
+        places.append((epoch, step))
+        epoch, step = (epoch, step + 1) if step + 1 < epochs.steps(epoch) else (epoch + 1, 0)
+    return places
+
+
+@given(ramps(), st.integers(1, 400), st.sampled_from(["keep", "drop", "wrap"]))
+def test_every_step_has_its_place_and_its_size(ramp: Ramp, rows: int, rest: str) -> None:
+    epochs = Epochs(ramp, rows, rest)  # type: ignore[arg-type]
+    assert epochs.complete == (rest != "drop" or rows >= ramp.largest)
+    if not epochs.complete:
+        return
+    given = 0
+    for number, (epoch, step) in enumerate(walk(epochs)):
+        assert epochs.place(number) == (epoch, step)
+        assert epochs.start(epoch) + step == number
+        given = 0 if step == 0 else given
+        assert epochs.given(epoch, step) == given
+        size = epochs.size(epoch, step)
+        left = rows - given
+        assert epochs.full(epoch, step) == ramp.size(number)
+        assert size == ramp.size(number) if rest == "wrap" else size == min(ramp.size(number), left)
+        assert rest != "drop" or size == ramp.size(number)
+        alike = epochs.alike(epoch, step)
+        assert {epochs.full(epoch, step + more) for more in range(alike)} == {ramp.size(number)}
+        given += size
+        if step + 1 == epochs.steps(epoch):
+            assert given == rows if rest == "keep" else rows - given < ramp.size(number + 1)
+    assert epochs.until(2) == epochs.start(2)
+    assert epochs.start(1) <= epochs.until(1.5) <= epochs.start(2)
+
+
+@given(ramps())
+def test_samples_before_a_step_are_those_of_the_batches_before(ramp: Ramp) -> None:
+    sizes = [ramp.size(step) for step in range(40)]
+    assert ramp.before(np.arange(40)).tolist() == [sum(sizes[:step]) for step in range(40)]
+    assert all(later >= sooner for sooner, later in pairwise(sizes))
+    for first in (0, 3, 17):
+        for samples in (0, 1, 40, 100):
+            full, rest = ramp.steps(first, samples)
+            taken = int(ramp.before(first + full)) - int(ramp.before(first))
+            assert (taken + rest, rest < ramp.size(first + full)) == (samples, True)
+
+
+@few
+@given(ramped())
+def test_every_sample_comes_once_an_epoch(order: RampedOrder) -> None:
+    everything = {(shard, row) for shard, rows in enumerate(order.order.shard_rows) for row in range(rows)}
+    for epoch in range(3):
+        batches = [pairs(order.batch(epoch, step)) for step in range(order.epochs.steps(epoch))]
+        assert [len(batch) for batch in batches] == [order.epochs.size(epoch, step) for step in range(len(batches))]
+        assert Counter(sample for batch in batches for sample in batch) == Counter(everything)
+
+
+@few
+@given(ramped(), st.data())
+def test_the_ranks_parts_joined_are_the_global_batch(order: RampedOrder, data: st.DataObject) -> None:
+    world = data.draw(st.integers(1, order.epochs.ramp.smallest))
+    for epoch, step in walk(order.epochs)[:12]:
+        parts = [pairs(order.batch(epoch, step, rank, world)) for rank in range(world)]
+        assert [sample for part in parts for sample in part] == pairs(order.batch(epoch, step))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1 or step + 1 == order.epochs.steps(epoch)
+
+
+@few
+@given(ramped(), st.data())
+def test_a_block_is_its_batches_end_to_end(order: RampedOrder, data: st.DataObject) -> None:
+    epoch, step = data.draw(st.sampled_from(walk(order.epochs)))
+    alike = order.epochs.alike(epoch, step)
+    world = data.draw(st.integers(1, order.epochs.ramp.smallest))
+    rank, count = data.draw(st.integers(0, world - 1)), data.draw(st.integers(1, alike))
+    steps = [pairs(order.batch(epoch, step + more, rank, world)) for more in range(count)]
+    assert pairs(order.block(epoch, step, count, rank, world)) == [sample for batch in steps for sample in batch]
+    with pytest.raises(IndexError):
+        order.block(epoch, step, alike + 1)
+
+
+@few
+@given(ramped(), st.data())
+def test_ahead_names_every_shard_once(order: RampedOrder, data: st.DataObject) -> None:
+    epoch, step = data.draw(st.sampled_from(walk(order.epochs)))
+    world = data.draw(st.integers(1, order.epochs.ramp.smallest))
+    rank = data.draw(st.integers(0, world - 1))
+    ahead = [shard for shards in order.ahead(epoch, step, rank, world) for shard in shards.tolist()]
+    assert len(ahead) == len(set(ahead))
+    steps = range(step, order.epochs.steps(epoch))
+    read = {shard for now in steps for shard, _ in pairs(order.batch(epoch, now, rank, world))}
+    assert read <= set(ahead)
+
+
+@few
+@given(ramped(), st.integers(0, 3))
+def test_a_ramp_of_one_size_is_the_order_itself(order: RampedOrder, epoch: int) -> None:
+    plain = order.order
+    constant = RampedOrder(plain, Epochs(Ramp({0: plain.batch_size}), plain.rows))
+    assert constant.settings() == plain.settings()
+    for step in range(plain.steps):
+        assert pairs(constant.batch(epoch, step)) == pairs(plain.batch(epoch, step))
+    assert [s.tolist() for s in constant.ahead(epoch, 0)] == [s.tolist() for s in plain.ahead(epoch, 0)]
+
+
+def test_a_mixture_may_grow_too() -> None:
+    ramp = Ramp({0: 3, 4: 6, 9: 12})
+    mixture = Mixture({"a": [9, 4], "b": [7]}, {"a": 2, "b": {0: 1, 9: 5}}, batch=ramp, seed=4)
+    seen: Counter[Sample] = Counter()
+    for number, (epoch, step) in enumerate(walk(mixture.epochs)):
+        batch = pairs(mixture.batch(epoch, step))
+        assert len(batch) == ramp.size(number)
+        parts = [pairs(mixture.batch(epoch, step, rank, 3)) for rank in range(3)]
+        assert [sample for part in parts for sample in part] == batch
+        share = mixture.shares(number)["b"]
+        assert abs(sum(dataset for dataset, _, _ in batch) - share * len(batch)) <= 1 + 1e-6
+        seen.update(batch)
+    for index, order in enumerate(mixture.orders):
+        counts = [seen[index, shard, row] for shard, rows in enumerate(order.shard_rows) for row in range(rows)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_the_batches_themselves() -> None:
+    """Pinned: a change of these literals breaks saved states, so raise ORDER_VERSION."""
+    order = Order([5, 0, 4, 6], batch=2, seed=3, lanes=2)
+    ramp = RampedOrder(order, Epochs(Ramp({0: 2, 2: 4, 5: 6}), order.rows))
+    assert [ramp.epochs.steps(epoch) for epoch in range(3)] == [5, 3, 3]
+    assert [pairs(ramp.batch(0, step)) for step in range(5)] == [
+        [(0, 4), (2, 2)],
+        [(0, 0), (3, 4)],
+        [(3, 1), (0, 3), (2, 3), (3, 3)],
+        [(0, 1), (0, 2), (3, 2), (3, 5)],
+        [(3, 0), (2, 0), (2, 1)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({2: 4}, "batch_ramp begins at step 2: give the size at step 0"),
+        ({0: 4, 5: 4}, "4 after 4, but each size must be larger"),
+        ({0: 4, 5: 6}, "6 is no multiple of the first size, 4: set it to 8"),
+        ({0: 0}, r"stream.batch_size=0: must be at least 1"),
+    ],
+)
+def test_ramps_that_make_no_sense_are_refused(sizes: dict[int, int], message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        Ramp(sizes)
