@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from training_samples import losses, make_text, outs, without_mlflow
+from training_samples import TEXT, losses, make_text, outs, without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.stage import evaluate
-from pipelines.models import load_model, task_of, with_loss
+from pipelines.models import ModelConfig, load_model, task_of, with_loss
 from pipelines.models.saved import load_config
 from pipelines.models.tasks import IGNORED
 from pipelines.params import Train
@@ -110,6 +110,21 @@ def test_a_training_repeats_is_evaluated_as_it_learnt_and_writes_documents(
     other = evaluate_model(*load_model(ws.model), zone, zone.manifest(), params)
     assert "samples" not in other
     assert other["bytes"] == size + found["cut_bytes"]
+
+
+def test_a_model_that_keeps_documents_apart_is_given_each_by_itself(tmp_path: Path) -> None:
+    ws = make_text(tmp_path, stream={"batch_size": 8, "seq_len": SEQ_LEN})
+    zone, test = ws.zone("shards"), documents(ws, "test")
+    plain = ModelConfig(ws.params.model.model_dump(), TEXT, SEQ_LEN, "language", "")
+    chosen = ws.params.evaluate.model_copy(update={"samples": "documents"})
+    params = ws.params.model_copy(update={"evaluate": chosen})
+    figures = [
+        evaluate_model(config.build(), config, zone, zone.manifest(), params)
+        for config in (plain, replace(plain, documents=True), replace(plain, samples="documents"))
+    ]
+    assert figures[0]["bits_per_byte"] == pytest.approx(figures[1]["bits_per_byte"], abs=2e-6)
+    assert figures[0] == figures[2]
+    assert figures[0]["bytes"] == sum(int((d != 256).sum()) for d in test.values())
 
 
 def test_windows_leave_no_trace_of_the_choice(tmp_path: Path) -> None:
