@@ -25,7 +25,7 @@ class Compute(Launching):
     ahead_mb: float = Field(256.0, ge=0)
     """MiB of shards fetched ahead of need, where they aren't on this machine."""
     memory_mb: float = Field(4096.0, gt=0)
-    """MiB of shards held in memory, where no tier keeps them as files on this machine."""
+    """MiB of shards held in memory, give or take three shards, where no tier keeps them as files on this machine."""
 
 
 class NodeCache(Section):

@@ -171,6 +171,7 @@ class Gatherer:
         """Close the shards that were used the longest ago, down to the limits; never those in use now.
 
         Half of the memory is for the shards that are open, a quarter for each of two blocks that hold others besides.
+        Each of the three may have one shard too many, or those of one batch.
         """
         many, much = len(self._shards) > MAX_OPEN, sum(self._in_memory.values()) > self.memory // 2
         if not many and not much:
