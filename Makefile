@@ -1,7 +1,7 @@
 # Everything a checkout needs. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test soak ui check format lock clean bench bench-setup bench-lock bench-jax
+.PHONY: help setup repro test long soak ui check format lock clean bench bench-setup bench-lock bench-jax
 
 # The first interpreter that Shardline supports; PYTHON=/path/to/python overrides it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -29,9 +29,12 @@ repro: setup     ## raw data → tracked, evaluated, registered model (RECIPE=na
 	@$(BIN)/shardline repro --recipe $(RECIPE) $(ARGS)
 
 test: setup      ## the whole test suite (ARGS='-k name' for a part)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long and not soak" $(ARGS)
 
-soak: setup      ## the long tests
+long: setup      ## the tests that take tens of seconds each: ranks, machines, other trainers; CI runs them as well
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m long $(ARGS)
+
+soak: setup      ## the tests that take minutes each
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak $(ARGS)
 
 ui: setup        ## MLflow UI over the project's runs, on http://127.0.0.1:5000

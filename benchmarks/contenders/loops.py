@@ -46,6 +46,7 @@ class Ready:
     """The place of a stream in a session: the same few batches again and again, without any wait."""
 
     wait_seconds = 0.0
+    mixed = None
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import training_samples
 from conftest import REPOSITORY
 from training_samples import SIGNALLING, make_points
@@ -26,6 +27,7 @@ find disk -name manifest.json -o -name "*.tmp"
 """
 
 
+@pytest.mark.long
 def test_training_goes_on_without_checkpoints_until_there_is_room(tmp_path: Path) -> None:
     """Waited for after SIGTERM, a save that fails is an error; in the background it is told, and the next succeeds."""
     (tmp_path / "disk").mkdir()

@@ -47,8 +47,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("victim", STAGES)
+#: One signal of each kind in a short run.
+CUT_OFF = [
+    pytest.param(victim, signum, marks=() if signum in (signal.SIGKILL, once) else pytest.mark.long)
+    for victim, once in zip(STAGES, (None, signal.SIGTERM, signal.SIGINT), strict=True)
+    for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+]
+
+
+@pytest.mark.parametrize(("victim", "signum"), CUT_OFF)
 def test_a_stage_that_is_cut_off_goes_on(
     run: Run, recipe: Path, undisturbed: Path, victim: str, signum: signal.Signals
 ) -> None:

@@ -31,7 +31,7 @@ def processes(ws: Workspace) -> list[int]:
     return [sign.pid for sign in signs(job_folder(ws))]
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_every_way_to_lose_ranks_in_one_job(tmp_path: Path) -> None:
     ws = make_gated(
         tmp_path, 4, train={"ranks": 2, "steps": 40, "checkpoint_every": 2},

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import checkpoint_ranks
+import pytest
 from conftest import REPOSITORY
 
 
+@pytest.mark.long
 def test_every_layout_loads_what_any_layout_saved(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"}
     command = [sys.executable, checkpoint_ranks.__file__, str(tmp_path)]

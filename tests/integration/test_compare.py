@@ -43,6 +43,7 @@ def files(ws: Workspace) -> set[str]:
     return {str(path) for path in ws.root.rglob("*") if ws.state not in path.parents and path != ws.state}
 
 
+@pytest.mark.long
 def test_every_optimiser_reaches_its_loss_on_digits(digits: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     make_shards(digits)
     before = files(digits)
@@ -118,6 +119,7 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(
     assert not list((points.state / "compare").glob(".*"))
 
 
+@pytest.mark.long
 def test_copies_talk_in_every_way_on_ranks_that_are_started_once(
     points: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_run_says_where_it_ran_and_what_it_took(
     assert train(Workspace.open(ws.root)) == first  # another price is no other training
 
 
+@pytest.mark.long
 def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path) -> None:
     """Gradients of 2.4 MB go over the loopback in each step of little work; nothing of the training is touched."""
     ws = make_points(

@@ -22,7 +22,7 @@ def follow(page: str, run: Run, project: Path) -> list[str]:
 
 
 @pytest.mark.xdist_group("docs")
-@pytest.mark.soak
+@pytest.mark.long
 def test_your_own_trainer(run: Run, project: Path) -> None:
     first, _, second = follow("your-own-trainer.md", run, project)
     recipe = project / "recipes" / "own"

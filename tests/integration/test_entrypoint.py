@@ -155,6 +155,7 @@ def test_what_goes_wrong_is_explained(
     assert not ws.model.exists()
 
 
+@pytest.mark.long
 def test_two_ranks_stopped_by_one_of_them_go_on_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The short last batch of an epoch is a single sample, of which one rank has none."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "examples"))

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import optimizer_ranks
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_two_ranks_decide_alike_and_go_where_one_goes(tmp_path: Path) -> None:
     ports = []  # of the groups, one after the other
     for _ in range(3):

@@ -35,7 +35,7 @@ def make(root: Path, name: str, run: str) -> Workspace:
     return make_points(root / name / run, **POINTS, **settings)
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_the_examples_resume_exactly_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     """One process for all of them, since importing the frameworks costs more than the trainings."""
     made = {name: {run: make(tmp_path, name, run) for run in RUNS} for name in NAMES}

@@ -43,7 +43,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return ws
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_ray_trains_stops_on_sigterm_and_leaves_nothing(tmp_path: Path, alone: Workspace) -> None:
     ws = make_gated(tmp_path / "ray", 10, train=SETTINGS | {"ranks": 2}, compute={"launcher": "ray"})
     with started(*command(ws)) as job:

@@ -16,7 +16,7 @@ ELASTIC = {
 }  # fmt: skip
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_ranks_go_down_and_up_in_one_job_and_the_loss_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pipelines.tracking
 

@@ -130,7 +130,7 @@ def ids_by_step(root: Path) -> dict[int, list[str]]:
     return {step: sorted(next(iter(worlds.values()))) for step, worlds in found.items()}
 
 
-@pytest.mark.soak
+@pytest.mark.long
 def test_one_rank_then_three_then_two_take_the_same_samples_to_the_same_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +175,7 @@ def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path:
     assert not alive(list(seen.values()))
 
 
+@pytest.mark.long
 def test_ranks_that_somebody_else_starts_train_sharded_and_leave_a_whole_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

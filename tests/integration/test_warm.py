@@ -94,6 +94,7 @@ def test_tiers_that_are_off_are_named(run: Run, recipe: Path) -> None:
 
 
 @pytest.mark.xdist_group("prefect")
+@pytest.mark.long
 def test_the_pipeline_warms_before_it_trains(
     run: Run, prefect: Prefect, project: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ data-parallel layout have no sample. Two process groups, of 2 and of 4 ranks, ru
 from typing import Any
 
 import pytest
-from layout_ranks import Case, changed, run_case, run_groups
+from layout_ranks import Case, changed, run_case, run_layouts
 from training_samples import SEQ_LEN, make_text
 
 from pipelines.training.ranks import Ranks
@@ -106,18 +106,13 @@ def one_of_documents(ws: Workspace) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def many(ws: Workspace) -> dict[int, dict[str, Any]]:
-    return run_groups(ws, {2: EQUAL[2] | OF_DOCUMENTS | KEPT_APART | OTHERS, 4: EQUAL[4]}, ws.root.parent / "job")
+def two(ws: Workspace) -> dict[str, Any]:
+    return run_layouts(ws, EQUAL[2] | OF_DOCUMENTS | KEPT_APART | OTHERS, 2, ws.root.parent / "two")
 
 
 @pytest.fixture(scope="module")
-def two(many: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    return many[2]
-
-
-@pytest.fixture(scope="module")
-def four(many: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    return many[4]
+def four(ws: Workspace) -> dict[str, Any]:
+    return run_layouts(ws, EQUAL[4], 4, ws.root.parent / "four")
 
 
 def test_golden_losses(one: dict[str, Any]) -> None:
@@ -136,6 +131,7 @@ def test_documents_of_two_ranks_take_the_steps_of_one(
     same_steps(one_of_documents, two[name])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EQUAL[4])
 def test_four_ranks_take_the_steps_of_one(name: str, ws: Workspace, one: dict[str, Any], four: dict[str, Any]) -> None:
     alone = run_case(changed(ws, {"model": DEEP}), Ranks()) if EQUAL[4][name].get("model") == DEEP else one

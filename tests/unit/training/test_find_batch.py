@@ -28,6 +28,7 @@ def test_nothing_is_tried_past_the_most() -> None:
     assert [trial.size for trial in search(lambda size: Trial(size, False), 48)] == [1]
 
 
+@pytest.mark.long
 def test_a_size_that_does_not_fit_is_told_from_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model whose memory grows by 1 GiB a sample, within 1.5 GiB."""
     (tmp_path / "hungry.py").write_text(
