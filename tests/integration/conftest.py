@@ -43,7 +43,7 @@ def deployed(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory, run: Ru
     """prefect.yaml, deployed as its comment says, and a worker."""
     folder = tmp_path_factory.mktemp("deployed")
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
-    env = prefect.env | {"PREFECT_WORKER_QUERY_SECONDS": "0.5"}
+    env = prefect.env | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     with flaky_source() as url, running(worker, prefect.folder, env, prefect.folder / "worker.log") as process:
         checkout = make_checkout(folder / "checkout", run, url)
         run("dvc", "remote", "add", "--default", "store", str(folder / "store"), cwd=checkout)
