@@ -115,7 +115,7 @@ def running(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
         below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         with suppress(subprocess.TimeoutExpired):  # how soon Prefect's own processes end is not what is tested
-            process.wait(30)
+            process.wait(5)
         for left in [*psutil.wait_procs(below, timeout=5)[1]]:
             left.kill()
         process.kill()
