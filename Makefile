@@ -29,13 +29,13 @@ repro: setup     ## raw data → tracked, evaluated, registered model (RECIPE=na
 	@$(BIN)/shardline repro --recipe $(RECIPE) $(ARGS)
 
 test: setup      ## the whole test suite (ARGS='-k name' for a part)
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not long and not soak" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long and not soak" $(ARGS)
 
-long: setup      ## the tests that take tens of seconds each: ranks, machines, other trainers; CI runs them as well
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m long $(ARGS)
+long: setup      ## the rest of it, which CI runs as well: groups of ranks, other trainers, what takes ten seconds and more
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m long $(ARGS)
 
 soak: setup      ## the tests that take minutes each
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m soak $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak $(ARGS)
 
 ui: setup        ## MLflow UI over the project's runs, on http://127.0.0.1:5000
 	@$(BIN)/shardline ui $(ARGS)

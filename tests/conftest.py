@@ -124,6 +124,14 @@ def make_project(folder: Path, run: Run) -> Path:
     return folder
 
 
+def add_own_stage(folder: Path) -> None:
+    """One more stage in dvc.yaml, whose command isn't `shardline STAGE`, written before what it depends on."""
+    pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+    own = {"cmd": "cat data/shards/manifest.arrow | wc -c > size.txt", "deps": ["data/shards"], "outs": ["size.txt"]}
+    pipeline["stages"] = {"own": own, **pipeline["stages"]}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+
+
 def commit(folder: Path, run: Run, message: str) -> None:
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", message, cwd=folder)
@@ -136,7 +144,8 @@ def project(tmp_path: Path, run: Run) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
-    """A project whose job has run once, committed: made by the first process that wants it, for all; read only."""
+    """A project whose job, with a stage of one's own in it, has run once: made by the first process that wants it, for
+    all; read only."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     with FileLock(f"{folder}.lock"):
@@ -144,6 +153,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
             try:
                 folder.mkdir()
                 make_project(folder, run)
+                add_own_stage(folder)
                 assert "is champion" in run("shardline", "repro", cwd=folder).stdout
                 commit(folder, run, "first run")
             except BaseException:
