@@ -112,12 +112,19 @@ class Plain:
         self.batches = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in ours.batches]
         self.label = s.task.target
         self.curve: list[float] = []
+        self.done = 0
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         if self.language:
             tokens = batch["tokens"].long()
             return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         return F.cross_entropy(model(batch["x"]), batch[self.label], label_smoothing=self.smoothing)
+
+    def look(self, loss: Tensor) -> None:
+        """After a step: now and then, at its loss."""
+        self.done += 1
+        if self.done % LOG_EVERY == 0:
+            self.curve.append(loss.item())
 
 
 @dataclass(frozen=True)
@@ -141,15 +148,14 @@ def bare(ours: Ours) -> Block:
 
     def block(steps: int) -> float:
         began = time.perf_counter()
-        for step, batch in enumerate(islice(cycle(plain.batches), steps), start=1):
+        for batch in islice(cycle(plain.batches), steps):
             loss = plain.loss(model, batch)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            if step % LOG_EVERY == 0:
-                plain.curve.append(loss.item())
+            plain.look(loss)
         return time.perf_counter() - began
 
     return block
@@ -165,15 +171,14 @@ def with_accelerate(ours: Ours) -> Block:
 
     def block(steps: int) -> float:
         began = time.perf_counter()
-        for step, batch in enumerate(islice(cycle(plain.batches), steps), start=1):
+        for batch in islice(cycle(plain.batches), steps):
             loss = plain.loss(model, batch)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            if step % LOG_EVERY == 0:
-                plain.curve.append(loss.item())
+            plain.look(loss)
         return time.perf_counter() - began
 
     return block

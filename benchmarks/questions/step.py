@@ -1,6 +1,7 @@
 """A step of our training loop, as `shardline train` runs it, beside one by hand, Lightning's and accelerate's."""
 
 from dataclasses import dataclass, field
+from math import ceil, floor
 from statistics import median, quantiles
 from typing import Any
 
@@ -13,7 +14,8 @@ PEERS = ("accelerate", "lightning")
 LIBRARIES = ("torch", "mlflow", "accelerate", "pytorch-lightning")
 SHOWN = {"ours": "Shardline", "stream": "Shardline, over its stream", "bare": "PyTorch by hand"}
 LOGGED = 10  # steps between looks at the loss
-PAIRS = 4  # of ours and by hand, in a round
+ROUND = 30.0  # seconds of ours and by hand in a round: this many short blocks in turns even out what a machine does
+MOST_PAIRS = 64  # of blocks in a round
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Loop:
 
 
 def ask(setting: Setting) -> Outcome:
-    """Blocks of steps in turns: ours, by hand, by hand, ours, …, and in each round the others once."""
+    """Short blocks of steps in turns: ours, by hand, by hand, ours, …, and in each round the others once."""
     recipes = RECIPES[-1:] if setting.tiny else RECIPES
     found = {recipe: _race(recipe, setting) for recipe in recipes}
     ratios = {recipe: _ratio(loops["ours"], loops["bare"]) for recipe, loops in found.items()}
@@ -51,7 +53,7 @@ def ask(setting: Setting) -> Outcome:
     }
     peers = {who: rates[who] for who in PEERS if who in rates}
     table = [_row(recipe, who, loop, loops["bare"]) for recipe, loops in found.items() for who, loop in loops.items()]
-    columns = ["", "ms a step", "middle half", "× by hand", "× by hand, on a core", "waits for data"]
+    columns = ["", "ms a step", "middle half", "× by hand", "95 %", "× by hand, on a core", "waits for data"]
     unit = f"steps/s ({recipes[0]})"
     outcome = Outcome("step", unit, rates["ours"], peers, rates["bare"], bars, columns, table, more)
     outcome.libraries = LIBRARIES
@@ -63,31 +65,45 @@ def _race(recipe: str, setting: Setting) -> dict[str, Loop]:
     against = ("bare", *(PEERS if setting.peers else ()))
     entrant = Entrant("loops", "loops", recipe, job={"against": against}, env={"OMP_WAIT_POLICY": "PASSIVE"})
     found = {who: Loop() for who in ("ours", "stream", *against)}
-    turns = [*(("ours", "bare", "bare", "ours") * (PAIRS // 2)), "stream", *against[1:]]
     with started([entrant], f"step-{recipe}", setting) as processes:
         process = processes["loops"]
-        steps = _warm(process, list(found), setting)
+        steps, count = _warm(process, list(found), setting)
+        pairs = ["ours", "bare", "bare", "ours"] * (count // 2)
         for turn in range(1 if setting.tiny else 2 if setting.quick else 5):
-            say(f"step {recipe}: round {turn + 1}, blocks of {steps} steps")
-            for who, block in zip(turns, process.ask(turns=turns, steps=steps)["blocks"], strict=True):
-                found[who].note(block, steps)
+            say(f"step {recipe}: round {turn + 1}, {len(pairs)} blocks of {steps} steps")
+            for turns, length in ((pairs, steps), (["stream", *against[1:]], max(steps, LOGGED // 2))):
+                for who, block in zip(turns, process.ask(turns=turns, steps=length)["blocks"], strict=True):
+                    found[who].note(block, length)
     return found
 
 
-def _warm(process: Process, everybody: list[str], setting: Setting) -> int:
-    """A few steps of each. Returns how many make a block: tens of them for a tenth of a second, or five slow ones."""
+def _warm(process: Process, everybody: list[str], setting: Setting) -> tuple[int, int]:
+    """A few steps of each. Returns how many make a block, ten or as many as take half a second, and how many pairs of
+    blocks a round."""
     process.ask(turns=everybody, steps=3)
     (block,) = process.ask(turns=["ours"], steps=3)["blocks"]
     step = float(block["seconds"]) / 3
-    if setting.tiny or step > 0.1:
-        return LOGGED // 2
-    return LOGGED * max(1, round(0.1 / step / LOGGED))
+    steps = min(LOGGED, max(1, round(0.5 / step)))
+    seconds = ROUND / 3 if setting.quick else ROUND
+    return steps, 2 if setting.tiny else min(MOST_PAIRS, max(4, round(seconds / (2 * step * steps))))
 
 
 def _ratio(loop: Loop, bare: Loop, times: str = "milliseconds") -> float:
     """Median over the blocks of their time beside that of the block by hand that was nearest to them."""
+    return float(median(_ratios(loop, bare, times)))
+
+
+def _ratios(loop: Loop, bare: Loop, times: str = "milliseconds") -> list[float]:
     ours, by_hand = getattr(loop, times), getattr(bare, times)
-    return float(median(time / by_hand[index * len(by_hand) // len(ours)] for index, time in enumerate(ours)))
+    return [time / by_hand[index * len(by_hand) // len(ours)] for index, time in enumerate(ours)]
+
+
+def _interval(loop: Loop, bare: Loop) -> tuple[float, float]:
+    """In which that median lies with 95 %, by order statistics: no matter how the ratios are spread."""
+    ratios = sorted(_ratios(loop, bare))
+    reach = 0.98 * len(ratios) ** 0.5
+    low, high = floor(len(ratios) / 2 - reach), ceil(len(ratios) / 2 + reach)
+    return ratios[max(low, 0)], ratios[min(high, len(ratios) - 1)]
 
 
 def _facts(loops: dict[str, Loop]) -> dict[str, Any]:
@@ -96,6 +112,7 @@ def _facts(loops: dict[str, Loop]) -> dict[str, Any]:
         "ratio_to_bare": _ratio(loops["ours"], bare),
         "wait_share": median(loops["stream"].waits),
         "milliseconds": {who: loop.step for who, loop in loops.items()},
+        "interval": _interval(loops["ours"], bare),
         "ratios": {who: _ratio(loop, bare) for who, loop in loops.items()},
         "ratios_on_a_core": {who: _ratio(loop, bare, "on_core") for who, loop in loops.items()},
     }
@@ -105,7 +122,8 @@ def _row(recipe: str, who: str, loop: Loop, bare: Loop) -> list[str]:
     low, _, high = quantiles(loop.milliseconds, n=4) if len(loop.milliseconds) > 1 else [loop.step] * 3
     waits = f"{median(loop.waits):.2%}" if who == "stream" else ""
     on_core = f"{_ratio(loop, bare, 'on_core'):.3f}" if who != "lightning" else ""  # where it also sets up its Trainer
+    between = "{:.3f} – {:.3f}".format(*_interval(loop, bare)) if len(loop.milliseconds) > 10 else ""
     return [
         f"{recipe}: {SHOWN.get(who, who)}", f"{loop.step:.2f}", f"{low:.2f} – {high:.2f}",
-        f"{_ratio(loop, bare):.3f}", on_core, waits,
+        f"{_ratio(loop, bare):.3f}", between, on_core, waits,
     ]  # fmt: skip
