@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.arrays import Array, Arrays, Ints
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.documents import documents_of
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import Ints
 from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
 from pipelines.streaming.rows import Rows
 from storage.errors import DataError
 from storage.shards import Column, Shard
 
-Array = npt.NDArray[Any]
-#: By name: arrays [n, …], or Ragged of n rows.
-Arrays = dict[str, Any]
 #: Makes an array of a shape and dtype, with any content.
 New = Callable[[tuple[int, ...], npt.DTypeLike], Array]
 

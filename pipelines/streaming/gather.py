@@ -15,9 +15,9 @@ import numpy as np
 
 from pipelines.streaming.buffers import Buffers
 from pipelines.streaming.fetch import Fetcher
-from pipelines.streaming.fields import Arrays, Field, Samples
+from pipelines.streaming.fields import Field, Samples
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import Ints
+from pipelines.streaming.arrays import Arrays, Ints
 from storage.errors import ShardlineError
 from storage.shards import Shard
 
