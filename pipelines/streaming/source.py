@@ -57,7 +57,7 @@ class Source:
         self.order, self.gatherer, self.rank, self.world, self.pad = order, gatherer, rank, world, pad
         self.epochs = order.epochs
         own = order.slots(rank, world)
-        self.share = own.stop - own.start  #: samples of a full batch that are this rank's; of a ramp's largest one
+        self.share: int = own.stop - own.start  #: samples of a full batch that are this rank's; of a ramp's largest one
         nbytes = self.share * sum(field.nbytes for field in gatherer.fields)
         self._together = max(1, _HANDED_OVER // max(1, nbytes))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together

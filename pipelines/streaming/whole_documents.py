@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.arrays import Arrays, Ints
 from pipelines.streaming.fields import Field, New, Samples
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.arrays import Arrays, Ints
 from pipelines.streaming.ragged import copy_ragged
 from pipelines.streaming.rows import Rows
 from storage.shards import Column, Shard

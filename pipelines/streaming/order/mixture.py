@@ -75,7 +75,7 @@ class Mixture(Batches):
             if not part.rows:
                 raise DataError(f"Dataset {name!r} of the mixture has no samples: leave it out.")
         super().__init__(Epochs(ramp, sum(part.rows for part in self.parts), "wrap", steps))
-        self._firsts = np.cumsum([0, *(len(part.shard_rows) for part in self.parts[:-1])])  # shard of each dataset
+        self.firsts = np.cumsum([0, *(len(part.shard_rows) for part in self.parts[:-1])])  # shard of each dataset
         self._quotas = Quotas(self.schedule, ramp)
 
     def settings(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Mixture(Batches):
 
     def datasets_of(self, shard: Ints) -> Ints:
         """Which dataset each shard is of, by number, int64 [n]."""
-        return np.searchsorted(self._firsts, shard, side="right") - 1
+        return np.searchsorted(self.firsts, shard, side="right") - 1
 
     def groups(self, slot: Ints, shard: Ints) -> Ints:
         """The datasets."""
@@ -127,7 +127,7 @@ class Mixture(Batches):
             for turn in range(int(turns.min(initial=0)), int(turns.max(initial=-1)) + 1):
                 chosen = turns == turn
                 found, row[places[chosen]] = part.samples(turn, inside[chosen])
-                shard[places[chosen]] = found + self._firsts[index]
+                shard[places[chosen]] = found + self.firsts[index]
         return shard, row
 
     def _lay(self, first: int, given: Ints, size: int, own: slice) -> tuple[Ints, Ints]:
@@ -156,7 +156,7 @@ class Mixture(Batches):
         first, end = start + step, start + self.epochs.steps(epoch)
         parts = [self._needs_of(index, first, end) for index in range(len(self.parts))]
         for at, index, shards in heapq.merge(*parts, key=lambda need: need[:2]):
-            yield at - start, shards + self._firsts[index]
+            yield at - start, shards + self.firsts[index]
 
     def _needs_of(self, index: int, first: int, end: int) -> Iterator[tuple[int, int, Ints]]:
         """(global step, dataset, shards of it) of one dataset, from step `first` until before `end`."""
