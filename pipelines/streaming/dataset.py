@@ -15,6 +15,7 @@ from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.order import Weight
 from pipelines.streaming.whole_documents import WholeDocuments
 from storage.cache import Tiered
+from storage.digest import digest_json
 from storage.errors import DataError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -81,9 +82,9 @@ class Dataset:
         """What the manifest says of the columns that make a batch."""
         spec = self.manifest.header["spec"]
         if self.unit == "documents":
-            expected = float(_int64(self.table["tokens"]).sum()) / max(1, int(self.samples.sum()))
-            ends = {"multiple": self.multiple, "separator": spec.get("separator"), "expected": expected}
-            return (WholeDocuments.of("tokens", spec["dtype"], self.seq_len or 0, **ends),)
+            column, ends = Column(np.dtype(spec["dtype"])), spec.get("separator")
+            expected = self._mean("tokens")
+            return (WholeDocuments("tokens", column, self.seq_len or 0, self.multiple, ends, expected),)
         if self.manifest.header["kind"] == "tokens":
             return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, self.documents),)
         columns = dict(spec["inputs"])
@@ -98,7 +99,11 @@ class Dataset:
             return Fixed(name, column)
         if column.codec == IMAGE and shape:
             return Images(name, column, Decoder(shape))
-        return Blobs(name, column, float(_int64(self.table["bytes"]).sum()) / max(1, int(self.samples.sum())))
+        return Blobs(name, column, self._mean("bytes"))
+
+    def _mean(self, column: str) -> float:
+        """Of what the shards have of it, a sample's share."""
+        return float(_int64(self.table[column]).sum()) / max(1, int(self.samples.sum()))
 
     def why_empty(self, batch_size: int) -> str:
         """Why there is not one batch."""
@@ -173,6 +178,13 @@ def _domains(whole: Dataset, mixture: Mapping[str, Weight]) -> tuple[dict[str, D
         if not part.samples.sum():
             raise DataError(f"{part.why_empty(1)} Or set stream.mixture.{name} to 0.")
     return parts, weights
+
+
+def digest_of(manifest: Manifest | Mapping[str, Manifest]) -> str:
+    """The version of the data."""
+    if isinstance(manifest, Manifest):
+        return manifest.digest
+    return digest_json({name: part.digest for name, part in manifest.items()})
 
 
 def same_fields(datasets: Mapping[str, Dataset]) -> tuple[Field, ...]:

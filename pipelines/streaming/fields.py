@@ -35,6 +35,14 @@ class Samples:
     shards: Mapping[int, Shard]
 
 
+def bounds_of(samples: Samples, offsets: Ints) -> tuple[Ints, Ints]:
+    """Where each sample begins in its shard, and its length, int64 [n] each; `offsets` [shards] are the addresses of
+    the shards' 64-bit offsets."""
+    bounds = np.empty((len(samples.row), 2), np.int64)
+    Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
+    return bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+
+
 @dataclass(frozen=True)
 class Field(ABC):
     """What a batch takes of the column `name`, which is `stored` so in the shards."""
@@ -236,9 +244,8 @@ class Blobs(Field):
     def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
         """Addresses and lengths of the rows, int64 [n] each."""
         values, offsets = facts
-        bounds = np.empty((len(samples.row), 2), np.int64)
-        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
-        return values[samples.shard] + bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+        begin, lengths = bounds_of(samples, offsets)
+        return values[samples.shard] + begin, lengths
 
     def lengths(self, place: tuple[Ints, Ints]) -> Ints:
         return place[1]

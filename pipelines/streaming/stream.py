@@ -14,16 +14,15 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
-from pipelines.streaming.dataset import Unit, chosen, same_fields
+from pipelines.streaming.dataset import Dataset, Unit, chosen, digest_of, same_fields
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Order, Ramp, Weight
+from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Order, Ramp, Rest, Weight
 from pipelines.streaming.prefetch import Prefetcher, close_items
 from pipelines.streaming.source import Batch, Source
 from pipelines.streaming.state import place_in, state_at
 from storage.cache import Tiered
-from storage.digest import digest_json
 from storage.errors import DataError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
@@ -36,21 +35,21 @@ class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
     `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
-    is the one that others grow to (see `ramp`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
-    document each token is of and where in it (see `fields.Tokens`). Where `samples` are documents, each comes whole,
-    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `whole_documents`). Samples that
+    is the one that others grow to (see `Order`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
+    document each token is of and where in it (see `Tokens`). Where `samples` are documents, each comes whole,
+    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `WholeDocuments`). Samples that
     differ in length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are
-    shuffled (see `buckets`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
+    shuffled (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
     `epochs` the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in
     threads; with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
-    here are held once they were. Arrays lie in memory of `allocate` (pinned, say),
-    which is used again once nothing refers to them.
+    here are held once they were. Arrays lie in memory of `allocate` (pinned, say), which is used again once nothing
+    refers to them.
 
     Several datasets are mixed when zones and manifests are given by name: by `weights`, which may change with the step,
-    in epochs of `steps` steps (see `mixture.Mixture`). `mixture` mixes the domains of one manifest by such weights;
+    in epochs of `steps` steps (see `Mixture`). `mixture` mixes the domains of one manifest by such weights;
     `domain` is the only one of them that is read.
 
     `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
@@ -101,30 +100,20 @@ class Stream:
             zone, manifest, tiers, weights=weights, steps=steps, mixture=mixture, domain=domain, split=split,
             seq_len=seq_len, unit=samples, documents=documents, multiple=pad_multiple,
         )  # fmt: skip
-        counts = {name: dataset.samples for name, dataset in datasets.items()}
-        ordering: dict[str, Any] = {
-            "batch": Ramp(batch_ramp or {0: batch_size}, batch_size), "seed": seed, "lanes": lanes, "window": window,
-            "first_window": first_window, "keep_lanes": keep_lanes, "shuffle": shuffle,
-        }  # fmt: skip
-        order: Batches
-        if mixed_by is None:
-            order = Order(counts[""], rest="drop" if last == "drop" else "keep", **ordering)
-            if not order.epochs.complete:
-                raise DataError(datasets[""].why_empty(batch_size))
-        else:
-            order = Mixture(counts, mixed_by, steps=steps, **ordering)
-        self.rows, self.mixed, self.meter = order.rows, order if isinstance(order, Mixture) else None, Meter()
+        ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
+        order: Batches = _order_of(
+            datasets, mixed_by, steps, "drop" if last == "drop" else "keep", batch=ramp, seed=seed, shuffle=shuffle,
+            lanes=lanes, window=window, first_window=first_window, keep_lanes=keep_lanes,
+        )  # fmt: skip
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
-        shard_rows, buffers = np.concatenate(list(counts.values())), buffers_from(allocate)
-        gatherer = Gatherer(fetcher, shard_rows, same_fields(datasets), buffers, self.meter, memory)
+        counts = np.concatenate([dataset.samples for dataset in datasets.values()])
+        self.rows, self.mixed, self.meter = order.rows, order if isinstance(order, Mixture) else None, Meter()
+        buffers = buffers_from(allocate)
+        gatherer = Gatherer(fetcher, counts, same_fields(datasets), buffers, self.meter, memory)
         if bucket_batches > 1 and shuffle and gatherer.varies:
             order = Bucketed(order, bucket_batches, seed, gatherer.lengths)
         self._source = Source(order, gatherer, rank, world, pad=last == "pad")
-        self._digest = (
-            manifest.digest
-            if isinstance(manifest, Manifest)
-            else digest_json({name: part.digest for name, part in manifest.items()})
-        )
+        self._digest = digest_of(manifest)
         self.split, self.seq_len, self.domain, self.unit = split, seq_len, domain, samples
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
@@ -267,3 +256,21 @@ class Stream:
         unit: dict[str, str] = {} if self.unit == "windows" else {"stream.samples": self.unit}
         unit |= {} if self.domain is None else {"domain": self.domain}
         return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}
+
+
+def _order_of(
+    datasets: Mapping[str, Dataset],
+    weights: Mapping[str, Weight] | None,
+    steps: int | None,
+    rest: Rest,
+    **ordering: Any,
+) -> Order | Mixture:
+    """The order of one dataset, or of several that are mixed. Raises DataError where it hasn't one batch."""
+    rows = {name: dataset.samples for name, dataset in datasets.items()}
+    if weights is not None:
+        return Mixture(rows, weights, steps=steps, **ordering)
+    (dataset,) = datasets.values()
+    order = Order(dataset.samples, rest=rest, **ordering)
+    if not order.epochs.complete:
+        raise DataError(dataset.why_empty(order.batch_size))
+    return order

@@ -191,6 +191,11 @@ def test_an_empty_dataset_is_refused_by_name() -> None:
         Mixture({"a": [4], "b": [0]}, {"a": 1, "b": 1}, batch=4, seed=1)
 
 
+def test_a_window_out_of_bounds_is_refused_by_its_name() -> None:
+    with pytest.raises(ParamsError, match=r"stream\.window=0: must be from 1"):
+        Mixture({"a": [4]}, {"a": 1}, batch=4, seed=1, window=0)
+
+
 def test_a_mixture_is_told_by_its_settings() -> None:
     settings = Mixture({"a": [4], "b": [9]}, {"a": 1, "b": {0: 1, 8: 0.5}}, batch=4, seed=1).settings()
     assert settings["stream.mixture"] == {"a": {"0": 1.0, "8": 1.0}, "b": {"0": 1.0, "8": 0.5}}

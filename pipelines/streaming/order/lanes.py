@@ -73,15 +73,7 @@ class Lanes:
         filled = max(1, int(np.count_nonzero(self.shard_rows)))
         start = max(batch // self.count, -(-self.rows // filled)) if first_window is None else max(1, first_window)
         self.first_window = min(window, start)
-        self.layout = Layout(
-            self.shard_rows,
-            self.count,
-            seed=seed,
-            window=window,
-            first_window=self.first_window,
-            keep_lanes=self.keep_lanes,
-            shuffle=shuffle,
-        )
+        self.layout = Layout(self.shard_rows, self.count, seed, window, self.first_window, self.keep_lanes, shuffle)
 
     def settings(self) -> dict[str, Any]:
         """What the order of the rows depends on besides the data and the seed."""

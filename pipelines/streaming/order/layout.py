@@ -59,15 +59,7 @@ class Layout:
     `keep_lanes` a shard stays on its lane in all epochs; without `shuffle` shards come as stored."""
 
     def __init__(
-        self,
-        shard_rows: Ints,
-        lanes: int,
-        *,
-        seed: int,
-        window: int,
-        first_window: int,
-        keep_lanes: bool,
-        shuffle: bool,
+        self, shard_rows: Ints, lanes: int, seed: int, window: int, first_window: int, keep_lanes: bool, shuffle: bool
     ) -> None:
         self.shard_rows, self.lanes, self.seed = shard_rows, lanes, seed
         self.window, self.first_window, self.shuffle = window, first_window, shuffle
