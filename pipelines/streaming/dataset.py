@@ -1,21 +1,23 @@
 """What a stream reads: one split of a dataset, or several datasets mixed."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.params import check_names
+from pipelines.streaming.arrays import Ints
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
-from pipelines.streaming.mixture import Mixture
-from pipelines.streaming.order import Ints, Order
-from pipelines.streaming.ramp import RampedOrder
+from pipelines.streaming.order import Weight
 from pipelines.streaming.whole_documents import WholeDocuments
 from storage.cache import Tiered
+from storage.digest import digest_json
 from storage.errors import DataError, ParamsError
+from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Column
 from storage.shards.schema import IMAGE
@@ -27,15 +29,25 @@ Unit = Literal["windows", "documents"]
 @dataclass(frozen=True)
 class Dataset:
     """One split (or one domain of it) of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1,
-    or as whole documents cut to that, in batches padded to a `multiple`."""
+    with `documents` also which document each is of, or as whole documents cut to that, in batches padded to a
+    `multiple`."""
 
     tiers: Tiered
     manifest: Manifest
     split: str
     seq_len: int | None
     unit: Unit = "windows"
+    documents: bool = False
     multiple: int = 1
     domain: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit) or (self.documents and self.unit == "documents"):
+            raise ValueError(
+                f"samples={self.unit!r}: must be one of {', '.join(get_args(Unit))}; documents=True: windows"
+            )
+        if self.multiple < 1:
+            raise ValueError(f"pad_multiple={self.multiple}: must be at least 1")
 
     @cached_property
     def table(self) -> pa.Table:
@@ -66,15 +78,15 @@ class Dataset:
             return _int64(self.table["rows"])
         return np.maximum(_int64(self.table["tokens"]) - 1, 0) // self.seq_len
 
-    def fields(self, documents: bool) -> tuple[Field, ...]:
+    def fields(self) -> tuple[Field, ...]:
         """What the manifest says of the columns that make a batch."""
         spec = self.manifest.header["spec"]
         if self.unit == "documents":
-            expected = float(_int64(self.table["tokens"]).sum()) / max(1, int(self.samples.sum()))
-            ends = {"multiple": self.multiple, "separator": spec.get("separator"), "expected": expected}
-            return (WholeDocuments.of("tokens", spec["dtype"], self.seq_len or 0, **ends),)
+            column, ends = Column(np.dtype(spec["dtype"])), spec.get("separator")
+            expected = self._mean("tokens")
+            return (WholeDocuments("tokens", column, self.seq_len or 0, self.multiple, ends, expected),)
         if self.manifest.header["kind"] == "tokens":
-            return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, documents),)
+            return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, self.documents),)
         columns = dict(spec["inputs"])
         if target := spec.get("target"):
             columns[target["name"]] = target
@@ -87,7 +99,11 @@ class Dataset:
             return Fixed(name, column)
         if column.codec == IMAGE and shape:
             return Images(name, column, Decoder(shape))
-        return Blobs(name, column, float(_int64(self.table["bytes"]).sum()) / max(1, int(self.samples.sum())))
+        return Blobs(name, column, self._mean("bytes"))
+
+    def _mean(self, column: str) -> float:
+        """Of what the shards have of it, a sample's share."""
+        return float(_int64(self.table[column]).sum()) / max(1, int(self.samples.sum()))
 
     def why_empty(self, batch_size: int) -> str:
         """Why there is not one batch."""
@@ -115,9 +131,65 @@ def _int64(column: pa.ChunkedArray) -> Ints:
     return values
 
 
-def same_fields(datasets: Mapping[str, Dataset], documents: bool) -> tuple[Field, ...]:
+def chosen(
+    zone: Zone | Mapping[str, Zone],
+    manifest: Manifest | Mapping[str, Manifest],
+    tiers: Tiered | Mapping[str, Tiered] | None,
+    *,
+    weights: Mapping[str, Weight] | None,
+    steps: int | None,
+    mixture: Mapping[str, Weight] | None,
+    domain: str | None,
+    **cut: Any,
+) -> tuple[dict[str, Dataset], Mapping[str, Weight] | None]:
+    """What a `Stream` with these parameters reads: datasets by name, and the weights by which they are mixed. One that
+    isn't mixed has the name "", and None. `cut` is what all have in common."""
+    if isinstance(manifest, Manifest):
+        if weights is not None or steps is not None or isinstance(zone, Mapping):
+            raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
+        through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
+        whole = Dataset(through, manifest, domain=domain, **cut)
+        return ({"": whole}, None) if mixture is None else _domains(whole, mixture)
+    if not isinstance(zone, Mapping) or set(zone) != set(manifest):
+        raise ValueError(f"a mixture of {', '.join(manifest)} needs a zone for each, by the same names")
+    if mixture is not None or domain is not None:
+        raise ValueError("mixture and domain are for one dataset: give weights for several")
+    behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
+    datasets = {name: Dataset(behind[name], manifest[name], **cut) for name in manifest}
+    return datasets, weights or dict.fromkeys(datasets, 1.0)
+
+
+def _domains(whole: Dataset, mixture: Mapping[str, Weight]) -> tuple[dict[str, Dataset], Mapping[str, Weight]]:
+    """The domains of `whole` that have a weight at some step, and those weights.
+
+    Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample.
+    """
+    try:
+        check_names(mixture, whole.manifest.domains)
+    except ValueError as error:
+        raise ParamsError(f"{error}. (The shards are of version {whole.manifest.digest[:12]}.)") from None
+    weights = {
+        name: weight
+        for name, weight in mixture.items()
+        if (any(weight.values()) if isinstance(weight, Mapping) else weight != 0)
+    }
+    parts = {name: replace(whole, domain=name) for name in weights}
+    for name, part in parts.items():
+        if not part.samples.sum():
+            raise DataError(f"{part.why_empty(1)} Or set stream.mixture.{name} to 0.")
+    return parts, weights
+
+
+def digest_of(manifest: Manifest | Mapping[str, Manifest]) -> str:
+    """The version of the data."""
+    if isinstance(manifest, Manifest):
+        return manifest.digest
+    return digest_json({name: part.digest for name, part in manifest.items()})
+
+
+def same_fields(datasets: Mapping[str, Dataset]) -> tuple[Field, ...]:
     """The fields of datasets that are mixed. Raises DataError where they differ."""
-    described = {name: dataset.fields(documents) for name, dataset in datasets.items()}
+    described = {name: dataset.fields() for name, dataset in datasets.items()}
     first, fields = next(iter(described.items()))
     for name, others in described.items():
         if [(f.name, f.stored) for f in others] != [(f.name, f.stored) for f in fields]:
@@ -130,50 +202,3 @@ def same_fields(datasets: Mapping[str, Dataset], documents: bool) -> tuple[Field
 
 def _columns(fields: Sequence[Field]) -> str:
     return ", ".join(f"{f.name} {f.stored.codec} {f.stored.dtype} {list(f.stored.shape)}" for f in fields)
-
-
-class JoinedOrder:
-    """A mixture with the shards of all its datasets numbered through, so that it is an order like that of one."""
-
-    def __init__(self, mixture: Mixture, shards: Sequence[int]) -> None:
-        self.mixture = mixture
-        self.batch_size, self.rows = mixture.batch_size, mixture.rows
-        self.epochs = mixture.epochs
-        self.steps = self.full_steps = mixture.steps
-        self._firsts = np.concatenate([[0], np.cumsum(shards)[:-1]]).astype(np.int64)
-
-    def size(self, step: int) -> int:
-        """Samples in the batch at `step` of the first epoch, and of all where the batch doesn't grow."""
-        return self.epochs.size(0, step)
-
-    def slots(self, rank: int, world: int, size: int | None = None) -> slice:
-        return self.mixture.slots(rank, world, size)
-
-    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints]:
-        return self.block(epoch, step, 1, rank, world)
-
-    def block(self, epoch: int, step: int, count: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints]:
-        dataset, shard, row = self.mixture.block(epoch, step, count, rank, world)
-        return self._firsts[dataset] + shard, row
-
-    def ahead(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[Ints]:
-        for dataset, shards in self.mixture.ahead(epoch, step, rank, world):
-            yield self._firsts[dataset] + shards
-
-    def shares(self, step: int) -> dict[str, float]:
-        """Of each dataset, in the batch at global step `step`, by the weights there."""
-        return self.mixture.shares(step)
-
-    def passes(self, steps: int) -> dict[str, float]:
-        """How often each dataset has been gone through after so many global steps."""
-        return self.mixture.passes(steps)
-
-    def settings(self) -> dict[str, Any]:
-        return self.mixture.settings()
-
-    def datasets_of(self, shard: Ints) -> Ints:
-        """Which dataset each shard is of, by number, int64 [n]."""
-        return np.searchsorted(self._firsts, shard, side="right") - 1
-
-
-AnyOrder = Order | RampedOrder | JoinedOrder

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.streaming.order import Ints
+from pipelines.streaming.arrays import Ints
 
 Int32s = npt.NDArray[np.int32]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import pyarrow as pa
 
-from pipelines.streaming.order import Ints
+from pipelines.streaming.arrays import Ints
 from storage.cache import Tiered
 from storage.lake import StoredObject
 

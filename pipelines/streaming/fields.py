@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.arrays import Array, Arrays, Ints
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.documents import documents_of
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import Ints
 from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
 from pipelines.streaming.rows import Rows
 from storage.errors import DataError
 from storage.shards import Column, Shard
 
-Array = npt.NDArray[Any]
-#: By name: arrays [n, …], or Ragged of n rows.
-Arrays = dict[str, Any]
 #: Makes an array of a shape and dtype, with any content.
 New = Callable[[tuple[int, ...], npt.DTypeLike], Array]
 
@@ -36,6 +33,14 @@ class Samples:
     shard: Ints
     row: Ints
     shards: Mapping[int, Shard]
+
+
+def bounds_of(samples: Samples, offsets: Ints) -> tuple[Ints, Ints]:
+    """Where each sample begins in its shard, and its length, int64 [n] each; `offsets` [shards] are the addresses of
+    the shards' 64-bit offsets."""
+    bounds = np.empty((len(samples.row), 2), np.int64)
+    Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
+    return bounds[:, 0], bounds[:, 1] - bounds[:, 0]
 
 
 @dataclass(frozen=True)
@@ -239,9 +244,8 @@ class Blobs(Field):
     def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
         """Addresses and lengths of the rows, int64 [n] each."""
         values, offsets = facts
-        bounds = np.empty((len(samples.row), 2), np.int64)
-        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
-        return values[samples.shard] + bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+        begin, lengths = bounds_of(samples, offsets)
+        return values[samples.shard] + begin, lengths
 
     def lengths(self, place: tuple[Ints, Ints]) -> Ints:
         return place[1]

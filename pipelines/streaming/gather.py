@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.streaming.arrays import Arrays, Ints
 from pipelines.streaming.buffers import Buffers
 from pipelines.streaming.fetch import Fetcher
-from pipelines.streaming.fields import Arrays, Field, Samples
+from pipelines.streaming.fields import Field, Samples
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import Ints
 from storage.errors import ShardlineError
 from storage.shards import Shard
 

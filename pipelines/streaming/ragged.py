@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.streaming.order import Ints
+from pipelines.streaming.arrays import Ints
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.streaming.order import Ints
+from pipelines.streaming.arrays import Ints
 
 _SCRATCH = 64 << 10  # bytes: within the second-level cache, and below what the allocator returns to the kernel
 _MAX_EXTENT = 1 << 62  # bytes of an array that NumPy can describe

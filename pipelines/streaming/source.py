@@ -1,17 +1,12 @@
 """Batches of any place in the order: planned in blocks, gathered a few at a time."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-from pipelines.streaming.buckets import Bucketed
-from pipelines.streaming.dataset import AnyOrder
-from pipelines.streaming.fields import Arrays
+from pipelines.streaming.arrays import Arrays, Ints
 from pipelines.streaming.gather import Block, Gatherer
-from pipelines.streaming.order import Ints, slots
+from pipelines.streaming.order import Batches
 from pipelines.streaming.prefetch import Prefetcher, close_items
-from pipelines.streaming.ramp import Epochs
-
-Last = Literal["keep", "drop", "pad"]
 
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 8 << 20  # bytes up to which batches are gathered and handed over together: threads take turns at a cost
@@ -55,15 +50,14 @@ class Batch(Arrays):
 
 
 class Source:
-    """Makes batches of any place in the order. It doesn't know the stream, so that the threads keep none alive."""
+    """Makes batches of any place in `order`, this rank's parts of them; with `pad` as long as those of a full batch. It
+    doesn't know the stream, so that the threads keep none alive."""
 
-    def __init__(
-        self, order: AnyOrder | Bucketed, epochs: Epochs, gatherer: Gatherer, rank: int, world: int, last: Last
-    ) -> None:
-        self.order, self.gatherer, self.rank, self.world, self.last = order, gatherer, rank, world, last
-        self.epochs = epochs
-        #: Samples of a full batch that are this rank's; of a ramp's largest one.
-        self.share = _length(order.slots(rank, world))
+    def __init__(self, order: Batches, gatherer: Gatherer, rank: int, world: int, pad: bool) -> None:
+        self.order, self.gatherer, self.rank, self.world, self.pad = order, gatherer, rank, world, pad
+        self.epochs = order.epochs
+        own = order.slots(rank, world)
+        self.share: int = own.stop - own.start  #: samples of a full batch that are this rank's; of a ramp's largest one
         nbytes = self.share * sum(field.nbytes for field in gatherer.fields)
         self._together = max(1, _HANDED_OVER // max(1, nbytes))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
@@ -72,7 +66,7 @@ class Source:
         """Samples of a full batch there that are this rank's."""
         if not self.epochs.ramp.grows:
             return self.share
-        return _length(slots(self.epochs.full(epoch, step), self.rank, self.world))
+        return self.order.share(epoch, step, self.rank, self.world)
 
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
         """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
@@ -113,9 +107,7 @@ class Source:
         planned = self._together
         while epochs is None or epoch < epochs:
             while step < self.epochs.steps(epoch):
-                count = min(planned, self.epochs.alike(epoch, step))
-                if isinstance(self.order, Bucketed):  # one block at a time: its shards must be opened for that
-                    count = min(count, self.order.bounds(step)[1] - step)
+                count = min(planned, self.order.reach(epoch, step))
                 fetched = self.gatherer.meter.fetch
                 with self.gatherer.meter.time("plan"):
                     shard, row = self.order.block(epoch, step, count, self.rank, self.world)
@@ -145,7 +137,7 @@ class Source:
                 own = gatherer.gather(block, slice(first * share + part.start, first * share + part.stop))
             else:
                 own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
-            if self.last == "pad":
+            if self.pad:
                 own = gatherer.padded(own, len(origin[1]), share)
             batches.append(Batch(own, epoch, step + index, self.epochs.size(epoch, step + index), origin))
         return batches
@@ -156,7 +148,3 @@ class Source:
         if block.error is not None:
             raise block.error
         return self.load(epoch, step, 1, block)[0]
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)

@@ -9,50 +9,47 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from pipelines.streaming.buckets import Bucketed
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
-from pipelines.streaming.dataset import AnyOrder, Dataset, JoinedOrder, Unit, same_fields
-from pipelines.streaming.domains import mix_domains
+from pipelines.streaming.dataset import Dataset, Unit, chosen, digest_of, same_fields
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.mixture import Mixture, Weight
-from pipelines.streaming.order import DEFAULT_WINDOW, Order
+from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Order, Ramp, Rest, Weight
 from pipelines.streaming.prefetch import Prefetcher, close_items
-from pipelines.streaming.ramp import Epochs, Ramp, RampedOrder
-from pipelines.streaming.source import Batch, Last, Source
+from pipelines.streaming.source import Batch, Source
+from pipelines.streaming.state import place_in, state_at
 from storage.cache import Tiered
-from storage.digest import digest_json
-from storage.errors import DataError, FormatError, ParamsError
+from storage.errors import DataError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
 
-STATE_VERSION = 1
+#: What becomes of an epoch's last batch where it is short.
+Last = Literal["keep", "drop", "pad"]
 
 
 class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
     `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
-    is the one that others grow to (see `ramp`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
-    document each token is of and where in it (see `fields.Tokens`). Where `samples` are documents, each comes whole,
-    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `whole_documents`). Samples that
+    is the one that others grow to (see `Order`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
+    document each token is of and where in it (see `Tokens`). Where `samples` are documents, each comes whole,
+    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `WholeDocuments`). Samples that
     differ in length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are
-    shuffled (see `buckets`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
+    shuffled (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
     `epochs` the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in
     threads; with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
-    here are held once they were. Arrays lie in memory of `allocate` (pinned, say),
-    which is used again once nothing refers to them.
+    here are held once they were. Arrays lie in memory of `allocate` (pinned, say), which is used again once nothing
+    refers to them.
 
     Several datasets are mixed when zones and manifests are given by name: by `weights`, which may change with the step,
-    in epochs of `steps` steps (see `mixture.Mixture`). `mixture` mixes the domains of one manifest by such weights;
+    in epochs of `steps` steps (see `Mixture`). `mixture` mixes the domains of one manifest by such weights;
     `domain` is the only one of them that is read.
 
     `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
@@ -97,69 +94,26 @@ class Stream:
     ) -> None:
         if last not in get_args(Last):
             raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
-        if samples not in get_args(Unit) or (documents and samples == "documents"):
-            raise ValueError(
-                f"samples={samples!r}: must be one of {', '.join(get_args(Unit))}; documents=True: windows"
-            )
-        if pad_multiple < 1 or bucket_batches < 1:
-            raise ValueError(f"pad_multiple={pad_multiple}, bucket_batches={bucket_batches}: must be at least 1")
-        cut = (split, seq_len, samples, pad_multiple)
+        if bucket_batches < 1:
+            raise ValueError(f"bucket_batches={bucket_batches}: must be at least 1")
+        datasets, mixed_by = chosen(
+            zone, manifest, tiers, weights=weights, steps=steps, mixture=mixture, domain=domain, split=split,
+            seq_len=seq_len, unit=samples, documents=documents, multiple=pad_multiple,
+        )  # fmt: skip
         ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
-        ordering: dict[str, Any] = {
-            "batch": ramp if ramp.grows else batch_size,
-            "seed": seed,
-            "lanes": lanes,
-            "window": window,
-        }
-        ordering |= {"keep_lanes": keep_lanes, "shuffle": shuffle}
-        order: AnyOrder
-        if isinstance(manifest, Manifest):
-            if weights is not None or steps is not None or isinstance(zone, Mapping):
-                raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
-            through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
-            datasets = {"": Dataset(through, manifest, *cut, domain)}
-            if mixture is None:
-                plain = Order(datasets[""].samples, first_window=first_window, **{**ordering, "batch": ramp.smallest})
-                course = Epochs(ramp, plain.rows, "drop" if last == "drop" else "keep")
-                order = RampedOrder(plain, course) if ramp.grows else plain
-            else:
-                datasets, order = mix_domains(datasets[""], mixture, first_window=first_window, **ordering)
-                course = order.epochs
-        else:
-            if not isinstance(zone, Mapping) or set(zone) != set(manifest):
-                raise ValueError(f"a mixture of {', '.join(manifest)} needs a zone for each, by the same names")
-            if mixture is not None or domain is not None:
-                raise ValueError("mixture and domain are for one dataset: give weights for several")
-            behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-            datasets = {name: Dataset(behind[name], manifest[name], *cut) for name in manifest}
-            rows = {name: dataset.samples for name, dataset in datasets.items()}
-            mixed = Mixture(
-                rows, weights or dict.fromkeys(rows, 1.0), steps=steps, first_window=first_window, **ordering
-            )
-            order, course = JoinedOrder(mixed, [len(part) for part in rows.values()]), mixed.epochs
+        order: Batches = _order_of(
+            datasets, mixed_by, steps, "drop" if last == "drop" else "keep", batch=ramp, seed=seed, shuffle=shuffle,
+            lanes=lanes, window=window, first_window=first_window, keep_lanes=keep_lanes,
+        )  # fmt: skip
         fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
-        self.meter = Meter()
         counts = np.concatenate([dataset.samples for dataset in datasets.values()])
-        gatherer = Gatherer(
-            fetcher, counts, same_fields(datasets, documents), buffers_from(allocate), self.meter, memory
-        )
-        ordered: AnyOrder | Bucketed = order
+        self.rows, self.mixed, self.meter = order.rows, order if isinstance(order, Mixture) else None, Meter()
+        buffers = buffers_from(allocate)
+        gatherer = Gatherer(fetcher, counts, same_fields(datasets), buffers, self.meter, memory)
         if bucket_batches > 1 and shuffle and gatherer.varies:
-            if ramp.grows:
-                raise ParamsError(
-                    f"stream.bucket_batches={bucket_batches} sorts batches of one size, but stream.batch_ramp makes "
-                    "them grow: set stream.bucket_batches to 1, or leave stream.batch_ramp out."
-                )
-            assert not isinstance(order, RampedOrder)
-            ordered = Bucketed(order, bucket_batches, seed, gatherer.lengths)
-        self._source = Source(ordered, course, gatherer, rank, world, last)
-        self._digest = (
-            manifest.digest
-            if isinstance(manifest, Manifest)
-            else digest_json({name: part.digest for name, part in manifest.items()})
-        )
-        self.rows = order.rows
-        self.mixed = order if isinstance(order, JoinedOrder) else None
+            order = Bucketed(order, bucket_batches, seed, gatherer.lengths)
+        self._source = Source(order, gatherer, rank, world, pad=last == "pad")
+        self._digest = digest_of(manifest)
         self.split, self.seq_len, self.domain, self.unit = split, seq_len, domain, samples
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
@@ -167,11 +121,9 @@ class Stream:
         self._finalizer: weakref.finalize[[], Stream] | None = None
         self._process = os.getpid()
         self._epoch = self._step = 0
-        if not course.complete:
-            raise DataError(datasets[""].why_empty(batch_size))
 
     @property
-    def order(self) -> AnyOrder | Bucketed:
+    def order(self) -> Batches:
         """Which samples come when."""
         return self._source.order
 
@@ -287,8 +239,7 @@ class Stream:
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, as JSON values: `epoch` and `step` are of the next batch. The same on every rank, and
         valid for any number of ranks."""
-        place = {"epoch": self._epoch, "step": self._step}
-        return {"version": STATE_VERSION, **place, "digest": self._digest, "order": self._order_settings()}
+        return state_at(self._epoch, self._step, self._digest, self._order_settings())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken.
@@ -296,30 +247,30 @@ class Stream:
         Raises FormatError for a state of an unknown version, DataError when it is of other data, ParamsError when the
         order was another one. Then the stream stays where it is.
         """
-        if state.get("version") != STATE_VERSION:
-            raise FormatError(
-                f"Stream state of version {state.get('version')!r}, but this Shardline reads {STATE_VERSION} only. "
-                "Use the Shardline that wrote it, or start anew without the checkpoint."
-            )
-        if state["digest"] != self._digest:
-            raise DataError(
-                f"The stream state was taken on data version {state['digest']}, but this is {self._digest}: "
-                "the same step would be other samples. Check out that version of the data (git checkout and dvc "
-                "checkout), or start anew without the checkpoint."
-            )
-        saved, own = state["order"], self._order_settings()
-        differing = [name for name in {**own, **saved} if saved.get(name) != own.get(name)]
-        if differing:
-            raise ParamsError(
-                "The stream state was taken in another order, so that the same step would be other samples: "
-                + ", ".join(f"{name} was {saved.get(name)!r} and is {own.get(name)!r}" for name in differing)
-                + ". Set it back, or start anew without the checkpoint."
-            )
+        epoch, step = place_in(state, self._digest, self._order_settings())
         self._restart()
-        self._move_to(int(state["epoch"]), int(state["step"]))
+        self._move_to(epoch, step)
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
         unit: dict[str, str] = {} if self.unit == "windows" else {"stream.samples": self.unit}
         unit |= {} if self.domain is None else {"domain": self.domain}
         return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}
+
+
+def _order_of(
+    datasets: Mapping[str, Dataset],
+    weights: Mapping[str, Weight] | None,
+    steps: int | None,
+    rest: Rest,
+    **ordering: Any,
+) -> Order | Mixture:
+    """The order of one dataset, or of several that are mixed. Raises DataError where it hasn't one batch."""
+    rows = {name: dataset.samples for name, dataset in datasets.items()}
+    if weights is not None:
+        return Mixture(rows, weights, steps=steps, **ordering)
+    (dataset,) = datasets.values()
+    order = Order(dataset.samples, rest=rest, **ordering)
+    if not order.epochs.complete:
+        raise DataError(dataset.why_empty(order.batch_size))
+    return order

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from pipelines.streaming.fields import Arrays, Field, New, Samples
+from pipelines.streaming.arrays import Arrays, Ints
+from pipelines.streaming.fields import Field, New, Samples, bounds_of
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import Ints
 from pipelines.streaming.ragged import copy_ragged
-from pipelines.streaming.rows import Rows
-from storage.shards import Column, Shard
+from storage.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,6 @@ class WholeDocuments(Field):
     facts = 2  # addresses of the tokens and of the offsets
     varies = by_batch = True
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        dtype: str,
-        seq_len: int,
-        *,
-        multiple: int = 1,
-        separator: int | None = None,
-        expected: float = 0,
-    ) -> "WholeDocuments":
-        return cls(name, Column(np.dtype(dtype)), seq_len, multiple, separator, expected)
-
     @property
     def nbytes(self) -> int:
         return 4 + round(min(self.expected, self.seq_len) + 1) * self.stored.nbytes
@@ -60,9 +45,8 @@ class WholeDocuments(Field):
     def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
         """Addresses of the documents and their tokens, uncut, int64 [n] each."""
         tokens, offsets = facts
-        bounds = np.empty((len(samples.row), 2), np.int64)
-        Rows.at(offsets[samples.shard] + samples.row * 8, 16).copy(slice(None), bounds)
-        return tokens[samples.shard] + bounds[:, 0] * self.stored.nbytes, bounds[:, 1] - bounds[:, 0]
+        begin, lengths = bounds_of(samples, offsets)
+        return tokens[samples.shard] + begin * self.stored.nbytes, lengths
 
     def lengths(self, place: tuple[Ints, Ints]) -> Ints:
         return np.minimum(place[1] + self._ends, self.seq_len + 1)
@@ -81,14 +65,10 @@ class WholeDocuments(Field):
         out = new((rows, width + 1), self.stored.dtype)
         out.fill(self.separator or 0)
         begins = np.arange(rows + 1) * ((width + 1) * size)
-        copy_ragged(addresses, np.minimum(stored, self.seq_len + 1) * size, begins, _bytes(out))
+        copy_ragged(addresses, np.minimum(stored, self.seq_len + 1) * size, begins, out.reshape(-1).view(np.uint8))
         meter.positions += rows * width
         meter.padding += rows * width - int(np.maximum(lengths - 1, 0).sum())
         meter.cut += int((stored + self._ends - lengths).sum())
         counts = new((rows,), np.int32)
         counts[:] = lengths
         return {self.name: out, "lengths": counts}
-
-
-def _bytes(array: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)

@@ -9,10 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.streaming.buckets import Bucketed, Lengths
-from pipelines.streaming.dataset import JoinedOrder
-from pipelines.streaming.mixture import Mixture
-from pipelines.streaming.order import Ints, Order
+from pipelines.streaming.arrays import Ints
+from pipelines.streaming.order import Batches, Bucketed, Mixture, Order
+from pipelines.streaming.order.buckets import Lengths
 
 Batch = list[tuple[int, int]]
 few = settings(max_examples=30)
@@ -42,7 +41,7 @@ def pairs(places: tuple[Ints, Ints]) -> Batch:
     return list(zip(*(array.tolist() for array in places), strict=True))
 
 
-def batches(order: Order | Bucketed | JoinedOrder, epoch: int, rank: int = 0, world: int = 1) -> list[Batch]:
+def batches(order: Batches, epoch: int, rank: int = 0, world: int = 1) -> list[Batch]:
     return [pairs(order.batch(epoch, step, rank, world)) for step in range(order.steps)]
 
 
@@ -105,8 +104,9 @@ def test_in_one_lane_the_lengths_of_a_blocks_batches_do_not_overlap(order: Bucke
 def test_ahead_names_each_shard_before_its_lengths_are_asked_for(order: Bucketed, data: st.DataObject) -> None:
     world = data.draw(st.integers(1, order.batch_size))
     rank, step = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, order.steps))
-    named = [shard for shards in order.ahead(1, step, rank, world) for shard in shards.tolist()]
-    assert len(named) == len(set(named))
+    needs = [(at, shard) for at, shards in order.needs(1, step, rank, world) for shard in shards.tolist()]
+    named = {shard for _, shard in needs}
+    assert len(named) == len(needs)
     asked: set[int] = set()
 
     def watched(shard: Ints, row: Ints) -> Ints:
@@ -116,9 +116,10 @@ def test_ahead_names_each_shard_before_its_lengths_are_asked_for(order: Bucketed
     fresh = Bucketed(order.order, order.batches, order.seed, watched)
     for now in range(step, order.steps):
         asked.update(shard for shard, _ in pairs(fresh.batch(1, now, rank, world)))
-    assert asked <= set(named)
+        assert asked <= {shard for at, shard in needs if at <= now}
+    assert asked <= named
     everything = [shard for shards in order.order.ahead(1, 0, rank, world) for shard in shards.tolist()]
-    assert set(named) <= set(everything)  # none that the rank would not read without buckets
+    assert named <= set(everything)  # none that the rank would not read without buckets
 
 
 def padding(order: Bucketed, got: list[Batch]) -> float:
@@ -147,8 +148,7 @@ def test_of_ranks_that_share_a_lane_none_always_has_the_longest_sample() -> None
 
 
 def test_a_mixtures_batches_keep_their_shares_and_are_the_same_for_any_world() -> None:
-    mixture = Mixture({"a": [40, 30], "b": [25]}, {"a": {0: 1.0, 20: 3.0}, "b": 1.0}, batch=6, seed=2)
-    plain = JoinedOrder(mixture, [2, 1])
+    plain = Mixture({"a": [40, 30], "b": [25]}, {"a": {0: 1.0, 20: 3.0}, "b": 1.0}, batch=6, seed=2)
     order = Bucketed(plain, 8, 2, skewed(0))
     mine, before = batches(order, 1), batches(plain, 1)
     assert sorted(flat(mine)) == sorted(flat(before))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.mixture import Mixture
-from pipelines.streaming.quotas import Quotas
-from pipelines.streaming.ramp import Epochs
+from pipelines.streaming.order import Mixture
+from pipelines.streaming.order.epochs import Epochs
+from pipelines.streaming.order.quotas import Quotas
 from storage.errors import DataError, ParamsError
 
 Sample = tuple[int, int, int]
@@ -34,21 +34,24 @@ def mixtures(draw: st.DrawFn) -> Mixture:
     )
 
 
-def pairs(places: tuple[np.ndarray, ...]) -> list[Sample]:
+def samples(mixture: Mixture, places: tuple[np.ndarray, np.ndarray]) -> list[Sample]:
+    """(dataset, its shard, row) of each."""
     assert all(array.dtype == np.int64 for array in places)
-    return list(zip(*(array.tolist() for array in places), strict=True))
+    shard, row = places
+    dataset = mixture.datasets_of(shard)
+    return list(zip(dataset.tolist(), (shard - mixture.firsts[dataset]).tolist(), row.tolist(), strict=True))
 
 
 def batches(mixture: Mixture, steps: int, rank: int = 0, world: int = 1) -> list[list[Sample]]:
     """The first global steps."""
-    return [pairs(mixture.batch(*divmod(step, mixture.steps), rank, world)) for step in range(steps)]
+    return [samples(mixture, mixture.batch(*divmod(step, mixture.steps), rank, world)) for step in range(steps)]
 
 
 @given(mixtures())
 def test_each_dataset_goes_through_its_epochs_with_every_sample_once_in_each(mixture: Mixture) -> None:
-    samples = [sample for batch in batches(mixture, 12) for sample in batch]
-    for index, order in enumerate(mixture.orders):
-        own = [(shard, row) for dataset, shard, row in samples if dataset == index]
+    got = [sample for batch in batches(mixture, 12) for sample in batch]
+    for index, order in enumerate(mixture.parts):
+        own = [(shard, row) for dataset, shard, row in got if dataset == index]
         everything = {(shard, row) for shard, rows in enumerate(order.shard_rows) for row in range(rows)}
         counts = Counter(own)
         whole, part = divmod(len(own), order.rows)
@@ -114,7 +117,7 @@ def test_the_ranks_parts_joined_are_the_global_batch(mixture: Mixture, data: st.
 def test_each_rank_gets_its_share_of_each_dataset(mixture: Mixture, data: st.DataObject) -> None:
     world = data.draw(st.integers(1, mixture.batch_size))
     epoch, step = divmod(data.draw(st.integers(0, 5)), mixture.steps)
-    whole = mixture.batch(epoch, step)[0]
+    whole = mixture.datasets_of(mixture.batch(epoch, step)[0])
     counts = Counter(whole.tolist())
     for rank in range(world):
         own = Counter(whole[mixture.slots(rank, world)].tolist())
@@ -128,21 +131,21 @@ def test_a_block_is_its_batches_end_to_end_from_any_step(mixture: Mixture, data:
     count = data.draw(st.integers(1, min(20, mixture.steps - first)))
     world = data.draw(st.integers(1, mixture.batch_size))
     rank, epoch = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, 3))
-    steps = [pairs(mixture.batch(epoch, first + offset, rank, world)) for offset in range(count)]
-    assert pairs(mixture.block(epoch, first, count, rank, world)) == [sample for step in steps for sample in step]
+    steps = [samples(mixture, mixture.batch(epoch, first + offset, rank, world)) for offset in range(count)]
+    block = samples(mixture, mixture.block(epoch, first, count, rank, world))
+    assert block == [sample for step in steps for sample in step]
 
 
 @given(mixtures(), st.data())
 def test_ahead_names_shards_before_they_are_read(mixture: Mixture, data: st.DataObject) -> None:
-    mixture.epochs = Epochs(mixture.ramp, mixture.rows, "wrap", min(mixture.steps, 12))
+    mixture.epochs = Epochs(mixture.epochs.ramp, mixture.rows, "wrap", min(mixture.steps, 12))
     epoch, step = data.draw(st.integers(0, 2)), data.draw(st.integers(0, mixture.steps - 1))
     needs = list(mixture.needs(epoch, step))
-    assert [at for at, _, _ in needs] == sorted(at for at, _, _ in needs)
-    ahead = [(index, shards.tolist()) for index, shards in mixture.ahead(epoch, step)]
-    assert ahead == [(index, shards.tolist()) for _, index, shards in needs]
+    assert [at for at, _ in needs] == sorted(at for at, _ in needs)
+    assert [shards.tolist() for shards in mixture.ahead(epoch, step)] == [shards.tolist() for _, shards in needs]
     for now in range(step, mixture.steps):
-        known = {(index, shard) for at, index, shards in needs if at <= now for shard in shards.tolist()}
-        assert {(index, shard) for index, shard, _ in pairs(mixture.batch(epoch, now))} <= known
+        known = {shard for at, shards in needs if at <= now for shard in shards.tolist()}
+        assert set(mixture.batch(epoch, now)[0].tolist()) <= known
 
 
 def test_the_mixture_itself() -> None:
@@ -186,6 +189,11 @@ def test_weights_that_make_no_sense_are_refused(weights: dict, message: str) -> 
 def test_an_empty_dataset_is_refused_by_name() -> None:
     with pytest.raises(DataError, match="'b'"):
         Mixture({"a": [4], "b": [0]}, {"a": 1, "b": 1}, batch=4, seed=1)
+
+
+def test_a_window_out_of_bounds_is_refused_by_its_name() -> None:
+    with pytest.raises(ParamsError, match=r"stream\.window=0: must be from 1"):
+        Mixture({"a": [4]}, {"a": 1}, batch=4, seed=1, window=0)
 
 
 def test_a_mixture_is_told_by_its_settings() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.permutation import LIMIT, permute
+from pipelines.streaming.order.permutation import LIMIT, permute
 
 keys = st.integers(0, 2**64 - 1)
 

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipelines.streaming.buckets import BUCKETS_VERSION, Bucketed
-from pipelines.streaming.order import ORDER_VERSION, Order
+from pipelines.streaming.order import ORDER_VERSION, Bucketed, Order
+from pipelines.streaming.order.buckets import BUCKETS_VERSION
 from storage.errors import ParamsError
 
 

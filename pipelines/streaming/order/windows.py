@@ -1,9 +1,8 @@
 """The windows of a lane: they start small, so that a first batch needs few shards, and double up to their full size."""
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from pipelines.streaming.arrays import Ints
 
 
 class Windows:

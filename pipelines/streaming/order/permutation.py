@@ -1,4 +1,4 @@
-"""Keyed permutations of [0, size), evaluated at any index, many at once.
+"""Keyed permutations of [0, size): `permute` evaluates one at any index, many at once; `shuffled` makes a whole one.
 
 Up to 64 values a permutation is drawn evenly from all, by ranking hashes. Above, a Feistel network on a grid of columns
 × 2^bits cells that just holds the range is walked along its cycles until it lands inside, mostly at once (Black and
@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.streaming.arrays import Ints
 from storage.digest import keyed_uint64
 
 Words = npt.NDArray[np.uint64]
@@ -23,6 +24,7 @@ LIMIT = 1 << 31
 _ROUNDS = 6  # what ranges of 4096 and more need to pass for random permutations (docs/order.md)
 _TWICE = 4096  # smaller ranges go through twice as many
 _RANKED = 64  # up to here, hashes are ranked
+_HASHED = 1 << 15  # numbers hashed at a time
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: the increment of SplitMix64
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 # Arrays of one word, which ufuncs take faster than scalars.
@@ -125,3 +127,24 @@ def _feistel(value: Halves, grid: tuple[Halves, ...], factors: list[Halves]) -> 
     high <<= bits
     high |= low
     return high
+
+
+def shuffled(count: int, key: int, groups: Ints | None = None) -> Ints:
+    """[0, count) in a keyed random order, int64 [count]; with `groups`, [count], those of one group together.
+
+    Each number is packed below its group and the upper bits of its hash into one word, since words are sorted ten times
+    as fast as indices, and are all different, so that any sort gives the same.
+    """
+    number_bits = max(1, (count - 1).bit_length())
+    group_bits = 0 if groups is None or not count else int(groups.max()).bit_length()
+    words = np.arange(count, dtype=np.uint64)
+    below = np.uint64((1 << number_bits) - 1)
+    for start in range(0, count, _HASHED):
+        part = words[start : start + _HASHED]
+        hashed = (spread(part, np.uint64(key)) >> np.uint64(group_bits)) & ~below
+        if groups is not None and group_bits:
+            hashed |= groups[start : start + _HASHED].view(np.uint64) << np.uint64(64 - group_bits)
+        part |= hashed
+    words.sort()
+    words &= below
+    return words.view(np.int64)

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.streaming.dataset import JoinedOrder
-from pipelines.streaming.order import Ints, Order
-from pipelines.streaming.permutation import spread
-from pipelines.streaming.windows import Windows
+from pipelines.streaming.arrays import Ints
+from pipelines.streaming.order.batches import Batches
+from pipelines.streaming.order.permutation import spread
+from pipelines.streaming.order.windows import Windows
 from storage.digest import keyed_uint64
+from storage.errors import ParamsError
 
 #: Raised whenever the same arguments would give other batches; saved stream states carry it.
 BUCKETS_VERSION = 1
@@ -39,7 +40,7 @@ class _Block:
     row: Ints
 
 
-class Bucketed:
+class Bucketed(Batches):
     """`order` with the samples of `batches` consecutive batches sorted into them by `lengths`.
 
     A rank must know the lengths of all samples of its lanes in a block (of a mixture, of all samples), so the shards of
@@ -48,44 +49,42 @@ class Bucketed:
     last batch of an epoch is left as it is. Costs some 0.5 µs a sample of these lanes.
     """
 
-    def __init__(self, order: Order | JoinedOrder, batches: int, seed: int, lengths: Lengths) -> None:
+    def __init__(self, order: Batches, batches: int, seed: int, lengths: Lengths) -> None:
+        if order.epochs.ramp.grows:
+            raise ParamsError(
+                f"stream.bucket_batches={batches} sorts batches of one size, but stream.batch_ramp makes "
+                "them grow: set stream.bucket_batches to 1, or leave stream.batch_ramp out."
+            )
+        super().__init__(order.epochs)
         self.order, self.batches, self.seed, self._lengths = order, batches, seed, lengths
-        self.batch_size, self.rows, self.steps, self.full_steps = (
-            order.batch_size, order.rows, order.steps, order.full_steps,
-        )  # fmt: skip
-        first = max(1, batches // _GROWTH)
-        self._blocks = Windows(first, batches, np.array([self.full_steps], dtype=np.int64))
+        self.lanes = order.lanes
+        self._full = order.full_steps
+        self._blocks = Windows(max(1, batches // _GROWTH), batches, np.array([self._full], dtype=np.int64))
         self._latest: _Block | None = None
 
     def settings(self) -> dict[str, Any]:
-        return {
-            **self.order.settings(), "buckets version": BUCKETS_VERSION, "stream.bucket_batches": self.batches,
-        }  # fmt: skip
+        own = {"buckets version": BUCKETS_VERSION, "stream.bucket_batches": self.batches}
+        return {**self.order.settings(), **own}
 
-    def size(self, step: int) -> int:
-        return self.order.size(step)
-
-    def slots(self, rank: int, world: int, size: int | None = None) -> slice:
-        return self.order.slots(rank, world, size)
+    def groups(self, slot: Ints, shard: Ints) -> Ints:
+        return self.order.groups(slot, shard)
 
     def bounds(self, step: int) -> tuple[int, int]:
         """The first step of the block that `step` is in, and the one after its last."""
-        if step >= self.full_steps:
-            return self.full_steps, self.steps
-        return self._blocks.find(step)[1:]
+        return self._blocks.find(step)[1:] if step < self._full else (self._full, self.steps)
 
-    def batch(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints]:
-        return self.block(epoch, step, 1, rank, world)
+    def reach(self, epoch: int, step: int) -> int:
+        """To the end of the block: the shards of the next one need not be open before."""
+        return self.bounds(step)[1] - step
 
     def block(self, epoch: int, step: int, count: int, rank: int = 0, world: int = 1) -> tuple[Ints, Ints]:
-        """As `Order.block`. Raises the ShardlineError of a shard that cannot be opened, for all of a block's steps."""
-        if step < 0 or count < 1 or step + count > self.steps:
-            raise IndexError(f"steps {step} to {step + count - 1} of an epoch of {self.steps} steps")
+        """As ever. Raises the ShardlineError of a shard that cannot be opened, for all of a block's steps."""
+        self.epochs.check(epoch, step, count)
         parts, end = [], step + count
         while step < end:
             start, stop = self.bounds(step)
             stop = min(stop, end)
-            if step == self.full_steps:
+            if step == self._full:
                 parts.append(self.order.block(epoch, step, 1, rank, world))
             else:
                 block, own = self._block(epoch, start, rank, world), self.slots(rank, world)
@@ -95,15 +94,15 @@ class Bucketed:
         shards, rows = zip(*parts, strict=True)
         return (shards[0], rows[0]) if len(parts) == 1 else (np.concatenate(shards), np.concatenate(rows))
 
-    def ahead(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[Ints]:
-        """As `Order.ahead`; in the open block, also shards of which only the lengths are still needed."""
-        first = self.bounds(step)[0] if step < self.full_steps else step
-        return self.order.ahead(epoch, first, rank, world)
+    def needs(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> Iterator[tuple[int, Ints]]:
+        """In the open block, also shards of which only the lengths are still needed."""
+        first = self.bounds(step)[0] if step < self._full else step
+        for at, shards in self.order.needs(epoch, first, rank, world):
+            yield self.bounds(at)[0], shards
 
     def _block(self, epoch: int, start: int, rank: int, world: int) -> _Block:
         """The block that begins at step `start`, as far as this rank needs to know it."""
-        own = self.slots(rank, world)
-        each = self.batch_size // self.order.lanes if isinstance(self.order, Order) else self.batch_size
+        own, each = self.slots(rank, world), self.batch_size // self.lanes
         first, last = own.start // each, (own.stop - 1) // each
         key, latest = (epoch, start, first, last), self._latest  # read once: another thread may replace it
         if latest is None or latest.key != key:
@@ -113,17 +112,17 @@ class Bucketed:
     def _deal(self, key: tuple[int, ...], each: int) -> _Block:
         epoch, start, first, last = key
         count = self.bounds(start)[1] - start
-        of = self.batch_size // each
         lanes = last + 1 - first
-        together = lanes if first % lanes == 0 and of % lanes == 0 else 1  # as many as are some rank's of some world
+        # as many lanes at once as are some rank's of some world
+        together = lanes if first % lanes == 0 and self.lanes % lanes == 0 else 1
         asked = range(first // together, (last + 1) // together)
-        parts = [self.order.block(epoch, start, count, part, of // together) for part in asked]
+        parts = [self.order.block(epoch, start, count, part, self.lanes // together) for part in asked]
         shard, row = (np.stack([p[i].reshape(count, -1) for p in parts], axis=1).reshape(-1) for i in (0, 1))
         step = np.repeat(np.arange(count), lanes * each)
         slot = np.tile(np.arange(first * each, (last + 1) * each), count)  # in the global batch
-        group = slot // each if isinstance(self.order, Order) else self.order.datasets_of(shard)
         key_of_block = keyed_uint64("buckets", BUCKETS_VERSION, self.seed, epoch, start)
-        source = dealt(self._lengths(shard, row), group, step, step * self.batch_size + slot, key_of_block)
+        lengths, group = self._lengths(shard, row), self.groups(slot, shard)
+        source = dealt(lengths, group, step, step * self.batch_size + slot, key_of_block)
         shape = (count, -1)
         return _Block(key, start, first * each, shard[source].reshape(shape), row[source].reshape(shape))
 

@@ -1,0 +1,18 @@
+"""Which samples come when: a pure function (seed, epoch, step) → (shard, row). It knows no bytes, and no files.
+
+permutation, windows → layout → lanes  ┐
+              ramp → epochs → batches  ├→ order, mixture → buckets
+                     weights → quotas  ┘
+"""
+
+from pipelines.streaming.order.batches import Batches
+from pipelines.streaming.order.buckets import Bucketed
+from pipelines.streaming.order.epochs import Rest
+from pipelines.streaming.order.lanes import DEFAULT_WINDOW
+from pipelines.streaming.order.layout import ORDER_VERSION
+from pipelines.streaming.order.mixture import Mixture
+from pipelines.streaming.order.order import Order
+from pipelines.streaming.order.ramp import Ramp
+from pipelines.streaming.order.weights import Weight
+
+__all__ = ["DEFAULT_WINDOW", "ORDER_VERSION", "Batches", "Bucketed", "Mixture", "Order", "Ramp", "Rest", "Weight"]
