@@ -13,7 +13,8 @@ from storage.errors import DataError, ParamsError
 def mix_domains(
     whole: Dataset, mixture: Mapping[str, Weight], **ordering: Any
 ) -> tuple[dict[str, Dataset], JoinedOrder]:
-    """The domains of `whole` that have a weight at some step, and the order in which they are mixed.
+    """The domains of `whole` that have a weight at some step, by name, and the order in which they are mixed: the same
+    in whatever order `mixture` names them.
 
     Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample.
     """
@@ -21,7 +22,7 @@ def mix_domains(
         check_names(mixture, whole.manifest.domains)
     except ValueError as error:
         raise ParamsError(f"{error}. (The shards are of version {whole.manifest.digest[:12]}.)") from None
-    weights = {name: weight for name, weight in mixture.items() if _counts(weight)}
+    weights = {name: mixture[name] for name in whole.manifest.domains if _counts(mixture[name])}
     parts = {name: replace(whole, domain=name) for name in weights}
     for name, part in parts.items():
         if not part.samples.sum():
