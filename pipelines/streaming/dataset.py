@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from pipelines.params import suggestion
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.mixture import Mixture
@@ -39,7 +40,12 @@ class Dataset:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The shards of the split."""
+        """The shards of the split. Raises DataError for an unknown domain."""
+        if self.domain is not None and self.domain not in (known := self.manifest.domains):
+            raise DataError(
+                f"The shards (version {self.manifest.digest[:12]}) have no domain {self.domain!r}"
+                + (suggestion(self.domain, known) if known else ": their sources name none (ingest.sources).")
+            )
         return self.manifest.select(self.split, self.domain)
 
     @cached_property

@@ -16,13 +16,19 @@ def mix_domains(
     """The domains of `whole` that have a weight at some step, by name, and the order in which they are mixed: the same
     in whatever order `mixture` names them.
 
-    Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample.
+    Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample. One of
+    which the shards have nothing may have the weight 0.
     """
+    domains = whole.manifest.domains
     try:
-        check_names(mixture, whole.manifest.domains)
+        check_names([name for name, weight in mixture.items() if name in domains or _counts(weight)], domains)
     except ValueError as error:
-        raise ParamsError(f"{error}. (The shards are of version {whole.manifest.digest[:12]}.)") from None
-    weights = {name: mixture[name] for name in whole.manifest.domains if _counts(mixture[name])}
+        raise ParamsError(
+            f"{str(error).rstrip('.')}. (The shards are of version {whole.manifest.digest[:12]}. Of a domain that "
+            "ingest.sources names they have nothing where all its files are duplicates of another domain's, or were set "
+            "aside: then its weight must be 0.)"
+        ) from None
+    weights = {name: mixture[name] for name in domains if _counts(mixture[name])}
     parts = {name: replace(whole, domain=name) for name in weights}
     for name, part in parts.items():
         if not part.samples.sum():

@@ -316,6 +316,32 @@ def test_a_mixture_needs_domains_in_the_sources_and_in_the_shards(folder: Path) 
         Stream(ws.zone("shards"), shards(ws), mixture=mixture, **{**about, "seq_len": 9000})
 
 
+def test_a_domain_of_which_nothing_is_left_may_have_the_weight_0(folder: Path) -> None:
+    """Its weight can't be left out, as ingest.sources names it; and its only file is one of another domain's."""
+    sources = {**SOURCES, "twins": ["twin.txt"]}
+    (folder / "twin.txt").write_bytes((folder / "texts" / "doc000.txt").read_bytes())
+    ws = write(folder, ingest={"sources": sources}, stream={"mixture": {**MIXTURE, "twins": 0}})
+    make(ws)
+    about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
+    with Stream(ws.zone("shards"), shards(ws), mixture=ws.params.stream.mixture, **about) as stream:
+        assert stream.mixed
+        assert stream.mixed.shares(0) == {"code": 0.75, "prose": 0.25}
+    with pytest.raises(ParamsError, match=r"mixture.twins: unknown domain.*where all its files are duplicates"):
+        Stream(ws.zone("shards"), shards(ws), mixture={**MIXTURE, "twins": 1.0}, **about)
+
+
+def test_a_domain_that_the_shards_do_not_have_cannot_be_read(folder: Path, recipe: Path) -> None:
+    about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
+    plain = Workspace.open(recipe)
+    make(plain)
+    with pytest.raises(DataError, match=r"have no domain 'code': their sources name none"):
+        Stream(plain.zone("shards"), shards(plain), domain="code", **about)
+    ws = write(folder)
+    make(ws)
+    with pytest.raises(DataError, match=r"have no domain 'pros'. Did you mean 'prose'"):
+        Stream(ws.zone("shards"), shards(ws), domain="pros", **about)
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
