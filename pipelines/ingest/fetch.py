@@ -16,6 +16,7 @@ from storage.digest import digest_json
 from storage.errors import ShardlineError, SourceError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.secret import mask
 
 VERSION = 1  # of what `work` makes; raise it when the same input gives another object
 
@@ -57,8 +58,9 @@ class IngestStage:
             raise
         except Exception as error:
             raise SourceError(
-                f"{url}: cannot be read: {type(error).__name__}: {error}. What was fetched is kept: mend the source, "
-                "or leave the file out with ingest.exclude, and run the same command again."
+                mask(f"{url}: cannot be read: {type(error).__name__}: {error}. ")
+                + "What was fetched is kept: mend the source, or leave the file out with ingest.exclude, and run the "
+                "same command again."
             ) from error
         record: dict[str, Any] = {
             "path": stored.path,

@@ -25,8 +25,8 @@ def mix_domains(
     except ValueError as error:
         raise ParamsError(
             f"{str(error).rstrip('.')}. (The shards are of version {whole.manifest.digest[:12]}. Of a domain that "
-            "ingest.sources names they have nothing where all its files are duplicates of another domain's, or were set "
-            "aside: then its weight must be 0.)"
+            "ingest.sources names they have nothing where all its files are duplicates of another domain's, or were "
+            "set aside: then its weight must be 0.)"
         ) from None
     weights = {name: mixture[name] for name in domains if _counts(mixture[name])}
     parts = {name: replace(whole, domain=name) for name in weights}
