@@ -46,7 +46,10 @@ class CurateStage:
 
     def plan(self) -> list[Item]:
         """One item a group of files of one domain, cut by content so that one more file changes one group."""
-        files = self.source.manifest().records()
+        domains = by_domain(self.source.manifest().records())
+        files = [
+            file for _, part in domains for file in part
+        ]  # those of domain a before those of a-b, whose names aren't
         if self.params.deduplicate:
             seen: set[str] = set()
             files = [file for file in files if not (file["digest"] in seen or seen.add(file["digest"]))]  # type: ignore[func-returns-value]

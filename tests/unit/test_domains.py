@@ -21,6 +21,7 @@ from pipelines.warm import _ahead
 from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError, SourceError
 from storage.manifest import Manifest
+from storage.shards import Shard
 
 PAGE = (REPOSITORY / "docs" / "mixtures.md").read_text()
 [SECTIONS] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
@@ -141,6 +142,17 @@ def test_a_file_in_two_domains_is_refused(folder: Path) -> None:
     ws = write(folder, ingest={"sources": {"all": ["texts/*.txt"], "some": ["texts/doc00*.txt"]}})
     with pytest.raises(SourceError, match=r"doc000.txt is in the domains 'all' and 'some'"):
         make(ws)
+
+
+def test_of_equal_files_that_of_the_domain_that_comes_first_is_kept(folder: Path) -> None:
+    (folder / "books" / "doc000.md").write_bytes((folder / "texts" / "doc000.txt").read_bytes())
+    ws = write(folder, ingest={"sources": {"a-b": ["books/*.md"], "a": ["texts/doc00*.txt"]}})
+    make(ws)
+    zone = ws.zone("shards")
+    paths = shards(ws).table["path"].to_pylist()
+    names = [name for path in paths for name in Shard.open(zone.local_path(path)).ids.to_pylist()]
+    assert "a/doc000.txt" in names
+    assert "a-b/doc000.md" not in names
 
 
 def test_the_page_s_example_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
