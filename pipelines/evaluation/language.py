@@ -57,7 +57,7 @@ def measure_language(
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
     spec = manifest.header["spec"]
-    vocabulary, separator = spec["vocab_size"], spec["separator"]
+    vocabulary, separator = spec["vocab_size"], spec.get("separator")
     task = task_of(spec, config.documents).for_model(model)
     if samples == "documents" and spec.get("pack_len") is not None:
         raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
@@ -93,15 +93,16 @@ def measure_language(
 
 
 def shown(
-    shard: Shard, length: int, batch: int, samples: str, task: Task, separator: int, device: torch.device
+    shard: Shard, length: int, batch: int, samples: str, task: Task, separator: int | None, device: torch.device
 ) -> tuple[Questions, list[bytes], int]:
     """What a model is asked of a shard, the bytes of the documents that this is of, and how many bytes are cut off."""
     whole = texts(shard, separator)
     if samples == "windows":
         return questions(shard, length, batch, task, device), whole, 0
-    streams = cut_documents(shard, length, separator)
-    kept = [text[:length] for text in whole]
-    pieces: Questions = ((inputs, targets, {}, 0) for inputs, targets in padded_batches(streams, batch))
+    bare = separator is None  # so nothing predicts a document's first token
+    kept = [text[: length + bare] for text in whole]
+    streams = padded_batches(cut_documents(shard, length, separator), batch)
+    pieces: Questions = ((inputs, targets, {}, bare * len(inputs)) for inputs, targets in streams)
     return pieces, kept, sum(map(len, whole)) - sum(map(len, kept))
 
 
@@ -146,8 +147,9 @@ def cost(
     return float(each.cpu().double().sum())
 
 
-def texts(shard: Shard, separator: int) -> list[bytes]:
+def texts(shard: Shard, separator: int | None) -> list[bytes]:
     """The bytes of each document of a shard."""
     tokens, offsets = shard.tokens, shard.offsets
     documents = (tokens[start:end] for start, end in pairwise(offsets))
-    return [document[document != separator].astype(np.uint8).tobytes() for document in documents]
+    none = -1 if separator is None else separator
+    return [document[document != none].astype(np.uint8).tobytes() for document in documents]
