@@ -102,8 +102,16 @@ def shown(
     bare = separator is None  # so nothing predicts a document's first token
     kept = [text[: length + bare] for text in whole]
     streams = padded_batches(cut_documents(shard, length, separator), batch)
-    pieces: Questions = ((inputs, targets, {}, bare * len(inputs)) for inputs, targets in streams)
+    pieces: Questions = (
+        (inputs, targets, task.beside(_alone(*inputs.shape), device), bare * len(inputs)) for inputs, targets in streams
+    )
     return pieces, kept, sum(map(len, whole)) - sum(map(len, kept))
+
+
+def _alone(rows: int, length: int) -> dict[str, Array]:
+    """What a model that keeps documents apart is told of one document a row."""
+    positions = np.tile(np.arange(length + 1, dtype=np.int32), (rows, 1))
+    return {"documents": np.zeros_like(positions), "positions": positions}
 
 
 def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Array]]:

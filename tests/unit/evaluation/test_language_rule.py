@@ -39,9 +39,11 @@ class Uniform(nn.Module):
 
 
 class Told(Uniform):
-    """The same of a window's documents."""
+    """It must be told of a window's documents, and begins each at 0."""
 
-    def forward(self, tokens: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, documents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        assert (documents.shape, positions.shape) == (tokens.shape, tokens.shape)
+        assert (positions[:, 0] == 0).all()
         return super().forward(tokens)
 
 
@@ -93,7 +95,7 @@ def test_without_separators_nothing_predicts_where_a_document_begins(samples: st
     manifest = zone.manifest()
     spec = {name: value for name, value in TEXT.items() if name != "separator"}
     bare = type(manifest)(manifest.header | {"spec": spec}, manifest.table)
-    config = ModelConfig({}, spec, 10_000, "language", "", samples, documents=samples == "windows")
+    config = ModelConfig({}, spec, 10_000, "language", "", samples, documents=True)
     metrics = evaluate_model(Told(), config, zone, bare, ws.params)
     (tokens,) = tokens_of(ws, "test")
     assert (metrics["documents"], metrics["bytes"]) == (4, len(tokens))  # 256 is a token as others are
