@@ -11,6 +11,7 @@ import yaml
 from conftest import REPOSITORY, TINY, write_params, write_texts
 from training_samples import without_mlflow
 
+from pipelines.evaluation import evaluate
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.inspect import show_zone
@@ -199,7 +200,9 @@ def trained(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
-def test_training_mixes_by_weights_that_change_with_the_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_mixes_by_weights_that_change_with_the_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ws = write(folder, stream={**TINY["stream"], "mixture": MIXTURE})  # type: ignore[dict-item]
     make(ws)
     seen = trained(ws, monkeypatch)
@@ -218,6 +221,15 @@ def test_training_mixes_by_weights_that_change_with_the_step(folder: Path, monke
         assert f"val_loss/{domain}" in ws.plots("val.csv").read_text()
     losses = [found[f"val_loss/{domain}"] for domain in ("code", "prose")]
     assert min(losses) < found["val_loss"] < max(losses)
+    measured = evaluate(ws)
+    assert list(measured["domains"]) == ["code", "prose"]
+    assert json.loads(ws.metrics("evaluate").read_text()) == measured
+    assert f"by domain: code {measured['domains']['code']['bits_per_byte']:.4f}, prose " in capsys.readouterr().out
+    assert [line.split(",")[0] for line in ws.plots("evaluate/domains.csv").read_text().splitlines()[1:]] == [
+        "code",
+        "prose",
+    ]
+    assert ws.plots("evaluate/domains.png").is_file()
     for step in (1, 7, 12):
         assert sorted(name for name, _ in replay(ws, step).samples) == sorted(seen[step - 1])
 
