@@ -109,26 +109,26 @@ def _list_one(
             ) from error
     else:
         marks = {path: _remote_fingerprint(fs, path, info) for path, info in infos.items()}
-    return [
-        SourceFile(names[path], _url(fs, path, expanded), int(info["size"] or 0), marks[path])
-        for path, info in infos.items()
-    ]
+    urls = dict(zip(infos, _urls(fs, list(infos), expanded), strict=True))
+    return [SourceFile(names[path], urls[path], int(info["size"] or 0), marks[path]) for path, info in infos.items()]
 
 
-def _url(fs: fsspec.AbstractFileSystem, path: str, source: str) -> str:
-    """The URL by which a file at `path`, found by `source`, is opened anywhere: with the host that the source names
-    (ftp://me@host/…, github://org:repo@…), and the archive that it looks into (zip://*.csv::s3://bucket/data.zip)."""
+def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[str]:
+    """The URLs by which the files at `paths`, found by `source`, are opened anywhere: with the host that the source
+    names (ftp://me@host/…, github://org:repo@…), and the archive that it looks into (zip://*.csv::s3://bucket/a.zip)."""
     first, chained, rest = source.partition("::")
-    plain = str(fs.unstrip_protocol(path))
-    if chained:
-        return f"{plain}::{rest}" if "://" in first else plain  # else it is a cache (simplecache::s3://…)
+    plain = [str(fs.unstrip_protocol(path)) for path in paths]
+    if chained and "://" in first:  # else it is a cache: simplecache::s3://…
+        return [f"{url}::{rest}" for url in plain]
     place, kind = re.match(r"[^/]+://[^/]*/", source), type(fs)
-    if isinstance(fs, LocalFileSystem) or place is None:
+    if chained or place is None or not paths or isinstance(fs, LocalFileSystem):
         return plain
-    within = (path.lstrip("/"), path.lstrip("/").partition("/")[2])  # a path may begin with what stands for the host
-    for url in (plain, *(place[0] + part for part in within)):
-        if kind._get_kwargs_from_urls(url) == kind._get_kwargs_from_urls(source) and kind._strip_protocol(url) == path:
-            return url
+    within = [path.lstrip("/") for path in paths]
+    shorter = [path.partition("/")[2] for path in within]  # a path may begin with what stands for the host
+    host = kind._get_kwargs_from_urls(source)
+    for urls in (plain, *([place[0] + path for path in part] for part in (within, shorter))):
+        if (kind._get_kwargs_from_urls(urls[0]), kind._strip_protocol(urls[0])) == (host, paths[0]):
+            return urls
     return plain
 
 

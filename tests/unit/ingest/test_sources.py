@@ -9,7 +9,7 @@ from fsspec.implementations.ftp import FTPFileSystem
 from fsspec.implementations.github import GithubFileSystem
 
 from pipelines.ingest.fetch import IngestStage
-from pipelines.ingest.sources import _url, list_sources
+from pipelines.ingest.sources import _urls, list_sources
 from pipelines.params import Ingest
 from storage.errors import SourceError
 from storage.lake import Zone
@@ -147,7 +147,7 @@ def test_a_file_is_fetched_from_the_host_that_its_source_names(kind: type, sourc
         cachable = False
 
     path = Named._strip_protocol(source)
-    url = _url(Named(), path, source.replace("a.", "*."))
+    [url] = _urls(Named(), [path], source.replace("a.", "*."))
     assert url == source
     assert Named._get_kwargs_from_urls(url) == kind._get_kwargs_from_urls(source)
 
