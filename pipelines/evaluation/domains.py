@@ -30,7 +30,8 @@ def with_domains(result: Evaluation, own: Mapping[Domain, dict[str, Any]], metri
     if not found:
         return result
     table = [{"domain": domain, **numbers(metrics)} for domain, metrics in found.items()]
-    drawn = [{"name": name, metric: metrics[metric]} for name, metrics in {"all": result.metrics, **found}.items()]
+    shown = {"all of them": result.metrics, **found}  # no domain has a space in its name
+    drawn = [{"name": name, metric: metrics[metric]} for name, metrics in shown.items()]
     return replace(
         result,
         metrics=result.metrics | {"domains": found},

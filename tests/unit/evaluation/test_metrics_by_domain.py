@@ -57,4 +57,4 @@ def test_a_domains_figures_are_those_of_its_samples_alone(kind: str, tmp_path: P
     result = measure(net, config, ws.zone("shards"), manifest, ws.params)
     assert [row["domain"] for row in result.tables["domains"]] == ["code", "prose"]
     [axes] = result.figures["domains"]().axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "code", "prose"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all of them", "code", "prose"]
