@@ -89,8 +89,9 @@ class CurateStage:
         tables: list[pa.Table] = []
         aside: list[dict[str, Any]] = []
         for file in files:
-            data = bytes(self.source.read(file["path"], file["digest"]))
-            rows = named(READERS[reader](outside(domain, file["name"]), data, self.params), domain)
+            data = self.source.read(file["path"], file["digest"])
+            whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
+            rows = named(READERS[reader](outside(domain, file["name"]), whole, self.params), domain)
             rows = _distinct(rows) if self.params.deduplicate and KINDS[reader] == "table" else rows
             ids += rows.ids
             aside += rows.quarantined

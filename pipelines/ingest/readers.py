@@ -6,7 +6,7 @@ quarantine are the stage's.
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,7 +73,7 @@ def read_text(name: str, data: bytes, params: Curate) -> Rows:
 def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
     """A document a line: the field `curate.text_field` of a JSON object."""
     ids, texts, aside = [], [], []
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(_lines(data), 1):
         if not line.strip():
             continue
         try:
@@ -87,6 +87,12 @@ def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
         ids.append(f"{name}:{number}")
         texts.append(text)
     return Rows(ids, pa.table({"text": pa.array(texts, pa.large_string())}), aside)
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    """As `data.splitlines()`, without a copy of them all at once."""
+    for line in io.BytesIO(data):  # which shares the bytes
+        yield from line.splitlines()
 
 
 _IMAGE = {"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32(), "label": pa.string()}
