@@ -131,7 +131,7 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
             pyarrow.csv.ReadOptions(use_threads=False),
-            pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_fields),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_fields, newlines_in_values=True),
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
         )
     except pa.ArrowInvalid as error:

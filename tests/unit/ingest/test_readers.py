@@ -54,6 +54,15 @@ def test_lines_are_those_of_splitlines(data: bytes) -> None:
     assert [*_lines(data)] == data.splitlines()
 
 
+def test_csv_values_may_hold_line_breaks_wherever_arrow_cuts_the_file() -> None:
+    lines = [f'{row},"{"said, and said" + chr(10) * (row % 60)}",cat\n' for row in range(40_000)]
+    data = "".join(["a,note,y\n", *lines]).encode()
+    assert len(data) > 2 << 20, "it reads 1 MiB at a time"
+    rows = read_csv("t.csv", data, TABLE.model_copy(update={"features": ["a"]}))
+    assert rows.table["a"].to_pylist() == list(range(40_000))
+    assert not rows.quarantined
+
+
 def test_jsonl_takes_the_memory_of_its_texts_once() -> None:
     data = b"".join(b'{"text": "%d %s"}\n' % (line, b"word " * 400) for line in range(2000))
     tracemalloc.start()
