@@ -124,14 +124,16 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
         aside.append({"name": f"{name}:{row.number}", "reason": reason})
         return "skip"
 
-    delimiter = "\t" if name.lower().endswith(".tsv") else ","
-    header = data[: data.find(b"\n") if b"\n" in data else len(data)].decode(errors="replace")
-    columns = [column.strip().strip('"') for column in header.rstrip("\r").split(delimiter)]
+    form = {"delimiter": "\t" if name.lower().endswith(".tsv") else ",", "newlines_in_values": True}
+    one = pyarrow.csv.ReadOptions(use_threads=False)
     try:
+        skipping = pyarrow.csv.ParseOptions(**form, invalid_row_handler=lambda _: "skip")
+        with pyarrow.csv.open_csv(io.BytesIO(data), one, skipping) as first:  # reads no further than it must
+            columns = first.schema.names
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
-            pyarrow.csv.ReadOptions(use_threads=False),
-            pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_fields, newlines_in_values=True),
+            one,
+            pyarrow.csv.ParseOptions(**form, invalid_row_handler=wrong_fields),
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
         )
     except pa.ArrowInvalid as error:

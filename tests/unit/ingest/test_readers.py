@@ -54,6 +54,16 @@ def test_lines_are_those_of_splitlines(data: bytes) -> None:
     assert [*_lines(data)] == data.splitlines()
 
 
+@pytest.mark.parametrize("begin", ["\ufeff", "\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_labels_are_as_they_are_written_whatever_a_file_begins_with(begin: str, end: str) -> None:
+    """Excel begins UTF-8 with a byte order mark."""
+    rows = read_csv("t.csv", (begin + end.join(["y,a", "01,1", "1.0,2", "true,3", ""])).encode(), TABLE)
+    assert rows.table["label"].to_pylist() == ["01", "1.0", "true"]
+    rows = read_csv("t.csv", (begin + end.join(['y,"a,b"', "01,1", "NA,2"])).encode(), TABLE)
+    assert rows.table.to_pydict() == {"a,b": [1.0, 2.0], "label": ["01", "NA"]}
+
+
 def test_csv_values_may_hold_line_breaks_wherever_arrow_cuts_the_file() -> None:
     lines = [f'{row},"{"said, and said" + chr(10) * (row % 60)}",cat\n' for row in range(40_000)]
     data = "".join(["a,note,y\n", *lines]).encode()
