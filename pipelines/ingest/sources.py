@@ -161,8 +161,8 @@ def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, An
     found: dict[str, dict[str, Any]] = {}
     left: dict[str, tuple[str, ...]] = {}  # folder → the real ones in which the links lie that led there
     for folder, folders, files in os.walk(base, onerror=_fail, followlinks=True):
-        below = os.path.relpath(folder, base).replace(os.sep, "/").removeprefix(".")
-        prefix, before = f"{below}/" if below else "", left.pop(folder, ())
+        below = os.path.relpath(folder, base).replace(os.sep, "/")
+        prefix, before = "" if below == "." else f"{below}/", left.pop(folder, ())
         folders[:] = sorted(name for name in folders if not _excluded(f"{prefix}{name}/", exclude))
         for name in list(folders):
             path = f"{folder}/{name}"

@@ -43,6 +43,14 @@ def test_exclusions(tree: Path) -> None:
     assert names(tree, "in/**/*.txt", exclude=["a.txt", "sub/test/*"]) == ["sub/b.txt"]
 
 
+def test_hidden_folders_are_folders(tree: Path) -> None:
+    for name in (".kept/a.txt", ".git/test/b.txt"):
+        (tree / "in" / name).parent.mkdir(parents=True)
+        (tree / "in" / name).write_text(name)
+    assert names(tree, "in/.*/**/*.txt", exclude=[".git/test/**"]) == [".kept/a.txt"]
+    assert names(tree, "in/.*/**/*.txt") == [".git/test/b.txt", ".kept/a.txt"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
