@@ -144,7 +144,7 @@ def _find(
             raise FileNotFoundError(base)
         local = isinstance(fs, LocalFileSystem)
         found = _walk(base, path[len(base) + 1 :], exclude) if local else fs.glob(path, detail=True)
-    elif fs.isfile(path):
+    elif not path.endswith("/") and fs.isfile(path):  # a web server's list of a folder is no file
         base, found = path.rpartition("/")[0], {path: fs.info(path)}
     elif fs.isdir(path):
         base = path.rstrip("/")

@@ -1,7 +1,10 @@
 """Sources: globs, folders, files, exclusions, names and fingerprints."""
 
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
@@ -124,6 +127,20 @@ def test_a_recipe_s_folder_may_have_any_name(tmp_path: Path) -> None:
     (odd / "in" / "a.txt").write_text("a")
     for source in ("in/*.txt", "in/**", "in", "in/a.txt"):
         assert names(odd, source) == ["a.txt"]
+
+
+def test_a_folder_of_a_web_server_is_its_files_not_the_page_that_lists_them(tree: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tree))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/in"
+        known = ["a.txt", "sub/b.txt", "sub/e.md", "sub/test/c.txt", "sub/test/deep/d.txt"]
+        assert names(tree, f"{place}/") == known
+        assert names(tree, f"{place}/*.txt") == names(tree, f"{place}/a.txt?sig=1") == ["a.txt"]
+        server.shutdown()
 
 
 def test_files_in_an_archive_are_listed_and_fetched(tree: Path) -> None:
