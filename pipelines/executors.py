@@ -48,8 +48,8 @@ class PoolExecutor:
                     result = done.result()
                 except BrokenProcessPool as error:
                     raise DataError(
-                        "A worker process died, most often for want of memory: lower compute.workers. What was "
-                        "finished is kept; the same command goes on."
+                        "A worker process died, most often for want of memory: lower compute.workers, or cut large "
+                        "source files into smaller ones. What was finished is kept; the same command goes on."
                     ) from error
                 yield result
 
@@ -104,8 +104,8 @@ def _result(ray: Any, done: Any) -> Any:
         raise
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise DataError(
-            "A worker process died three times at the same item, most often for want of memory: lower compute.workers. "
-            "What was finished is kept; the same command goes on."
+            "A worker process died three times at the same item, most often for want of memory: lower compute.workers, "
+            "or cut large source files into smaller ones. What was finished is kept; the same command goes on."
         ) from error
 
 

@@ -126,11 +126,12 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
 
 
 def _room(cache: Tiered, own: set[str]) -> int:
-    """Bytes that the roomier tier can pin of `own`: what comes after those would only push others out of its ring."""
+    """Bytes that the roomier tier can pin of `own`: what comes after those would only push others out of its ring.
+    Others' shards that nobody reads any more give place."""
     room = 0
     for tier in [tier for tier in (cache.node, cache.hot) if tier is not None]:
         try:
-            others = sum(size for digest, size in tier.digests().items() if digest not in own)
+            others = sum(size for digest, size in tier.in_use().items() if digest not in own)
         except Unavailable:
             continue
         room = max(room, tier.budget - tier.ring_limit - others)

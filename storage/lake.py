@@ -149,12 +149,19 @@ class Zone:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with temporary_file(folder, _INCOMING) as spool:
-            with storage_errors(spool), spool.open("wb") as target:
-                for chunk in chunks:
+            with storage_errors(spool):
+                target = spool.open("wb")
+            try:
+                for chunk in chunks:  # what fails here is the source's
                     hasher.update(chunk)
-                    size += target.write(chunk)
-                target.flush()
-                os.fsync(target.fileno())
+                    with storage_errors(spool):
+                        size += target.write(chunk)
+                with storage_errors(spool):
+                    target.flush()
+                    os.fsync(target.fileno())
+            finally:
+                with storage_errors(spool):  # it writes what is left
+                    target.close()
             stored = StoredObject(f"{OBJECTS}/{hasher.hexdigest()}{suffix}", hasher.hexdigest(), size, size)
             if again or not self.exists(stored.path, stored.bytes):
                 self._adopt(spool, stored)

@@ -17,9 +17,10 @@ from storage.shards import Shard
 Array = npt.NDArray[Any]
 
 
-def open_split(zone: Zone, manifest: Manifest, split: str) -> Iterator[Shard]:
-    """Every shard of `split`, verified, one after the other. Raises DataError for an empty split, DigestError."""
-    records = manifest.select(split).select(["path", "digest", "rows"]).to_pylist()
+def open_split(zone: Zone, manifest: Manifest, split: str, domain: str | None = None) -> Iterator[Shard]:
+    """Every shard of `split`, or of one domain of it, verified, one after the other. Raises DataError for an empty
+    split, DigestError."""
+    records = manifest.select(split, domain).select(["path", "digest", "rows"]).to_pylist()
     if not any(record["rows"] for record in records):
         raise DataError(
             f"The shards (version {manifest.digest[:12]}) have no samples in split {split!r}. "
@@ -35,9 +36,11 @@ def open_split(zone: Zone, manifest: Manifest, split: str) -> Iterator[Shard]:
             yield Shard.open(zone.read(path, digest), zone.describe(path))
 
 
-def sample_batches(zone: Zone, manifest: Manifest, split: str, target: str, size: int) -> Iterator[tuple[Array, Array]]:
+def sample_batches(
+    zone: Zone, manifest: Manifest, split: str, target: str, size: int, domain: str | None = None
+) -> Iterator[tuple[Array, Array]]:
     """(inputs [n, *shape], targets [n]) with n ≤ `size`, as copies; images decoded."""
-    for shard in open_split(zone, manifest, split):
+    for shard in open_split(zone, manifest, split, domain):
         targets = shard.column(target)
         for start in range(0, shard.rows, size):
             rows = range(start, min(start + size, shard.rows))

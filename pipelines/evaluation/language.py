@@ -19,39 +19,33 @@ and the compressors get the same tokens and bytes as the model.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
-from math import exp, log
+from operator import add
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.evaluation.baselines import (
-    COMPRESSED_LIMIT,
-    bigram_bits,
-    bigram_counts,
-    compressed_bits,
-    pair_counts,
-    xz_9e,
-    zlib_9,
-)
+from pipelines.evaluation.baselines import bigram_counts, pair_counts
+from pipelines.evaluation.charges import Charges, Compressed
 from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split
+from pipelines.evaluation.domains import domains_of, with_domains
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
 from pipelines.evaluation.whole_documents import cut_documents, padded_batches
 from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.tasks import IGNORED
-from pipelines.progress import progress, track
+from pipelines.progress import progress
 from pipelines.streaming.documents import documents_of
 from storage.errors import ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import Shard
 
-FIRST_TOKEN_BITS = 8.0
 #: (inputs, targets, what the model is given beside them, tokens that nothing predicts)
 Questions = Iterator[tuple[Array, Array, dict[str, Tensor], int]]
 
@@ -63,52 +57,61 @@ def measure_language(
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
     spec = manifest.header["spec"]
-    vocabulary, separator = spec["vocab_size"], spec["separator"]
+    vocabulary, separator = spec["vocab_size"], spec.get("separator")
     task = task_of(spec, config.documents).for_model(model)
     if samples == "documents" and spec.get("pack_len") is not None:
         raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
-    nats, firsts, cut, documents = 0.0, 0, 0, []
-    tokens = manifest.select(split)["tokens"].to_pylist()
-    held_out = np.zeros((vocabulary, vocabulary), np.int64)
-    with progress("evaluate", sum(tokens), "tokens") as advance:
-        for shard in open_split(zone, manifest, split):
-            whole = texts(shard, separator)
-            if samples == "documents":
-                streams = cut_documents(shard, config.seq_len, separator)
-                pieces: Questions = ((inputs, targets, {}, 0) for inputs, targets in padded_batches(streams, batch))
-                kept = [text[: config.seq_len] for text in whole]
-                cut += sum(map(len, whole)) - sum(map(len, kept))
-            else:
-                pieces, kept = questions(shard, config.seq_len, batch, task, device), whole
-                firsts += bool(len(shard.tokens))
-            for inputs, targets, beside, alone in pieces:
-                nats += cost(model, inputs, targets, device, chosen, beside)
-                held_out += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
-                firsts += alone
-                advance(int((targets != IGNORED).sum()))
-            documents += kept
-    size = max(1, sum(map(len, documents)))
+    charges = {d: Charges(np.zeros((vocabulary, vocabulary), np.int64)) for d in domains_of(manifest, split)}
+    compressed = Compressed()
+    with progress("evaluate", sum(manifest.select(split)["tokens"].to_pylist()), "tokens") as advance:
+        for domain, own in charges.items():
+            for shard in open_split(zone, manifest, split, domain):
+                pieces, kept, cut = shown(shard, config.seq_len, batch, samples, task, separator, device)
+                own.firsts += samples == "windows" and bool(len(shard.tokens))
+                for inputs, targets, beside, alone in pieces:
+                    own.nats += cost(model, inputs, targets, device, chosen, beside)
+                    own.pairs += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
+                    own.firsts += alone
+                    advance(int((targets != IGNORED).sum()))
+                own.take(kept, cut)
+                compressed.take(kept)
     train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
     if task.documents is not None and task.documents.packed:
         train[separator, separator] = 0  # what fills up packs
-    model_bits = (nats / log(2) + FIRST_TOKEN_BITS * firsts) / size
-    bigram = (bigram_bits(train, held_out) + FIRST_TOKEN_BITS * firsts) / size
-    loss = nats / max(1, int(held_out.sum()))
-    baseline = {"bigram": {"bits_per_byte": bigram}} | _compressors(documents)
-    metrics = {
-        "bits_per_byte": model_bits,
-        "loss": loss,
-        "perplexity": exp(min(loss, 700.0)),
-        "documents": len(documents),
-        "bytes": size,
-        "baseline": baseline,
-    }
-    if samples == "documents":
-        metrics |= {"samples": samples, "cut_bytes": cut}
-    rows = [{"name": "model", "bits_per_byte": model_bits}]
-    rows += [{"name": name, "bits_per_byte": block["bits_per_byte"]} for name, block in baseline.items()]
+
+    def metrics_of(own: Charges) -> dict[str, Any]:
+        return own.metrics(train) | ({"samples": samples, "cut_bytes": own.cut} if samples == "documents" else {})
+
+    metrics = metrics_of(reduce(add, charges.values()))
+    metrics["baseline"] |= compressed.metrics()
+    rows = [{"name": "model", "bits_per_byte": metrics["bits_per_byte"]}]
+    rows += [{"name": name, "bits_per_byte": block["bits_per_byte"]} for name, block in metrics["baseline"].items()]
     figure = partial(bars, rows, "name", "bits_per_byte", "bits per byte of held-out documents (less is better)")
-    return Evaluation(metrics, {"bits_per_byte": rows}, {"bits_per_byte": figure})
+    result = Evaluation(metrics, {"bits_per_byte": rows}, {"bits_per_byte": figure})
+    of_domains = {domain: metrics_of(own) for domain, own in charges.items()}
+    return with_domains(result, of_domains, "bits_per_byte", "bits per byte by domain (less is better)")
+
+
+def shown(
+    shard: Shard, length: int, batch: int, samples: str, task: Task, separator: int | None, device: torch.device
+) -> tuple[Questions, list[bytes], int]:
+    """What a model is asked of a shard, the bytes of the documents that this is of, and how many bytes are cut off."""
+    whole = texts(shard, separator)
+    if samples == "windows":
+        return questions(shard, length, batch, task, device), whole, 0
+    bare = separator is None  # so nothing predicts a document's first token
+    kept = [text[: length + bare] for text in whole]
+    streams = padded_batches(cut_documents(shard, length, separator), batch)
+    pieces: Questions = (
+        (inputs, targets, task.beside(_alone(*inputs.shape), device), bare * len(inputs)) for inputs, targets in streams
+    )
+    return pieces, kept, sum(map(len, whole)) - sum(map(len, kept))
+
+
+def _alone(rows: int, length: int) -> dict[str, Array]:
+    """What a model that keeps documents apart is told of one document a row."""
+    positions = np.tile(np.arange(length + 1, dtype=np.int32), (rows, 1))
+    return {"documents": np.zeros_like(positions), "positions": positions}
 
 
 def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Array]]:
@@ -152,24 +155,9 @@ def cost(
     return float(each.cpu().double().sum())
 
 
-def texts(shard: Shard, separator: int) -> list[bytes]:
+def texts(shard: Shard, separator: int | None) -> list[bytes]:
     """The bytes of each document of a shard."""
     tokens, offsets = shard.tokens, shard.offsets
     documents = (tokens[start:end] for start, end in pairwise(offsets))
-    return [document[document != separator].astype(np.uint8).tobytes() for document in documents]
-
-
-def _compressors(documents: list[bytes]) -> dict[str, dict[str, float]]:
-    """zlib and xz on the documents; past a limit on the first of them, as `bytes` then says."""
-    chosen, size = [], 0
-    for document in documents:
-        if document and size + len(document) <= COMPRESSED_LIMIT:
-            chosen.append(document)
-            size += len(document)
-    if not chosen:
-        return {}
-    compressors = (("zlib", zlib_9), ("xz", xz_9e))
-    return {
-        name: compressed_bits(compress, chosen) | {"bytes": size}
-        for name, compress in track(compressors, "compress", len(compressors), "compressors")
-    }
+    none = -1 if separator is None else separator
+    return [document[document != none].astype(np.uint8).tobytes() for document in documents]

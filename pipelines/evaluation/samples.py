@@ -11,6 +11,7 @@ from torch import nn
 from pipelines.evaluation.baselines import Counts, majority
 from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split, sample_batches
+from pipelines.evaluation.domains import Domain, domains_of, with_domains
 from pipelines.evaluation.plots import matrix, scatter
 from pipelines.evaluation.result import Evaluation
 from pipelines.models import Task
@@ -27,31 +28,44 @@ def measure_classification(
 ) -> Evaluation:  # fmt: skip
     """Accuracy, cross-entropy in nats, F1 by class and their mean, confusion matrix; beside the commonest class."""
     classes: list[str] = manifest.header["spec"]["classes"]
-    confusion = np.zeros((len(classes), len(classes)), np.int64)  # rows: truth, columns: answer
-    nats = 0.0
-    for inputs, labels in track(sample_batches(zone, manifest, split, task.target, batch), "evaluate", unit="batches"):
+    # rows: truth, columns: answer
+    confusions = {d: np.zeros((len(classes), len(classes)), np.int64) for d in domains_of(manifest, split)}
+    nats = dict.fromkeys(confusions, 0.0)
+    batches = ((d, *pair) for d in nats for pair in sample_batches(zone, manifest, split, task.target, batch, d))
+    for domain, inputs, labels in track(batches, "evaluate", unit="batches"):
         answers = model(torch.from_numpy(inputs).to(device)).float().cpu()
-        nats -= float(answers.log_softmax(-1).double()[torch.arange(len(labels)), torch.from_numpy(labels)].sum())
+        right = answers.log_softmax(-1).double()[torch.arange(len(labels)), torch.from_numpy(labels)]
+        nats[domain] -= float(right.sum())
         chosen.update(answers.softmax(-1), torch.from_numpy(labels).long())
-        np.add.at(confusion, (labels, answers.argmax(-1).numpy()), 1)
-    total = int(confusion.sum())
+        np.add.at(confusions[domain], (labels, answers.argmax(-1).numpy()), 1)
+    train = _label_counts(zone, manifest, task, len(classes))
+    confusion = np.sum(list(confusions.values()), axis=0)
     rows = by_class(confusion, classes)
-    seen = [row["f1"] for row, name in zip(rows, range(len(classes)), strict=True) if _occurs(confusion, name)]
-    metrics = {
-        "accuracy": float(np.trace(confusion)) / total,
-        "loss": nats / total,
-        "macro_f1": sum(seen) / len(seen),
-        "f1": {row["class"]: row["f1"] for row in rows},
-        "samples": total,
-        "baseline": {"majority": majority(_label_counts(zone, manifest, task, len(classes)), confusion.sum(1))},
-    }
+    metrics = _figures(confusion, sum(nats.values()), rows, train)
+    metrics["f1"] = {row["class"]: row["f1"] for row in rows}
     cells = [
         {"actual": classes[a], "predicted": classes[p], "samples": int(confusion[a, p])}
         for a in range(len(classes))
         for p in range(len(classes))
     ]
     tables = {"confusion": cells, "classes": rows}
-    return Evaluation(metrics, tables, {"confusion": partial(matrix, confusion, classes)})
+    result = Evaluation(metrics, tables, {"confusion": partial(matrix, confusion, classes)})
+    of_domains = {d: _figures(seen, nats[d], by_class(seen, classes), train) for d, seen in confusions.items()}
+    return with_domains(result, of_domains, "accuracy", "accuracy by domain (more is better)")
+
+
+def _figures(confusion: Counts, nats: float, rows: list[dict[str, Any]], train: Counts) -> dict[str, Any]:
+    """Of a confusion matrix and the nats spent; `rows` as `by_class` gives them, `train` how often each class occurs
+    there."""
+    total = int(confusion.sum())
+    seen = [row["f1"] for row, name in zip(rows, range(len(rows)), strict=True) if _occurs(confusion, name)]
+    return {
+        "accuracy": float(np.trace(confusion)) / total,
+        "loss": nats / total,
+        "macro_f1": sum(seen) / len(seen),
+        "samples": total,
+        "baseline": {"majority": majority(train, confusion.sum(1))},
+    }
 
 
 def by_class(confusion: Counts, classes: list[str]) -> list[dict[str, Any]]:
@@ -85,24 +99,29 @@ def measure_regression(
     chosen: Chosen,
 ) -> Evaluation:  # fmt: skip
     """Root mean square error, mean absolute error and R² in the target's unit, beside the train split's mean."""
-    answers: list[Array] = []
-    truths: list[Array] = []
-    for inputs, targets in track(sample_batches(zone, manifest, split, task.target, batch), "evaluate", unit="batches"):
+    found: dict[Domain, list[tuple[Array, Array]]] = {domain: [] for domain in domains_of(manifest, split)}
+    batches = ((d, *pair) for d in found for pair in sample_batches(zone, manifest, split, task.target, batch, d))
+    for domain, inputs, targets in track(batches, "evaluate", unit="batches"):
         answer = model(torch.from_numpy(inputs).to(device)).float().cpu()
         chosen.update(answer, torch.from_numpy(targets).float())
-        answers.append(answer.double().numpy())
-        truths.append(targets.astype(np.float64))
-    guess, truth = np.concatenate(answers), np.concatenate(truths)
+        found[domain].append((answer.double().numpy(), targets.astype(np.float64)))
     known = [shard.column(task.target).astype(np.float64) for shard in open_split(zone, manifest, "train")]
     mean = float(np.concatenate(known).mean())
-    metrics = errors(guess, truth) | {
-        "samples": len(truth),
-        "baseline": {"mean": errors(np.full_like(truth, mean), truth)},
-    }
+
+    def metrics_of(guess: Array, truth: Array) -> dict[str, Any]:
+        return errors(guess, truth) | {
+            "samples": len(truth),
+            "baseline": {"mean": errors(np.full_like(truth, mean), truth)},
+        }
+
+    own = {d: tuple(map(np.concatenate, zip(*pairs, strict=True))) for d, pairs in found.items()}
+    guess, truth = map(np.concatenate, zip(*own.values(), strict=True))
     points = [
         {"actual": float(t), "predicted": float(a)} for t, a in zip(truth[:SCATTERED], guess[:SCATTERED], strict=True)
     ]
-    return Evaluation(metrics, {"predictions": points}, {"predictions": partial(scatter, points)})
+    result = Evaluation(metrics_of(guess, truth), {"predictions": points}, {"predictions": partial(scatter, points)})
+    of_domains = {d: metrics_of(*pair) for d, pair in own.items()}
+    return with_domains(result, of_domains, "rmse", "root mean square error by domain (less is better)")
 
 
 def errors(answer: Array, truth: Array) -> dict[str, float]:

@@ -68,9 +68,11 @@ def _summary(metrics: dict[str, Any]) -> str:
 
     metric, _ = HEADLINE[metrics["task"]]
     others = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics["baseline"].items())
+    own = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics.get("domains", {}).items())
     return (
         f"evaluate: {metric} {metrics[metric]:.4f} on split {metrics['split']} (baselines: {others})\n"
-        f"  data version {metrics['manifest'][:12]}"
+        + (f"  by domain: {own}\n" if own else "")
+        + f"  data version {metrics['manifest'][:12]}"
     )
 
 

@@ -10,10 +10,12 @@ from pipelines.models.tasks import IGNORED
 from storage.shards import Shard
 
 
-def cut_documents(shard: Shard, seq_len: int, separator: int) -> list[Array]:
+def cut_documents(shard: Shard, seq_len: int, separator: int | None) -> list[Array]:
     """The shard's documents, each with the separator before it and, unless cut, the one that ends it: up to `seq_len` +
-    1 tokens."""
+    1 tokens. Without a separator, as they are."""
     documents = [shard.tokens[start : min(end, start + seq_len + 1)] for start, end in pairwise(shard.offsets.tolist())]
+    if separator is None:
+        return documents
     return [
         document if len(document) > seq_len else np.append(document, np.array(separator, document.dtype))
         for document in documents

@@ -46,7 +46,10 @@ class CurateStage:
 
     def plan(self) -> list[Item]:
         """One item a group of files of one domain, cut by content so that one more file changes one group."""
-        files = self.source.manifest().records()
+        domains = by_domain(self.source.manifest().records())
+        files = [
+            file for _, part in domains for file in part
+        ]  # those of domain a before those of a-b, whose names aren't
         if self.params.deduplicate:
             seen: set[str] = set()
             files = [file for file in files if not (file["digest"] in seen or seen.add(file["digest"]))]  # type: ignore[func-returns-value]
@@ -86,8 +89,9 @@ class CurateStage:
         tables: list[pa.Table] = []
         aside: list[dict[str, Any]] = []
         for file in files:
-            data = bytes(self.source.read(file["path"], file["digest"]))
-            rows = named(READERS[reader](outside(domain, file["name"]), data, self.params), domain)
+            data = self.source.read(file["path"], file["digest"])
+            whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
+            rows = named(READERS[reader](outside(domain, file["name"]), whole, self.params), domain)
             rows = _distinct(rows) if self.params.deduplicate and KINDS[reader] == "table" else rows
             ids += rows.ids
             aside += rows.quarantined

@@ -12,10 +12,12 @@ from pipelines.ingest.sources import list_sources
 from pipelines.ingest.stage import Item, Result
 from pipelines.params import Ingest
 from pipelines.workspace import Workspace
+from storage.compression import is_compressed
 from storage.digest import digest_json
 from storage.errors import ShardlineError, SourceError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.secret import mask
 
 VERSION = 1  # of what `work` makes; raise it when the same input gives another object
 
@@ -39,7 +41,7 @@ class IngestStage:
         """One item a file. Lists the sources; reads no content beyond the fingerprints."""
         return [
             Item(
-                key=digest_json(["ingest", VERSION, file.name, file.fingerprint, *salt(file.domain)]),
+                key=digest_json(["ingest", VERSION, file.name, file.fingerprint, *salt(file.domain), *_odd(file.name)]),
                 label=file.name,
                 bytes=file.bytes,
                 payload={"name": file.name, "url": file.url, **mark(file.domain)},
@@ -52,13 +54,14 @@ class IngestStage:
         name, url = item.payload["name"], item.payload["url"]
         try:
             fs, path = url_to_fs(url)
-            stored = self.zone.publish_from(fs, path, PurePosixPath(name).suffix.lower())
+            stored = self.zone.publish_from(fs, path, "" if _odd(name) else PurePosixPath(name).suffix.lower())
         except ShardlineError:
             raise
         except Exception as error:
             raise SourceError(
-                f"{url}: cannot be read: {type(error).__name__}: {error}. What was fetched is kept: mend the source, "
-                "or leave the file out with ingest.exclude, and run the same command again."
+                mask(f"{url}: cannot be read: {type(error).__name__}: {error}. ")
+                + "What was fetched is kept: mend the source, or leave the file out with ingest.exclude, and run the "
+                "same command again."
             ) from error
         record: dict[str, Any] = {
             "path": stored.path,
@@ -72,6 +75,12 @@ class IngestStage:
         """The raw manifest, a row a file, by name."""
         records = [{**record, "key": result.key} for result in results for record in result.records]
         return Manifest.build("raw", records, kind="files", counts={"files": len(records)})
+
+
+def _odd(name: str) -> list[str]:
+    """What a key says of a file whose object must not have its suffix: by `.zst` the lake knows objects that it has
+    compressed itself."""
+    return ["no suffix"] if is_compressed(name.lower()) else []
 
 
 def changed_sources(ws: Workspace) -> list[str]:

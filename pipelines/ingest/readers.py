@@ -6,7 +6,7 @@ quarantine are the stage's.
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -73,7 +73,7 @@ def read_text(name: str, data: bytes, params: Curate) -> Rows:
 def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
     """A document a line: the field `curate.text_field` of a JSON object."""
     ids, texts, aside = [], [], []
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(_lines(data), 1):
         if not line.strip():
             continue
         try:
@@ -87,6 +87,12 @@ def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
         ids.append(f"{name}:{number}")
         texts.append(text)
     return Rows(ids, pa.table({"text": pa.array(texts, pa.large_string())}), aside)
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    """As `data.splitlines()`, without a copy of them all at once."""
+    for line in io.BytesIO(data):  # which shares the bytes
+        yield from line.splitlines()
 
 
 _IMAGE = {"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32(), "label": pa.string()}
@@ -118,14 +124,16 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
         aside.append({"name": f"{name}:{row.number}", "reason": reason})
         return "skip"
 
-    delimiter = "\t" if name.lower().endswith(".tsv") else ","
-    header = data[: data.find(b"\n") if b"\n" in data else len(data)].decode(errors="replace")
-    columns = [column.strip().strip('"') for column in header.rstrip("\r").split(delimiter)]
+    form = {"delimiter": "\t" if name.lower().endswith(".tsv") else ",", "newlines_in_values": True}
+    one = pyarrow.csv.ReadOptions(use_threads=False)
     try:
+        skipping = pyarrow.csv.ParseOptions(**form, invalid_row_handler=lambda _: "skip")
+        with pyarrow.csv.open_csv(io.BytesIO(data), one, skipping) as first:  # reads no further than it must
+            columns = first.schema.names
         table = pyarrow.csv.read_csv(
             io.BytesIO(data),
-            pyarrow.csv.ReadOptions(use_threads=False),
-            pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=wrong_fields),
+            one,
+            pyarrow.csv.ParseOptions(**form, invalid_row_handler=wrong_fields),
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
         )
     except pa.ArrowInvalid as error:

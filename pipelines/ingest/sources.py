@@ -21,6 +21,7 @@ from pipelines.ingest.domains import inside
 from pipelines.params import Ingest
 from storage.digest import digest_file
 from storage.errors import SourceError
+from storage.secret import mask
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -52,19 +53,19 @@ def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
             files = _list_one(source, ingest.exclude, root, state, fingerprints)
             if not files:
                 raise SourceError(
-                    f"ingest.sources: {source!r} matches no file. Check the path (relative ones start at {root}), the "
-                    "glob, and ingest.exclude."
+                    f"ingest.sources: {mask(source)!r} matches no file. Check the path (relative ones start at {root}),"
+                    " the glob, and ingest.exclude."
                 )
             for file in (replace(file, name=inside(domain, file.name), domain=domain) for file in files):
                 if (other := found.setdefault(file.name, file)).url != file.url:
                     raise SourceError(
-                        f"ingest.sources: {other.url} and {file.url} would both be named {file.name!r}. Give one glob "
-                        "that starts at a folder above both."
+                        mask(f"ingest.sources: {other.url} and {file.url} would both be named {file.name!r}. ")
+                        + "Give one glob that starts at a folder above both."
                     )
                 if (first := owner.setdefault(file.url, domain)) != domain:
                     raise SourceError(
-                        f"ingest.sources: {file.url} is in the domains {first!r} and {domain!r}, and a sample belongs "
-                        "to one. Narrow the sources of one of them."
+                        mask(f"ingest.sources: {file.url} is in the domains {first!r} and {domain!r}, and a sample ")
+                        + "belongs to one. Narrow the sources of one of them."
                     )
     return [found[name] for name in sorted(found)]
 
@@ -77,20 +78,23 @@ def _excluded(name: str, patterns: list[str]) -> bool:
 def _list_one(
     source: str, exclude: list[str], root: Path, state: Path, fingerprints: "Fingerprints"
 ) -> list[SourceFile]:
-    expanded = samples.expand(source, state)
-    if "://" not in expanded and not Path(expanded).is_absolute():
-        expanded = str(root / expanded)
+    expanded, literal = samples.expand(source, state), ""
+    *archives, place = expanded.split("::")
+    if "://" not in place and not Path(place).is_absolute():
+        expanded = "::".join([*archives, str(root / place)])
+        literal = "" if archives else f"{root}/"
     try:
         fs, path = url_to_fs(expanded)
-        base, infos = _find(fs, path, exclude)
+        base, infos = _find(fs, path, exclude, literal)
     except FileNotFoundError as error:
         raise SourceError(
-            f"ingest.sources: {source!r} does not exist ({error}). Check the path; relative ones start at {root}."
+            mask(f"ingest.sources: {source!r} does not exist ({error}). ")
+            + f"Check the path; relative ones start at {root}."
         ) from error
     except Exception as error:
         raise SourceError(
-            f"ingest.sources: {source!r} cannot be listed: {type(error).__name__}: {error}. Check the URL, that its "
-            "fsspec driver is installed, and the credentials in the environment."
+            mask(f"ingest.sources: {source!r} cannot be listed: {type(error).__name__}: {error}. ")
+            + "Check the URL, that its fsspec driver is installed, and the credentials in the environment."
         ) from error
     web = expanded.startswith(("http://", "https://"))  # whose query may hold a signature: no part of a name
     names = {path: str(PurePosixPath(path.split("?")[0] if web else path).relative_to(base)) for path in infos}
@@ -105,43 +109,76 @@ def _list_one(
             ) from error
     else:
         marks = {path: _remote_fingerprint(fs, path, info) for path, info in infos.items()}
-    return [
-        SourceFile(names[path], fs.unstrip_protocol(path), int(info["size"] or 0), marks[path])
-        for path, info in infos.items()
-    ]
+    urls = dict(zip(infos, _urls(fs, list(infos), expanded), strict=True))
+    return [SourceFile(names[path], urls[path], int(info["size"] or 0), marks[path]) for path, info in infos.items()]
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """(fixed part, path → info) of the files at `path`: a file, a folder (all below it) or a glob."""
+def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[str]:
+    """The URLs by which the files at `paths`, found by `source`, are opened anywhere: with the host that the source
+    names (ftp://me@host/…, github://org:repo@…), and the archive that it looks into (zip://*.csv::s3://bucket/a.zip)."""
+    first, chained, rest = source.partition("::")
+    plain = [str(fs.unstrip_protocol(path)) for path in paths]
+    if chained and "://" in first:  # else it is a cache: simplecache::s3://…
+        return [f"{url}::{rest}" for url in plain]
+    place, kind = re.match(r"[^/]+://[^/]*/", source), type(fs)
+    if chained or place is None or not paths or isinstance(fs, LocalFileSystem):
+        return plain
+    within = [path.lstrip("/") for path in paths]
+    shorter = [path.partition("/")[2] for path in within]  # a path may begin with what stands for the host
+    host = kind._get_kwargs_from_urls(source)
+    for urls in (plain, *([place[0] + path for path in part] for part in (within, shorter))):
+        if (kind._get_kwargs_from_urls(urls[0]), kind._strip_protocol(urls[0])) == (host, paths[0]):
+            return urls
+    return plain
+
+
+def _find(
+    fs: fsspec.AbstractFileSystem, path: str, exclude: list[str], literal: str
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """(fixed part, path → info) of the files at `path`: a file, a folder (all below it) or a glob. What it begins with
+    is `literal`: a recipe's folder may have any name."""
     wildcard = re.compile(r"[*\[]") if path.startswith("http") else _MAGIC  # there a ? begins the query
-    if magic := wildcard.search(path):
+    if magic := wildcard.search(path, len(literal) if path.startswith(literal) else 0):
         base = path[: magic.start()].rpartition("/")[0]
         if not fs.exists(base or "/"):
             raise FileNotFoundError(base)
-        found = _walk(base, path, exclude) if isinstance(fs, LocalFileSystem) else fs.glob(path, detail=True)
-    elif fs.isfile(path):
+        local = isinstance(fs, LocalFileSystem)
+        found = _walk(base, path[len(base) + 1 :], exclude) if local else fs.glob(path, detail=True)
+    elif not path.endswith("/") and fs.isfile(path):  # a web server's list of a folder is no file
         base, found = path.rpartition("/")[0], {path: fs.info(path)}
     elif fs.isdir(path):
         base = path.rstrip("/")
-        found = _walk(base, f"{base}/**", exclude) if isinstance(fs, LocalFileSystem) else fs.find(path, detail=True)
+        found = _walk(base, "**", exclude) if isinstance(fs, LocalFileSystem) else fs.find(path, detail=True)
     else:
         raise FileNotFoundError(path)
     return base, {name: info for name, info in sorted(found.items()) if info["type"] == "file"}
 
 
 def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, Any]]:
-    """A local glob that doesn't enter excluded folders (a site-packages below may hold 100,000 files)."""
+    """A local glob below `base` that doesn't enter excluded folders (a site-packages below may hold 100,000 files).
+    Links to folders are followed, but not in a circle."""
     wanted = re.compile(glob_translate(pattern))
     found: dict[str, dict[str, Any]] = {}
-    for folder, folders, files in os.walk(base, onerror=_fail):
-        below = os.path.relpath(folder, base).replace(os.sep, "/").removeprefix(".")
-        prefix = f"{below}/" if below else ""
+    left: dict[str, tuple[str, ...]] = {}  # folder → the real ones in which the links lie that led there
+    for folder, folders, files in os.walk(base, onerror=_fail, followlinks=True):
+        below = os.path.relpath(folder, base).replace(os.sep, "/")
+        prefix, before = "" if below == "." else f"{below}/", left.pop(folder, ())
         folders[:] = sorted(name for name in folders if not _excluded(f"{prefix}{name}/", exclude))
+        for name in list(folders):
+            path = f"{folder}/{name}"
+            left[path] = (*before, os.path.realpath(folder)) if os.path.islink(path) else before
+            if os.path.islink(path) and _is_around(os.path.realpath(path), left[path]):
+                folders.remove(name)
         for name in files:
             path = f"{folder}/{name}"
-            if wanted.match(path) and os.path.isfile(path):
+            if wanted.match(f"{prefix}{name}") and os.path.isfile(path):
                 found[path] = {"type": "file", "size": os.path.getsize(path)}
     return found
+
+
+def _is_around(folder: str, others: tuple[str, ...]) -> bool:
+    """Whether one of `others` is `folder` or lies in it."""
+    return any(f"{other}/".startswith(f"{folder.rstrip('/')}/") for other in others)
 
 
 def _fail(error: OSError) -> None:
@@ -149,7 +186,9 @@ def _fail(error: OSError) -> None:
 
 
 def _remote_fingerprint(fs: fsspec.AbstractFileSystem, path: str, info: dict[str, Any]) -> str:
-    for field in ("ETag", "etag", "md5Hash", "content_md5", "sha256", "VersionId", "Last-Modified"):
+    for field in (
+        "ETag", "etag", "md5Hash", "content_md5", "sha256", "VersionId", "Last-Modified", "Content-MD5", "Digest",
+    ):  # fmt: skip
         if info.get(field):
             return f"{field}:{info[field]}"
     stamp = info.get("LastModified") or info.get("mtime") or info.get("created") or fs.ukey(path)
@@ -166,6 +205,8 @@ class Fingerprints:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(self.file)
         self._db.execute("CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT)")
+        with closing(self._db.execute("SELECT path, stamp, digest FROM known")) as cursor:
+            self._known = {path: (stamp, digest) for path, stamp, digest in cursor}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -174,14 +215,12 @@ class Fingerprints:
 
     def of(self, paths: list[str]) -> list[str]:
         """The digest of each file."""
-        with closing(self._db.execute("SELECT path, stamp, digest FROM known")) as cursor:
-            known = {path: (stamp, digest) for path, stamp, digest in cursor}
         stamps = {path: _stamp(Path(path)) for path in paths}
-        missing = [path for path in paths if known.get(path, ("", ""))[0] != stamps[path]]
-        fresh = dict(zip(missing, _digests(missing), strict=True))
-        rows = [(path, stamps[path], digest) for path, digest in fresh.items()]
+        missing = [path for path in paths if self._known.get(path, ("", ""))[0] != stamps[path]]
+        rows = [(path, stamps[path], digest) for path, digest in zip(missing, _digests(missing), strict=True)]
         self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", rows)
-        return [fresh[path] if path in fresh else known[path][1] for path in paths]
+        self._known |= {path: (stamp, digest) for path, stamp, digest in rows}
+        return [self._known[path][1] for path in paths]
 
 
 def _stamp(path: Path) -> str:

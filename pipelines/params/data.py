@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipelines.params.domains import Mixture, Sources
 from pipelines.params.ramp import Ramp, check_ramp
 from pipelines.params.section import Section
+from storage.secret import mask
 
 
 class Lake(Section):
@@ -29,9 +30,9 @@ class Ingest(Section):
 
     @property
     def listed(self) -> list[str]:
-        """For people."""
+        """For people: without passwords."""
         named = [(f"{domain}: " if domain else "", part) for domain, part in self.by_domain]
-        return [name + source for name, part in named for source in part]
+        return [name + mask(source) for name, part in named for source in part]
 
     @property
     def by_domain(self) -> list[tuple[str | None, list[str]]]:

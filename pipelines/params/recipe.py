@@ -36,3 +36,22 @@ class Params(Section):
         if self.stream.mixture is not None:
             check_names(self.stream.mixture, [name for name, _ in self.ingest.by_domain if name is not None])
         return self
+
+    @model_validator(mode="after")
+    def _reads_its_packs(self) -> "Params":
+        """The same."""
+        packs, seq_len = self.shard.pack_len, self.stream.seq_len
+        if packs is None:
+            return self
+        for section in ("stream", "evaluate"):
+            if getattr(self, section).samples == "documents":
+                raise ValueError(
+                    f"shard.pack_len = {packs} lays documents out in windows, but {section}.samples = documents takes "
+                    f"each by itself: set shard.pack_len to null, or {section}.samples to windows"
+                )
+        if packs != seq_len:
+            raise ValueError(
+                f"shard.pack_len = {packs}, but stream.seq_len = {seq_len}: packs are the windows that the model sees, "
+                f"so set both to one number, or shard.pack_len to null"
+            )
+        return self

@@ -1,5 +1,6 @@
 """The model card: README.md of a package, after Mitchell et al., "Model Cards for Model Reporting" (2019)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,11 +96,13 @@ def _input(facts: Facts) -> str:
 
 
 def _metrics_table(metrics: Mapping[str, float]) -> str:
-    """A row a metric, a column for the model and for each baseline (`baseline.bigram.loss` is bigram's)."""
+    """A row a metric, a column for the model, for each baseline (`baseline.bigram.loss` is bigram's) and for each
+    domain (`domains.code.loss`)."""
     own = [name for name in metrics if "." not in name]
     others = [name.rpartition(".") for name in metrics if "." in name and name.rpartition(".")[2] in own]
-    baselines = list(dict.fromkeys(baseline for baseline, _, _ in others))
-    head = ["metric", "model", *(baseline.removeprefix("baseline.") for baseline in baselines)]
+    places = list(dict.fromkeys(place for place, _, _ in others))
+    baselines = [place for place in places if not (place.startswith("domains.") and ".baseline." in place)]
+    head = ["metric", "model", *(re.sub(r"^(baseline|domains)\.", "", baseline) for baseline in baselines)]
     rows = [
         [
             name,

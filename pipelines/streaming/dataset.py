@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from pipelines.params import check_names
+from pipelines.params import check_names, suggestion
 from pipelines.streaming.arrays import Ints
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
@@ -51,7 +51,12 @@ class Dataset:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The shards of the split."""
+        """The shards of the split. Raises DataError for an unknown domain."""
+        if self.domain is not None and self.domain not in (known := self.manifest.domains):
+            raise DataError(
+                f"The shards (version {self.manifest.digest[:12]}) have no domain {self.domain!r}"
+                + (suggestion(self.domain, known) if known else ": their sources name none (ingest.sources).")
+            )
         return self.manifest.select(self.split, self.domain)
 
     @cached_property
@@ -155,29 +160,36 @@ def chosen(
     if mixture is not None or domain is not None:
         raise ValueError("mixture and domain are for one dataset: give weights for several")
     behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-    datasets = {name: Dataset(behind[name], manifest[name], **cut) for name in manifest}
+    datasets = {name: Dataset(behind[name], manifest[name], **cut) for name in sorted(manifest)}
     return datasets, weights or dict.fromkeys(datasets, 1.0)
 
 
 def _domains(whole: Dataset, mixture: Mapping[str, Weight]) -> tuple[dict[str, Dataset], Mapping[str, Weight]]:
-    """The domains of `whole` that have a weight at some step, and those weights.
+    """The domains of `whole` that have a weight at some step, by name, and those weights: the same in whatever order
+    `mixture` names them.
 
-    Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample.
+    Raises ParamsError where `mixture` doesn't name the manifest's domains, DataError for one without a sample. One of
+    which the shards have nothing may have the weight 0.
     """
+    domains = whole.manifest.domains
     try:
-        check_names(mixture, whole.manifest.domains)
+        check_names([name for name, weight in mixture.items() if name in domains or _counts(weight)], domains)
     except ValueError as error:
-        raise ParamsError(f"{error}. (The shards are of version {whole.manifest.digest[:12]}.)") from None
-    weights = {
-        name: weight
-        for name, weight in mixture.items()
-        if (any(weight.values()) if isinstance(weight, Mapping) else weight != 0)
-    }
+        raise ParamsError(
+            f"{str(error).rstrip('.')}. (The shards are of version {whole.manifest.digest[:12]}. Of a domain that "
+            "ingest.sources names they have nothing where all its files are duplicates of another domain's, or were "
+            "set aside: then its weight must be 0.)"
+        ) from None
+    weights = {name: mixture[name] for name in domains if _counts(mixture[name])}
     parts = {name: replace(whole, domain=name) for name in weights}
     for name, part in parts.items():
         if not part.samples.sum():
             raise DataError(f"{part.why_empty(1)} Or set stream.mixture.{name} to 0.")
     return parts, weights
+
+
+def _counts(weight: Weight) -> bool:
+    return any(weight.values()) if isinstance(weight, Mapping) else weight != 0
 
 
 def digest_of(manifest: Manifest | Mapping[str, Manifest]) -> str:

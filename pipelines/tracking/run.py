@@ -20,6 +20,7 @@ from pipelines.workspace import Workspace
 from storage.errors import Interrupted, TrackingError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.secret import mask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,9 +57,9 @@ class Run:
         return {"run_id": self.id, "experiment": self.recipe, "tracking_uri": redacted(self.tracking_uri)}
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Parameters by flat name (`train.lr`). MLflow's are immutable: where a resumed run has another value, the
-        new one goes into the tag `changed.<name>`."""
-        texts = {name: str(value)[:VALUE_LIMIT] for name, value in values.items()}
+        """Parameters by flat name (`train.lr`), without the passwords of URLs. MLflow's are immutable: where a resumed
+        run has another value, the new one goes into the tag `changed.<name>`."""
+        texts = {name: mask(str(value))[:VALUE_LIMIT] for name, value in values.items()}
         self.set_tags({f"changed.{n}": t for n, t in texts.items() if self._params.get(n, t) != t})
         fresh = {name: text for name, text in texts.items() if name not in self._params}
         self._params |= fresh

@@ -14,13 +14,27 @@ Domain = str | None  # None: the shards have none
 def val_batches(s: Session) -> Generator[tuple[Domain, Batch]]:
     """(domain, batch) of the whole val split, or of `train.eval_batches`, which are shared out by the domains' samples:
     the first ones would all be of one domain."""
-    most = s.params.train.eval_batches
     sizes = _sizes(s)
-    for domain, samples in sizes.items():
-        limit = None if most is None else -(-most * samples // sum(sizes.values()))
+    for domain in sizes:
         with s.val_stream(domain) as batches:
-            for batch in islice(batches, limit):
+            for batch in islice(batches, _limit(s, domain, sizes)):
                 yield domain, batch
+
+
+def _limit(s: Session, domain: Domain, sizes: dict[Domain, int]) -> int | None:
+    """Batches of a domain that are read: its share of `train.eval_batches`, one at least."""
+    most = s.params.train.eval_batches
+    return None if most is None else -(-most * sizes[domain] // sum(sizes.values()))
+
+
+def _unread(s: Session) -> dict[Domain, float]:
+    """How many samples a domain has for each that is read. Of small domains one batch is read, which is more than their
+    share: they must not weigh more in the mean over all for that."""
+    sizes = _sizes(s)
+    if len(sizes) == 1:
+        return dict.fromkeys(sizes, 1.0)
+    read = {domain: (_limit(s, domain, sizes) or size) * s.params.stream.batch_size for domain, size in sizes.items()}
+    return {domain: max(1.0, size / read[domain]) for domain, size in sizes.items()}
 
 
 def _sizes(s: Session) -> dict[Domain, int]:
@@ -39,13 +53,17 @@ class Sums:
     count: dict[Domain, int] = field(default_factory=lambda: defaultdict(int))
 
     def summary(self, s: Session) -> dict[str, float]:
-        """The task's measures over all ranks and domains, then of each domain: loss, loss/code, … Every rank must call
-        it; each has seen its part of the same batches."""
+        """The task's measures over all ranks and domains, where each domain counts by its size, then of each domain:
+        loss, loss/code, … Every rank must call it; each has seen its part of the same batches."""
         found = s.ranks.sum(
             *(self.loss[name] for name in self.count), *(self.hits[name] for name in self.count), device=s.device
         )
-        losses, hits, total = found[: len(self.count)], found[len(self.count) :], sum(self.count.values())
-        measured = s.task.summary(sum(losses) / total, sum(hits) / total)
+        losses, hits, times = found[: len(self.count)], found[len(self.count) :], _unread(s)
+        total, loss, hit = (
+            sum(times[name] * value for name, value in zip(self.count, values, strict=True))
+            for values in (self.count.values(), losses, hits)
+        )
+        measured = s.task.summary(loss / total, hit / total)
         for (domain, count), loss, hit in zip(self.count.items(), losses, hits, strict=True):
             if domain is not None:
                 own = s.task.summary(loss / count, hit / count)

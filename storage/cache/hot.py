@@ -234,6 +234,12 @@ class HotCache:
         with self.link.use(extra=5) as client:
             return self.index.sizes(client)
 
+    def in_use(self) -> dict[str, int]:
+        """Digest → bytes of the pinned shards that don't give place, since somebody reads them. Raises Unavailable."""
+        with self.link.use(extra=5) as client:
+            sizes = self.index.sizes(client)
+            return {digest: sizes[digest] for digest in self.index.in_use(client) if digest in sizes}
+
     def settle(self, seconds: float) -> bool:
         """Wait until all that was fetched is in Redis; False when that took too long."""
         return self._pusher.flush(seconds)

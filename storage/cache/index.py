@@ -134,6 +134,8 @@ return 2
 
 _FORGET = _HEAD + "return forget(ARGV[1])"
 
+_IN_USE = _HEAD + "return redis.call('ZRANGEBYSCORE', used, '(' .. text(time('0') - tonumber(ARGV[1])), '+inf')"
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -191,6 +193,10 @@ class Index:
     def sizes(self, client: Client) -> dict[str, int]:
         """Digest → bytes of what is admitted."""
         return {key.decode(): int(size) for key, size in client.hgetall(self.key("sizes")).items()}
+
+    def in_use(self, client: Client) -> list[str]:
+        """The pinned shards that don't give place: read within `idle` ms."""
+        return [digest.decode() for digest in self._run(client, _IN_USE, "", self.idle)]
 
     def totals(self, client: Client) -> dict[str, int]:
         """Bytes pinned and in the ring."""

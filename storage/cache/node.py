@@ -231,6 +231,16 @@ class NodeCache:
         """Digest → bytes of every shard that is there."""
         return {digest: entry.stat().st_size for digest, suffix, entry in self._files() if suffix == SUFFIX}
 
+    def in_use(self) -> dict[str, int]:
+        """Digest → bytes of the pinned shards that don't give place, since somebody reads them. Raises OSError."""
+        since = time.time() - self.idle
+        with self._index() as index:
+            return {
+                digest: entry.stat().st_size
+                for digest, suffix, entry in self._files()
+                if suffix == SUFFIX and digest not in index.ring and entry.stat().st_mtime > since
+            }
+
     def report(self) -> None:
         """Add this process' counters to those that all processes share."""
         amounts = self.tally.unreported()

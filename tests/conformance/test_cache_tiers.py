@@ -164,7 +164,9 @@ def test_a_shard_that_nobody_reads_gives_its_place(shop: Shop) -> None:
         cache.fetch(new)
         assert set(tier_of(cache).digests()) == {old.digest}
     tier = shop.make(shop.budget, shop.ring)
+    assert tier.in_use() == {old.digest: 2 * PART}
     with idle(tier) as cache:
+        assert tier.in_use() == {}
         cache.zone = shop.zone
         cache.fetch(new)
     assert set(tier_of(cache).digests()) == {new.digest}

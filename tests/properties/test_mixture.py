@@ -200,3 +200,13 @@ def test_a_mixture_is_told_by_its_settings() -> None:
     settings = Mixture({"a": [4], "b": [9]}, {"a": 1, "b": {0: 1, 8: 0.5}}, batch=4, seed=1).settings()
     assert settings["stream.mixture"] == {"a": {"0": 1.0, "8": 1.0}, "b": {"0": 1.0, "8": 0.5}}
     assert (settings["steps of an epoch"], settings["b: first window"]) == (3, 9)
+
+
+def test_where_a_small_dataset_is_needed_again_is_found_from_the_time_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone through very often: a search of the whole epoch each time would hold up the threads that fetch."""
+    mixture = Mixture({"large": [20_000], "small": [10]}, {"large": 0.9, "small": 0.1}, batch=64, seed=1)
+    asked, given = [], mixture._quotas.given
+    monkeypatch.setattr(mixture._quotas, "given", lambda step: asked.append(step) or given(step))
+    needs = list(mixture.needs(0, 0))
+    assert len(needs) > 100
+    assert len(asked) < 4 * len(needs)  # steps are 1.6 apart; in the epoch's 313, a search takes 8 and more

@@ -11,16 +11,19 @@ import yaml
 from conftest import REPOSITORY, TINY, write_params, write_texts
 from training_samples import without_mlflow
 
+from pipelines.evaluation import evaluate
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.inspect import show_zone
 from pipelines.streaming import Stream
 from pipelines.training import train
 from pipelines.training.replay import replay
+from pipelines.training.session import samples_in
 from pipelines.warm import _ahead
 from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError, SourceError
 from storage.manifest import Manifest
+from storage.shards import Shard
 
 PAGE = (REPOSITORY / "docs" / "mixtures.md").read_text()
 [SECTIONS] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
@@ -143,6 +146,17 @@ def test_a_file_in_two_domains_is_refused(folder: Path) -> None:
         make(ws)
 
 
+def test_of_equal_files_that_of_the_domain_that_comes_first_is_kept(folder: Path) -> None:
+    (folder / "books" / "doc000.md").write_bytes((folder / "texts" / "doc000.txt").read_bytes())
+    ws = write(folder, ingest={"sources": {"a-b": ["books/*.md"], "a": ["texts/doc00*.txt"]}})
+    make(ws)
+    zone = ws.zone("shards")
+    paths = shards(ws).table["path"].to_pylist()
+    names = [name for path in paths for name in Shard.open(zone.local_path(path)).ids.to_pylist()]
+    assert "a/doc000.txt" in names
+    assert "a-b/doc000.md" not in names
+
+
 def test_the_page_s_example_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ws = write(folder, **SECTIONS)
     assert ws.params.stream.mixture == MIXTURE
@@ -187,7 +201,9 @@ def trained(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
-def test_training_mixes_by_weights_that_change_with_the_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_mixes_by_weights_that_change_with_the_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ws = write(folder, stream={**TINY["stream"], "mixture": MIXTURE})  # type: ignore[dict-item]
     make(ws)
     seen = trained(ws, monkeypatch)
@@ -204,8 +220,21 @@ def test_training_mixes_by_weights_that_change_with_the_step(folder: Path, monke
         ) as own:
             assert found[f"epochs/{domain}"] == pytest.approx(given[domain] / own.order.rows, abs=1e-6)
         assert f"val_loss/{domain}" in ws.plots("val.csv").read_text()
-    losses = [found[f"val_loss/{domain}"] for domain in ("code", "prose")]
-    assert min(losses) < found["val_loss"] < max(losses)
+    losses = {domain: found[f"val_loss/{domain}"] for domain in ("code", "prose")}
+    assert min(losses.values()) < found["val_loss"] < max(losses.values())
+    # By their sizes, though of prose a larger part is read (one batch is the least).
+    sizes = {domain: samples_in(shards(ws), "val", 32, domain) for domain in losses}
+    whole = sum(losses[domain] * size for domain, size in sizes.items()) / sum(sizes.values())
+    assert found["val_loss"] == pytest.approx(whole, abs=2e-6)
+    measured = evaluate(ws)
+    assert list(measured["domains"]) == ["code", "prose"]
+    assert json.loads(ws.metrics("evaluate").read_text()) == measured
+    assert f"by domain: code {measured['domains']['code']['bits_per_byte']:.4f}, prose " in capsys.readouterr().out
+    assert [line.split(",")[0] for line in ws.plots("evaluate/domains.csv").read_text().splitlines()[1:]] == [
+        "code",
+        "prose",
+    ]
+    assert ws.plots("evaluate/domains.png").is_file()
     for step in (1, 7, 12):
         assert sorted(name for name, _ in replay(ws, step).samples) == sorted(seen[step - 1])
 
@@ -269,6 +298,20 @@ def test_whole_documents_are_mixed_too_sorted_by_length_or_in_batches_that_grow(
         write(folder, stream=stream)
 
 
+def test_the_order_in_which_weights_are_written_changes_nothing(folder: Path) -> None:
+    """DVC and a stream's state see no difference in it, so there must be none."""
+    ws = write(folder)
+    make(ws)
+    about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
+    with (
+        Stream(ws.zone("shards"), shards(ws), mixture=MIXTURE, **about) as one,
+        Stream(ws.zone("shards"), shards(ws), mixture=dict(reversed(MIXTURE.items())), **about) as other,
+    ):
+        for _ in range(9):
+            assert next(one).ids() == next(other).ids()
+        assert one.state_dict() == other.state_dict()
+
+
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
@@ -300,6 +343,32 @@ def test_a_mixture_needs_domains_in_the_sources_and_in_the_shards(folder: Path) 
         Stream(ws.zone("shards"), shards(ws), mixture={**mixture, "poems": 1.0}, **about)
     with pytest.raises(DataError, match=r"domain 'code' has no window of 9000 tokens.*Or set stream.mixture.code to"):
         Stream(ws.zone("shards"), shards(ws), mixture=mixture, **{**about, "seq_len": 9000})
+
+
+def test_a_domain_of_which_nothing_is_left_may_have_the_weight_0(folder: Path) -> None:
+    """Its weight can't be left out, as ingest.sources names it; and its only file is one of another domain's."""
+    sources = {**SOURCES, "twins": ["twin.txt"]}
+    (folder / "twin.txt").write_bytes((folder / "texts" / "doc000.txt").read_bytes())
+    ws = write(folder, ingest={"sources": sources}, stream={"mixture": {**MIXTURE, "twins": 0}})
+    make(ws)
+    about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
+    with Stream(ws.zone("shards"), shards(ws), mixture=ws.params.stream.mixture, **about) as stream:
+        assert stream.mixed
+        assert stream.mixed.shares(0) == {"code": 0.75, "prose": 0.25}
+    with pytest.raises(ParamsError, match=r"mixture.twins: unknown domain.*where all its files are duplicates"):
+        Stream(ws.zone("shards"), shards(ws), mixture={**MIXTURE, "twins": 1.0}, **about)
+
+
+def test_a_domain_that_the_shards_do_not_have_cannot_be_read(folder: Path, recipe: Path) -> None:
+    about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
+    plain = Workspace.open(recipe)
+    make(plain)
+    with pytest.raises(DataError, match=r"have no domain 'code': their sources name none"):
+        Stream(plain.zone("shards"), shards(plain), domain="code", **about)
+    ws = write(folder)
+    make(ws)
+    with pytest.raises(DataError, match=r"have no domain 'pros'. Did you mean 'prose'"):
+        Stream(ws.zone("shards"), shards(ws), domain="pros", **about)
 
 
 @pytest.mark.parametrize(

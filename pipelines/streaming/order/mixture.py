@@ -160,7 +160,7 @@ class Mixture(Batches):
 
     def _needs_of(self, index: int, first: int, end: int) -> Iterator[tuple[int, int, Ints]]:
         """(global step, dataset, shards of it) of one dataset, from step `first` until before `end`."""
-        part = self.parts[index]
+        part, step = self.parts[index], first
         given, last = self._quotas.given([first, end])[:, index].tolist()
         while given < last:
             turn, inside = divmod(given, part.rows)
@@ -168,11 +168,16 @@ class Mixture(Batches):
                 number = max(given, turn * part.rows + at)
                 if number >= last:
                     return
-                yield self._step_of(index, number, first, end), index, shards
+                step = self._step_of(index, number, step, end)
+                yield step, index, shards
             given = (turn + 1) * part.rows
 
     def _step_of(self, index: int, number: int, low: int, high: int) -> int:
-        """The global step in [low, high) whose batch has sample `number` of a dataset."""
+        """The global step in [low, high) whose batch has sample `number` of a dataset; sooner found near `low`."""
+        ahead = 1
+        while low + ahead < high and self._quotas.given([low + ahead])[0, index] <= number:
+            low, ahead = low + ahead, 2 * ahead
+        high = min(high, low + ahead)
         while high - low > 1:
             middle = (low + high) // 2
             if self._quotas.given([middle])[0, index] <= number:

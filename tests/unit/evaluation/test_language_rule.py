@@ -38,6 +38,15 @@ class Uniform(nn.Module):
         return torch.zeros(*tokens.shape, 257)
 
 
+class Told(Uniform):
+    """It must be told of a window's documents, and begins each at 0."""
+
+    def forward(self, tokens: torch.Tensor, documents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        assert (documents.shape, positions.shape) == (tokens.shape, tokens.shape)
+        assert (positions[:, 0] == 0).all()
+        return super().forward(tokens)
+
+
 class Bigram(nn.Module):
     """The bigram model as a module, so that both must be charged the same."""
 
@@ -77,6 +86,21 @@ def test_a_model_that_knows_nothing_pays_the_vocabulary(ws: Workspace) -> None:
     assert metrics["bits_per_byte"] == pytest.approx(((len(tokens) - 1) * log2(257) + 8) / size, abs=1e-6)
     assert metrics["loss"] == pytest.approx(log(257), abs=1e-6)
     assert metrics["perplexity"] == pytest.approx(257, rel=1e-4)
+
+
+@pytest.mark.parametrize("samples", ["windows", "documents"])
+def test_without_separators_nothing_predicts_where_a_document_begins(samples: str, tmp_path: Path) -> None:
+    ws = make_text(tmp_path)
+    zone = ws.zone("shards")
+    manifest = zone.manifest()
+    spec = {name: value for name, value in TEXT.items() if name != "separator"}
+    bare = type(manifest)(manifest.header | {"spec": spec}, manifest.table)
+    config = ModelConfig({}, spec, 10_000, "language", "", samples, documents=True)
+    metrics = evaluate_model(Told(), config, zone, bare, ws.params)
+    (tokens,) = tokens_of(ws, "test")
+    assert (metrics["documents"], metrics["bytes"]) == (4, len(tokens))  # 256 is a token as others are
+    bits = (len(tokens) - 4) * log2(257) + 8 * 4
+    assert metrics["bits_per_byte"] == pytest.approx(bits / len(tokens), abs=1e-6)
 
 
 @pytest.mark.parametrize("seq_len", [1, 16, 10_000])

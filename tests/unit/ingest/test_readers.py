@@ -1,13 +1,16 @@
 """Readers: what becomes rows, what is set aside and why."""
 
 import io
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.ingest.readers import detect, read_csv, read_image, read_jsonl, read_parquet, read_text
+from pipelines.ingest.readers import _lines, detect, read_csv, read_image, read_jsonl, read_parquet, read_text
 from pipelines.params import Curate
 from storage.errors import DataError
 
@@ -44,6 +47,40 @@ def test_csv_chooses_features_and_regresses() -> None:
 
 def test_tabs_separate_tsv() -> None:
     assert read_csv("t.tsv", b"a\ty\n1\tu\n", TABLE).table.to_pydict() == {"a": [1.0], "label": ["u"]}
+
+
+@given(st.text("a\n\r\x0b", max_size=12).map(str.encode))
+def test_lines_are_those_of_splitlines(data: bytes) -> None:
+    assert [*_lines(data)] == data.splitlines()
+
+
+@pytest.mark.parametrize("begin", ["\ufeff", "\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_labels_are_as_they_are_written_whatever_a_file_begins_with(begin: str, end: str) -> None:
+    """Excel begins UTF-8 with a byte order mark."""
+    rows = read_csv("t.csv", (begin + end.join(["y,a", "01,1", "1.0,2", "true,3", ""])).encode(), TABLE)
+    assert rows.table["label"].to_pylist() == ["01", "1.0", "true"]
+    rows = read_csv("t.csv", (begin + end.join(['y,"a,b"', "01,1", "NA,2"])).encode(), TABLE)
+    assert rows.table.to_pydict() == {"a,b": [1.0, 2.0], "label": ["01", "NA"]}
+
+
+def test_csv_values_may_hold_line_breaks_wherever_arrow_cuts_the_file() -> None:
+    lines = [f'{row},"{"said, and said" + chr(10) * (row % 60)}",cat\n' for row in range(40_000)]
+    data = "".join(["a,note,y\n", *lines]).encode()
+    assert len(data) > 2 << 20, "it reads 1 MiB at a time"
+    rows = read_csv("t.csv", data, TABLE.model_copy(update={"features": ["a"]}))
+    assert rows.table["a"].to_pylist() == list(range(40_000))
+    assert not rows.quarantined
+
+
+def test_jsonl_takes_the_memory_of_its_texts_once() -> None:
+    data = b"".join(b'{"text": "%d %s"}\n' % (line, b"word " * 400) for line in range(2000))
+    tracemalloc.start()
+    try:
+        assert len(read_jsonl("t.jsonl", data, Curate()).ids) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_jsonl_keeps_good_lines() -> None:

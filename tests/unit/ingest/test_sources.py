@@ -1,13 +1,21 @@
 """Sources: globs, folders, files, exclusions, names and fingerprints."""
 
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
+from fsspec.implementations.ftp import FTPFileSystem
+from fsspec.implementations.github import GithubFileSystem
 
-from pipelines.ingest.sources import list_sources
+from pipelines.ingest.fetch import IngestStage
+from pipelines.ingest.sources import _urls, list_sources
 from pipelines.params import Ingest
 from storage.errors import SourceError
+from storage.lake import Zone
 
 
 @pytest.fixture
@@ -36,6 +44,14 @@ def test_globs_folders_and_files(tree: Path) -> None:
 def test_exclusions(tree: Path) -> None:
     assert names(tree, "in/**/*.txt", exclude=["**/test/**"]) == ["a.txt", "sub/b.txt"]
     assert names(tree, "in/**/*.txt", exclude=["a.txt", "sub/test/*"]) == ["sub/b.txt"]
+
+
+def test_hidden_folders_are_folders(tree: Path) -> None:
+    for name in (".kept/a.txt", ".git/test/b.txt"):
+        (tree / "in" / name).parent.mkdir(parents=True)
+        (tree / "in" / name).write_text(name)
+    assert names(tree, "in/.*/**/*.txt", exclude=[".git/test/**"]) == [".kept/a.txt"]
+    assert names(tree, "in/.*/**/*.txt") == [".git/test/b.txt", ".kept/a.txt"]
 
 
 @pytest.mark.parametrize(
@@ -90,3 +106,86 @@ def test_links_to_files_count_in_folders_and_globs(tree: Path) -> None:
     (tree / "in" / "link.txt").symlink_to(tree / "in" / "a.txt")
     assert "link.txt" in names(tree, "in")
     assert "link.txt" in names(tree, "in/**")
+
+
+def test_links_to_folders_are_followed_but_not_in_a_circle(tree: Path) -> None:
+    """Others' data is linked, not copied; what a link leads to must not be left out without a word."""
+    (tree / "far").mkdir()
+    (tree / "far" / "z.txt").write_text("z")
+    (tree / "in" / "more").symlink_to(tree / "far")
+    (tree / "far" / "back").symlink_to(tree / "in")
+    (tree / "in" / "sub" / "up").symlink_to(tree / "in")
+    known = ["a.txt", "sub/b.txt", "sub/test/c.txt", "sub/test/deep/d.txt"]
+    assert names(tree, "in/**/*.txt") == sorted(["more/z.txt", *known])
+    assert names(tree, "in/*/*.txt") == ["more/z.txt", "sub/b.txt"]
+    assert names(tree, "in/**/*.txt", exclude=["more/**"]) == known
+
+
+def test_a_recipe_s_folder_may_have_any_name(tmp_path: Path) -> None:
+    odd = tmp_path / "my [new] job?*"
+    (odd / "in").mkdir(parents=True)
+    (odd / "in" / "a.txt").write_text("a")
+    for source in ("in/*.txt", "in/**", "in", "in/a.txt"):
+        assert names(odd, source) == ["a.txt"]
+
+
+def test_a_folder_of_a_web_server_is_its_files_not_the_page_that_lists_them(tree: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tree))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/in"
+        known = ["a.txt", "sub/b.txt", "sub/e.md", "sub/test/c.txt", "sub/test/deep/d.txt"]
+        assert names(tree, f"{place}/") == known
+        assert names(tree, f"{place}/*.txt") == names(tree, f"{place}/a.txt?sig=1") == ["a.txt"]
+        server.shutdown()
+
+
+def test_files_in_an_archive_are_listed_and_fetched(tree: Path) -> None:
+    with zipfile.ZipFile(tree / "data.zip", "w") as archive:
+        archive.writestr("in/a.txt", "first")
+        archive.writestr("in/sub/b.txt", "second")
+    stage = IngestStage(Ingest(sources=["zip://in/**/*.txt::data.zip"]), tree, tree / "state", Zone(tree / "raw"))
+    items = stage.plan()
+    assert [item.label for item in items] == ["a.txt", "sub/b.txt"]
+    paths = [stage.work(item).records[0]["path"] for item in items]
+    assert [(tree / "raw" / path).read_text() for path in paths] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        (FTPFileSystem, "ftp://me:pw@host:2121/pub/x/a.txt"),
+        (GithubFileSystem, "github://org:repo@main/docs/a.md"),
+    ],
+)
+def test_a_file_is_fetched_from_the_host_that_its_source_names(kind: type, source: str) -> None:
+    class Named(kind):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            """Connects to nothing."""
+
+        def __del__(self) -> None:
+            """So there is nothing to close."""
+
+        cachable = False
+
+    path = Named._strip_protocol(source)
+    [url] = _urls(Named(), [path], source.replace("a.", "*."))
+    assert url == source
+    assert Named._get_kwargs_from_urls(url) == kind._get_kwargs_from_urls(source)
+
+
+def test_passwords_and_signatures_are_not_told(tree: Path) -> None:
+    for source in ("ftp://me:s3cret@127.0.0.1:1/*.txt", "https://127.0.0.1:1/a.txt?X-Amz-Signature=s3cret&x=1"):
+        with pytest.raises(SourceError, match=r"127.0.0.1:1/.*cannot be listed") as caught:
+            names(tree, source)
+        assert "s3cret" not in str(caught.value)
+        assert "s3cret" not in " ".join(Ingest(sources=[source]).listed)
+    stage = IngestStage(Ingest(sources=["in"]), tree, tree / "state", Zone(tree / "raw"))
+    [item, *_] = stage.plan()
+    item.payload["url"] = "ftp://me:s3cret@127.0.0.1:1/a.txt"
+    with pytest.raises(SourceError, match="cannot be read") as caught:
+        stage.work(item)
+    assert "s3cret" not in str(caught.value)

@@ -161,3 +161,19 @@ def test_a_quarantine_file_of_another_commit_counts_for_nothing(recipe: Path) ->
     assert again.worked == again.items
     assert again.manifest.digest == whole.manifest.digest
     assert make(recipe, "curate")[0].worked == 0
+
+
+def test_a_source_file_that_is_compressed_is_not_taken_for_damaged(recipe: Path) -> None:
+    """The lake's own compressed objects end in .zst, too."""
+    import pyarrow as pa
+
+    text = b"compressed at the source\n" * 20
+    (recipe / "texts" / "packed.txt.zst").write_bytes(pa.Codec("zstd").compress(text, asbytes=True))
+    sources = {"ingest": {"sources": ["texts/*"]}, "curate": TINY["curate"] | {"max_quarantined": 1}}  # type: ignore[operator]
+    write_params(recipe, TINY | sources)
+    ingested, curated = make(recipe, "ingest", "curate")
+    zone = Workspace.open(recipe).zone("raw")
+    for record in ingested.manifest.records():
+        zone.verify(record["path"], record["digest"])
+    assert curated.quarantined == 1
+    assert make(recipe, "ingest")[0].worked == 0

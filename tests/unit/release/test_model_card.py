@@ -1,5 +1,7 @@
 """The model card states what it must, for each kind of model."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from release_samples import GATES, MODELS, SPECS, TASKS
@@ -40,6 +42,13 @@ def test_metrics_stand_beside_their_baselines():
     assert "| metric | model | majority |" in lines
     assert "| loss | 0.25 |  |" in lines
     assert "| accuracy | 0.975 | 0.1 |" in lines
+
+
+def test_a_domain_has_a_column():
+    more = {"domains.code.accuracy": 0.5, "domains.code.baseline.majority.accuracy": 0.2, "domains.prose.loss": 2.0}
+    lines = model_card(replace(facts("image"), metrics=METRICS | more)).splitlines()
+    assert "| metric | model | majority | code | prose |" in lines
+    assert "| accuracy | 0.975 | 0.1 | 0.5 |  |" in lines
 
 
 def test_a_missing_license_is_said():

@@ -1,7 +1,9 @@
 """Zones: what is one process's own. Their objects: tests/conformance/test_lake_backends.py."""
 
+import errno
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from storage.errors import LakeError
@@ -54,3 +56,13 @@ def test_a_recipe_places_its_zones(tmp_path: Path) -> None:
     assert (lake.url, lake.root, lake.timeout) == ("s3://b/p/tiny/raw", None, 7.5)
     assert open_zone(tmp_path, "shards", "s3://b/p", own, "tiny").url == "gs://fast/shards"
     assert open_zone(tmp_path, "raw", "file://lake", {}, "tiny").root == tmp_path / "lake" / "tiny" / "raw"
+
+
+def test_a_source_that_may_not_be_read_is_not_taken_for_a_lake_that_may_not_be_written(tmp_path: Path) -> None:
+    class Denied(fsspec.AbstractFileSystem):
+        def _open(self, path: str, *_: object, **__: object) -> object:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with pytest.raises(PermissionError, match=r"Permission denied: '/?theirs.txt'"):
+        Zone(tmp_path).publish_from(Denied(), "theirs.txt", "")
+    assert not [*(tmp_path / "objects").iterdir()]

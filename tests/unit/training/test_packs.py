@@ -87,7 +87,7 @@ def test_it_trains_and_is_charged_for_the_same_tokens_as_without_packs(tmp_path:
 
 
 def test_another_length_is_refused(tmp_path: Path) -> None:
-    ws, manifest = packs(tmp_path, seq_len=32)
+    ws, manifest = packs(tmp_path)
     with pytest.raises(ParamsError, match=r"stream\.seq_len=32, but these shards hold packs of 64 tokens"):
         Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, seq_len=32)
     with pytest.raises(ParamsError, match=r"stream\.samples=documents, but these shards hold packs of 64 tokens"):
@@ -116,4 +116,23 @@ def test_only_text_is_packed(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("a,label\n" + "".join(f"{i},{i % 2}\n" for i in range(20)))
     curate = {"label": "label", "split": {"train": 0.5, "val": 0.25, "test": 0.25}}
     with pytest.raises(ParamsError, match=r"shard\.pack_len=64 is for text, but this is"):
-        shards(tmp_path, ingest={"sources": ["*.csv"]}, curate=curate, shard={"pack_len": PACK})
+        shards(
+            tmp_path, ingest={"sources": ["*.csv"]}, curate=curate, shard={"pack_len": PACK}, stream={"seq_len": PACK}
+        )
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("stream", {"seq_len": 32}, r"shard.pack_len = 64, but stream.seq_len = 32"),
+        ("stream", {"seq_len": 64, "samples": "documents"}, r"but stream.samples = documents takes each by itself"),
+        ("evaluate", {"samples": "documents"}, r"but evaluate.samples = documents takes each by itself"),
+    ],
+)
+def test_what_does_not_go_with_packs_is_refused_before_they_are_made(
+    section: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    sections = {"shard": {"pack_len": PACK}, "stream": {"seq_len": PACK}} | {section: values}
+    with pytest.raises(ParamsError, match=message):
+        shards(tmp_path, **sections)
+    assert not (tmp_path / "data").exists()
