@@ -94,6 +94,25 @@ def test_transfers_are_timed(found: dict[str, dict[str, Any]]) -> None:
     assert found["sharded"]["busy"] == 0  # not known there
 
 
+class Alone(Meetings):
+    """Of one copy."""
+
+    def _average(self, tensors: list[torch.Tensor]) -> None:
+        pass
+
+
+def test_the_outer_step_begins_where_the_copies_parted() -> None:
+    """Not at the weights that the training began with: that would take back a part of all steps before."""
+    network = Network(local_steps=2, local_after=4, outer_lr=0.5)
+    model = nn.Linear(1, 1, bias=False)
+    meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for done in range(1, 7):
+            model.weight.fill_(float(done))  # 4 when they part, 6 when they meet
+            meetings.after(done, 8)
+    assert model.weight.item() == 4 + 0.5 * (6 - 4)
+
+
 def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
     """Alone, the outer optimiser is torch's SGD with Nesterov momentum on the move since the last meeting."""
     network = Network(local_steps=2, outer_lr=0.7, outer_momentum=0.9)
@@ -101,10 +120,6 @@ def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     outer = torch.optim.SGD(twin.parameters(), lr=0.7, momentum=0.9, nesterov=True)
-
-    class Alone(Meetings):
-        def _average(self, tensors: list[torch.Tensor]) -> None:
-            pass
 
     meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
     for _ in range(3):

@@ -53,8 +53,8 @@ class Exchange:
 
     def meet(self, done: int, steps: int) -> None:
         """After `done` steps: let the copies meet if it is time."""
-        if self.meetings is not None and self.meetings.due(done, steps):
-            self.meetings.meet()
+        if self.meetings is not None:
+            self.meetings.after(done, steps)
 
     def saved(self) -> dict[str, Chunk]:
         """What a checkpoint must hold besides weights and optimiser, as `Extra` has it."""

@@ -43,6 +43,13 @@ class Meetings:
         """Whether the copies are the same after `done` steps."""
         return done <= self.network.local_after or self.due(done, steps)
 
+    def after(self, done: int, steps: int) -> None:
+        """After `done` of `steps` steps: meet if it is time; where the copies part, note from where."""
+        if self.due(done, steps):
+            self.meet()
+        elif done == self.network.local_after:
+            self._remember()
+
     @torch.no_grad()
     def meet(self) -> None:
         """Make all copies the same. Sends each weight and each number of the optimiser's state once."""
