@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipelines.tracking.lineage import dataset_input, lineage_tags
+from pipelines.tracking.names import mlflow_name
 from pipelines.tracking.outbox import Call, Outbox
 from pipelines.tracking.store import Store, cause, connect, redacted, warn
 from pipelines.tracking.system_metrics import SystemMetrics
@@ -58,7 +59,7 @@ class Run:
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters by flat name (`train.lr`). MLflow's are immutable: where a resumed run has another value, the
         new one goes into the tag `changed.<name>`."""
-        texts = {name: str(value)[:VALUE_LIMIT] for name, value in values.items()}
+        texts = {mlflow_name(name): str(value)[:VALUE_LIMIT] for name, value in values.items()}
         self.set_tags({f"changed.{n}": t for n, t in texts.items() if self._params.get(n, t) != t})
         fresh = {name: text for name, text in texts.items() if name not in self._params}
         self._params |= fresh
@@ -76,7 +77,7 @@ class Run:
         self._outbox.put(
             *(
                 Metric(name, float(value), now, step or 0)
-                for name, value in values.items()
+                for name, value in ((mlflow_name(given), value) for given, value in values.items())
                 if step is None or step > last.get(name, -1)
             )
         )
