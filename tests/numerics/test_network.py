@@ -30,6 +30,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "diloco": {"network": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
     "sharded": {"parallel": {"shard": 2}},
 }
+#: Of a model with batch norm.
+MOVING: dict[str, dict[str, Any]] = {"moving, DDP": {}, "moving, sharded": {"parallel": {"shard": 2}, "lr": 0.02}}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     ws = make_text(folder / "ws", train={"steps": STEPS, "log_every": 4, "checkpoint_every": 1000})
     cases: dict[str, Any] = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
     cases["powersgd resumed"] = {"train": {"ranks": 2, "network": POWERSGD}, STOPPED: {"steps": 7}}
+    for name, train in MOVING.items():
+        cases[name] = {"model": {"name": "moving_buffers:Model", "args": {}}, "train": {"ranks": 2, **LOCAL, **train}}
+        cases[f"{name} resumed"] = {**cases[name], STOPPED: {"steps": 7}}
     return run_layouts(ws, cases, 2, folder / "job")
 
 
@@ -70,6 +75,13 @@ def test_powersgd_stopped_and_resumed_is_powersgd_undisturbed(found: dict[str, d
     """Its memory of errors, which each rank has for itself, and its factors are in the checkpoint."""
     assert found["powersgd resumed"]["digest"] == found["powersgd"]["digest"]
     assert found["powersgd resumed"]["loss"] == found["powersgd"]["loss"]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_averages_of_the_first_rank_are_measured_and_saved(found: dict[str, dict[str, Any]], name: str) -> None:
+    """So stopped and resumed is undisturbed, although each rank makes its own."""
+    for what in ("loss", "val", "digest"):
+        assert found[f"{name} resumed"][what] == found[name][what]
 
 
 @pytest.mark.soak

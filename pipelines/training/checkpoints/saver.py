@@ -63,6 +63,7 @@ class Saver:
         self.zone, self.rules, self.ranks, self.model, self.optimizer = zone, rules, ranks, model, optimizer
         self.shelf = Shelf(zone, rules)
         self.paused = 0.0
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._group = group
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._flight: Future[None] | None = None
@@ -131,10 +132,9 @@ class Saver:
     def _copying(self, live: Mapping[str, Chunk], staged: Mapping[str, Chunk]) -> Callable[[], None]:
         """What copies the state, in the background. Buffers of the model are copied at once: a forward pass may change
         them. On a GPU the copies have a stream of their own, which waits for what this thread has started."""
-        steady = {f"model/{name}" for name, _ in self.model.named_parameters()}
         later = []
         for name, chunk in live.items():
-            if name.startswith("model/") and name not in steady:
+            if name.startswith("model/") and self._moves(name):
                 copy_into(staged[name].data, chunk.data)
             else:
                 later.append((staged[name].data, chunk.data))
@@ -152,6 +152,10 @@ class Saver:
                 stream.synchronize()
 
         return copy
+
+    def _moves(self, name: str) -> bool:
+        """Whether a chunk `group/<name of a model's tensor>` is of a buffer."""
+        return name.partition("/")[2] not in self._parameters
 
     def _in_background(
         self, copy: Callable[[], None], step: int, chunks: dict[str, Chunk], values: dict[str, Any], score: float | None
@@ -176,7 +180,8 @@ class Saver:
         def commit(files: dict[str, tuple[int, str]], tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
             self.shelf.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors, values))
 
-        writer, planner = ZoneWriter(self.zone, commit), ChunkSavePlanner()
+        moving = [name for name in chunks if not name.startswith("optimizer/") and self._moves(name)]
+        writer, planner = ZoneWriter(self.zone, commit), ChunkSavePlanner(moving)
         content: dict[str, Any] = {**chunks, **values}
         alone = self._group is None
         try:
