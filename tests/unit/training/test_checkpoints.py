@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipelines.params import Checkpoints as Rules
-from pipelines.params import Params
+from pipelines.params import Network, Params, Section, Stream
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk, copy_into, raw
 from pipelines.training.checkpoints.manifest import FILENAME
@@ -308,3 +309,43 @@ def test_the_key_follows_results_and_nothing_else() -> None:
         {"train": {"lr": 0.5}}, {"train": {"steps": 6}}, {"stream": {"batch_size": 2}}, {"seed": 1}, {"manifest": "n"},
     ]  # fmt: skip
     assert len({key(), *(key(**change) for change in decisive)}) == 6
+
+
+def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
+    """Else a training that was interrupted before an upgrade would begin anew after it."""
+    values: dict[str, Any] = {name: {} for name in ("lake", "curate", "shard", "model", "evaluate", "package")} | {
+        "recipe": "r", "seed": 1, "ingest": {"sources": {"a": ["x"], "b": ["y"]}}, "stream": {},
+        "promote": {"gate": {"metric": "loss"}}, "train": {"steps": 5},
+    }  # fmt: skip
+    usual = Params.model_validate(values)
+    rich = Params.model_validate(values | {
+        "model": {"name": "m:C", "args": {"dim": 4}},
+        "stream": {"batch_size": 8, "mixture": {"a": 0.5, "b": {0: 1.0, 10: 2.0}}, "batch_ramp": {0: 4, 9: 8}},
+        "train": {
+            "epochs": 2.0, "optimizer": {"name": "muon"}, "schedule": "wsd", "ema": {"decay": 0.9, "every": 5},
+            "nonfinite": "backoff", "network": {"local_steps": 5, "outer_lr": 0.7},
+        },
+    })  # fmt: skip
+    keys = [checkpoint_key("m", params) for params in (usual, rich)]
+    assert [key[:16] for key in keys] == ["6c7e06655de6ede6", "be3e6abf2d925149"], (
+        "a parameter was renamed, or its default changed: checkpoints of today would not be found any more"
+    )
+
+    class WiderNetwork(Network):
+        sparse: bool = False
+
+    class Part(Section):
+        size: int = 3
+
+    class WiderStream(Stream):
+        part: Part = Part()
+
+    def widened(params: Params, sparse: bool = False, size: int = 3) -> str:
+        network = WiderNetwork(**params.train.network.model_dump(), sparse=sparse)
+        stream = WiderStream(**params.stream.model_dump(), part=Part(size=size))
+        train = params.train.model_copy(update={"network": network})
+        return checkpoint_key("m", params.model_copy(update={"stream": stream, "train": train}))
+
+    for key, params in zip(keys, (usual, rich), strict=True):
+        assert widened(params) == key
+        assert len({key, widened(params, sparse=True), widened(params, size=4)}) == 3
