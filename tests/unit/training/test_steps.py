@@ -149,6 +149,18 @@ def test_the_average_is_evaluated_and_becomes_the_model(tmp_path: Path) -> None:
     assert torch.equal(load_file(ws.model / "model.safetensors")["layers.0.weight"], last["layers.0.weight"])
 
 
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_the_average_becomes_the_model_with_early_stopping_too(tmp_path: Path, evaluate: bool) -> None:
+    """Whether it is what the val split measured or not."""
+    ema = {"decay": 0.8, "evaluate": evaluate, "final": not evaluate}
+    ws = make_points(tmp_path, train={"steps": 4, "ema": ema})
+    train(ws)
+    expected = load_file(ws.model / "model.safetensors")
+    train(with_train(ws, patience=3))  # the only evaluation is the best one
+    found = load_file(ws.model / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def _val_loss(ws: Workspace) -> float:
     from pipelines.evaluation import evaluate_model
     from pipelines.models import load_model
