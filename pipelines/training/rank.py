@@ -22,6 +22,7 @@ from pipelines.training.signals import StopRequest, stop_on_signals
 from pipelines.training.state import Point
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
+from storage.errors import DataError
 
 TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
@@ -106,6 +107,11 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
 def final_metrics(s: Session) -> dict[str, Any]:
     """What metrics/train.json holds: no timings, so that equal trainings give equal bytes."""
     state = s.state
+    if state.skipped == state.step:
+        raise DataError(
+            f"Not one of the {state.step} steps had a finite loss and gradient, so nothing was learnt: lower train.lr "
+            f"(now {s.params.train.lr:g}), or look at the samples by `shardline replay --step 1`."
+        )
     metrics: dict[str, Any] = {
         "steps": state.step,
         "epochs": round(state.samples / s.samples, 6),

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -211,6 +213,12 @@ def test_what_stays_by_the_rules() -> None:
     assert kept(scores, Rules(keep_last=2, keep_best=2)) == {20, 50, 60}
     assert kept(scores, Rules(keep_last=1, keep_every=20)) == {20, 40, 60}
     assert kept(scores, Rules(keep_best=1, keep_every=30), finished=True) == {20, 30, 60}
+
+
+@given(st.permutations([0.3, 0.1, float("nan"), 0.2, float("nan")]))
+def test_a_loss_that_is_no_number_is_not_the_best(found: list[float]) -> None:
+    best = kept(dict(enumerate(found)), Rules(keep_best=2), finished=True)
+    assert sorted(found[step] for step in best) == [0.1, 0.2]
 
 
 def test_the_rules_hold_and_after_the_training_only_the_asked_for_stay(tmp_path: Path) -> None:

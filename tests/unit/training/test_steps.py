@@ -12,6 +12,11 @@ from training_samples import losses, make_points, make_signalling, outs, with_tr
 from pipelines.params.step import Ema
 from pipelines.training import train
 from pipelines.training.ema import Average
+from pipelines.training.loop import forward_backward
+from pipelines.training.ranks import Ranks
+from pipelines.training.session import open_session
+from pipelines.training.signals import StopRequest
+from pipelines.training.step import take_step
 from pipelines.workspace import Workspace
 from storage.errors import DataError, Interrupted
 
@@ -88,6 +93,32 @@ def test_backing_off_goes_on_from_the_checkpoint_with_a_lower_rate(
     rates = [float(line.split(",")[2]) for line in ws.plots("train.csv").read_text().splitlines()[1:]]
     start = at // 3 * 3  # a checkpoint every 3 steps; before the first, the start
     assert rates == [pytest.approx(0.01)] * start + [pytest.approx(0.0025)] * (12 - start)
+
+
+def test_a_training_without_one_finite_step_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = with_train(make_broken(tmp_path / "none", monkeypatch, "1-9", nonfinite="skip"), steps=3)
+    with pytest.raises(DataError, match="Not one of the 3 steps had a finite loss"):
+        train(ws)
+
+
+def test_what_a_checkpoint_still_copies_stays_when_the_optimizer_leaves_a_step_out(tmp_path: Path) -> None:
+    """In fp16, for a gradient that overflowed: then nothing but the average moves."""
+    order: list[str] = []
+    ws = make_points(tmp_path, train={"precision": "fp16", "optimizer": "rmsprop", "ema": {"decay": 0.9}})
+    with open_session(ws, Ranks()) as s:
+        assert s.average is not None
+        batch = next(s.stream)
+
+        def overflowing() -> tuple[torch.Tensor, int]:
+            loss, targets = forward_backward(s, batch)
+            for parameter in s.model.parameters():
+                parameter.grad = torch.full_like(parameter, float("inf"))
+            return loss, targets
+
+        s.checkpoints.settle = lambda: order.append("copied")  # type: ignore[method-assign]
+        s.average.update = lambda step: order.append("moved")  # type: ignore[method-assign]
+        take_step(s, overflowing, StopRequest())
+    assert order == ["copied", "moved"]
 
 
 def test_backing_off_in_vain_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
