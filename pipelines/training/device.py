@@ -76,7 +76,8 @@ def repeatable(train: Train, device: torch.device) -> Iterator[None]:
     threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     debugging: Any = torch.utils.deterministic  # a module that types itself at run time
     fill = debugging.fill_uninitialized_memory
-    torch.set_num_threads(train.threads or max(1, _cores() // train.ranks))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", train.ranks))  # a launcher may start others than train.ranks
+    torch.set_num_threads(train.threads or max(1, _cores() // here))
     if device.type == "cpu":
         torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import torch's compiler: 2 s
         debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory

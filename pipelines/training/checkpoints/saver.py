@@ -122,10 +122,10 @@ class Saver:
             self._pool.shutdown()
 
     def _buffer(self, name: str, chunk: Chunk) -> Tensor:
-        """Host memory for a chunk, the same as for its last save."""
-        found = self._buffers.get(name)
-        if found is None or found.shape != chunk.data.shape or found.dtype is not chunk.data.dtype:
-            pin = chunk.data.device.type == "cuda"
+        """Host memory for a chunk, the same as for its last save (or its loading, unless a GPU needs it pinned)."""
+        found, pin = self._buffers.get(name), chunk.data.device.type == "cuda"
+        fits = found is not None and found.shape == chunk.data.shape and found.dtype is chunk.data.dtype
+        if found is None or not fits or (pin and not found.is_pinned()):
             found = self._buffers[name] = torch.empty(chunk.sizes, dtype=chunk.data.dtype, pin_memory=pin)
         return found
 
