@@ -1,7 +1,7 @@
 """A checkpoint's manifest: a JSON file, written last. Its existence means that the checkpoint is complete."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class CheckpointManifest:
     values: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        body = asdict(self)
-        return json.dumps({"format": FORMAT, "digest": digest_json(_plain(body)), **body}).encode()
+        body = vars(self) | {"tensors": {name: vars(about) for name, about in self.tensors.items()}}
+        return json.dumps({"format": FORMAT, "digest": digest_json(body), **body}).encode()
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> "CheckpointManifest":
@@ -68,11 +68,6 @@ class CheckpointManifest:
     def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Every tensor's type and shape."""
         return {name: (about.torch_dtype, tuple(about.shape)) for name, about in self.tensors.items()}
-
-
-def _plain(value: Any) -> Any:
-    """As JSON reads it back: tuples as lists."""
-    return json.loads(json.dumps(value))
 
 
 def unknown_format(what: str, found: Any) -> FormatError:
