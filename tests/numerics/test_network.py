@@ -146,6 +146,16 @@ def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
             torch.testing.assert_close(ours, theirs)
 
 
+def test_what_counts_steps_is_not_averaged() -> None:
+    """torch keeps it on the host, where a GPU's ranks do not speak."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.NAdam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    meetings = Alone(Network(local_steps=2), model, optimizer, None, Wire(1))  # type: ignore[arg-type]
+    assert [tuple(slot.shape) for slot in meetings._states()] == [(2, 3), (2, 3), (2,), (2,)]
+
+
 def test_copies_meet_at_the_end_and_are_the_same_before_they_part() -> None:
     network = Network(local_steps=4, local_after=8)
     meetings = Meetings(network, nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Wire(2))  # type: ignore[arg-type]

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from pipelines.params import Checkpoints as Rules
 from pipelines.params import Network, Params, Section, Stream
+from pipelines.params.optimizer import LBFGS
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk, copy_into, raw
 from pipelines.training.checkpoints.manifest import FILENAME
 from pipelines.training.checkpoints.shelf import kept
+from pipelines.training.checkpoints.state import _slots, optimizer_state
+from pipelines.training.optimizers.lbfgs import LBFGSOptimizer
 from pipelines.training.ranks import Ranks
 from storage.errors import FormatError, LakeError
 from storage.lake import Zone
@@ -297,6 +300,33 @@ def test_raw_bytes_of_every_type() -> None:
     assert (whole.offsets, whole.sizes, whole.shape) == ((), (), ())
     with pytest.raises(TypeError, match="complex128"):
         raw(torch.zeros(1, dtype=torch.complex128))
+
+
+@pytest.mark.parametrize(
+    ("make", "on_host"),
+    [
+        (torch.optim.NAdam, {"step", "mu_product"}),
+        (lambda parameters: torch.optim.AdamW(parameters, fused=True), set()),
+        (lambda parameters: LBFGSOptimizer([{"params": parameters, "weight_decay": 0.0}], LBFGS(history=1), 1.0),
+         {"count", "oldest"}),
+    ],
+    ids=["nadam", "fused", "lbfgs"],
+)  # fmt: skip
+def test_scalars_of_an_optimiser_come_back_to_where_it_keeps_them(
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], on_host: set[str]
+) -> None:
+    """On an accelerator, for which the meta device stands here: on the host, unless one kernel does it all."""
+    model = nn.Linear(2, 2)
+    optimizer = make(list(model.parameters()))
+    model.weight.grad, model.bias.grad = torch.ones(2, 2), torch.ones(2)
+    if not isinstance(optimizer, LBFGSOptimizer):
+        optimizer.step()
+    tensors, values = optimizer_state(model, optimizer)
+    saved = values["optimizer/weight"]["slots"]
+    chunks = {name: Chunk.of(tensor) for name, tensor in tensors.items()}
+    there = _slots(torch.empty(2, 2, device="meta"), optimizer.param_groups[0], saved, chunks)
+    assert {name for name, slot in there.items() if slot.device.type == "cpu"} == on_host
+    assert len(there) > len(on_host)
 
 
 def test_the_key_follows_results_and_nothing_else() -> None:
