@@ -10,7 +10,7 @@ from torch import nn
 from training_samples import make_text
 
 from pipelines.params import Network
-from pipelines.training.network import Wire
+from pipelines.training.network import Exchange, Wire
 from pipelines.training.network.local import Meetings
 
 pytestmark = pytest.mark.xdist_group("network")
@@ -104,6 +104,10 @@ def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: di
 def test_transfers_are_timed(found: dict[str, dict[str, Any]]) -> None:
     assert found["whole"]["busy"] > 0
     assert found["sharded"]["busy"] == 0  # not known there
+    shares = [
+        Exchange(Wire(2), None, None, counted=True, timed=timed).metrics(1, 1.0).keys() for timed in (True, False)
+    ]
+    assert shares == [{"sent_mb_per_step", "network_share"}, {"sent_mb_per_step"}]  # a GPU only enqueues them
 
 
 class Alone(Meetings):
