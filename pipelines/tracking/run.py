@@ -93,7 +93,7 @@ class Run:
             log = store.client.log_artifacts if path.is_dir() else store.client.log_artifact
             log(id, str(path), folder or None)
 
-        self._send(f"artifact {path}", send)
+        self._send(f"artifact {path}", send, file=True)
 
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as `file` (plots/confusion.png); drawn at once, so it may be closed after."""
@@ -110,7 +110,7 @@ class Run:
                 parent = target.parent.as_posix()
                 store.client.log_artifact(id, str(local), None if parent == "." else parent)
 
-        self._send(f"figure {file}", send)
+        self._send(f"figure {file}", send, file=True)
 
     def log_dataset(self, manifest: Manifest, zone: Zone, context: str) -> None:
         """The data that the run read; `context` is the split: train, test."""
@@ -151,10 +151,10 @@ class Run:
 
         self._send(what, send)
 
-    def _send(self, what: str, send: Callable[[Store, str], object]) -> None:
+    def _send(self, what: str, send: Callable[[Store, str], object], *, file: bool = False) -> None:
         store, id, outbox = self.store, self.id, self._outbox
         if outbox is not None and store is not None and id is not None:
-            outbox.put(Call(what, lambda: send(store, id)))
+            outbox.put(Call(what, lambda: send(store, id), file))
 
 
 def open_run(ws: Workspace, *, run_id: str | None = None, name: str | None = None) -> Run:
