@@ -35,7 +35,8 @@ VALUE_LIMIT = 6000  # characters of a parameter's value
 class Run:
     """A run, or (id None) the stand-in whose methods do nothing. Use as a context manager, or call `close()`.
 
-    All is sent in the background and in order; files handed over must stay until `close()` or `flush()`.
+    All is sent in the background and in order, but for files that their store doesn't take at once; files handed over
+    must stay until `close()` or `flush()`.
     """
 
     recipe: str
