@@ -155,7 +155,7 @@ class Mixture:
 
     def _needs_of(self, index: int, first: int, end: int) -> Iterator[tuple[int, int, Ints]]:
         """As `needs` of one dataset, in global steps from `first` until before `end`."""
-        order, step = self.orders[index], first
+        order = self.orders[index]
         given, last = (int(count) for count in self._quotas.given([first, end])[:, index])
         while given < last:
             turn, inside = divmod(given, order.rows)
@@ -163,16 +163,11 @@ class Mixture:
                 number = max(given, turn * order.rows + start * order.batch_size)
                 if number >= last:
                     return
-                step = self._step_of(index, number, step, end)
-                yield step, index, shards
+                yield self._step_of(index, number, first, end), index, shards
             given = (turn + 1) * order.rows
 
     def _step_of(self, index: int, number: int, low: int, high: int) -> int:
-        """The global step in [low, high) whose batch has sample `number` of a dataset; sooner found near `low`."""
-        ahead = 1
-        while low + ahead < high and self._quotas.given([low + ahead])[0, index] <= number:
-            low, ahead = low + ahead, 2 * ahead
-        high = min(high, low + ahead)
+        """The global step in [low, high) whose batch has sample `number` of a dataset."""
         while high - low > 1:
             middle = (low + high) // 2
             if self._quotas.given([middle])[0, index] <= number:

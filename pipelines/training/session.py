@@ -102,7 +102,7 @@ class Session:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None:
-            with self.averaged():
+            with self.averaged(final=True):
                 self.best = {
                     name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
                 }
@@ -111,10 +111,11 @@ class Session:
         """What this rank holds of the model's parameters and buffers."""
         return {name: Chunk.of(tensor) for name, tensor in self.model.state_dict().items()}
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model's weights are their moving average where `train.ema` evaluates it."""
+    def averaged(self, *, final: bool = False) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their moving average where `train.ema` evaluates it, or, with `final`, where
+        it becomes the model."""
         average = self.average
-        if average is None or not average.settings.evaluate:
+        if average is None or not (average.settings.final if final else average.settings.evaluate):
             return nullcontext()
         self.checkpoints.settle()  # it may still be copying the weights
         return average.in_place()
@@ -122,9 +123,7 @@ class Session:
     def final_weights(self) -> dict[str, Tensor]:
         """The best weights where early stopping is on, else the last ones or `train.ema`'s average of them: whole on
         rank 0, {} on the others. All ranks call it together."""
-        average = self.average
-        self.checkpoints.settle()
-        with average.in_place() if average is not None and average.settings.final else nullcontext():
+        with self.averaged(final=True):
             return self.checkpoints.whole(self.best or self._weights())
 
     def save(self, *, wait: bool = False) -> None:
