@@ -19,6 +19,7 @@ and the compressors get the same tokens and bytes as the model.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from math import exp, log
@@ -67,7 +68,7 @@ def measure_language(
     task = task_of(spec, config.documents).for_model(model)
     if samples == "documents" and spec.get("pack_len") is not None:
         raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
-    nats, firsts, cut, documents = 0.0, 0, 0, []
+    nats, firsts, cut, documents = 0.0, 0, 0, Texts()
     tokens = manifest.select(split)["tokens"].to_pylist()
     held_out = np.zeros((vocabulary, vocabulary), np.int64)
     with progress("evaluate", sum(tokens), "tokens") as advance:
@@ -86,20 +87,20 @@ def measure_language(
                 held_out += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
                 firsts += alone
                 advance(int((targets != IGNORED).sum()))
-            documents += kept
-    size = max(1, sum(map(len, documents)))
+            documents.add(kept)
+    size = max(1, documents.size)
     train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
     if task.documents is not None and task.documents.packed:
         train[separator, separator] = 0  # what fills up packs
     model_bits = (nats / log(2) + FIRST_TOKEN_BITS * firsts) / size
     bigram = (bigram_bits(train, held_out) + FIRST_TOKEN_BITS * firsts) / size
     loss = nats / max(1, int(held_out.sum()))
-    baseline = {"bigram": {"bits_per_byte": bigram}} | _compressors(documents)
+    baseline = {"bigram": {"bits_per_byte": bigram}} | _compressors(documents.some)
     metrics = {
         "bits_per_byte": model_bits,
         "loss": loss,
         "perplexity": exp(min(loss, 700.0)),
-        "documents": len(documents),
+        "documents": documents.count,
         "bytes": size,
         "baseline": baseline,
     }
@@ -159,15 +160,29 @@ def texts(shard: Shard, separator: int) -> list[bytes]:
     return [document[document != separator].astype(np.uint8).tobytes() for document in documents]
 
 
-def _compressors(documents: list[bytes]) -> dict[str, dict[str, float]]:
-    """zlib and xz on the documents; past a limit on the first of them, as `bytes` then says."""
-    chosen, size = [], 0
-    for document in documents:
-        if document and size + len(document) <= COMPRESSED_LIMIT:
-            chosen.append(document)
-            size += len(document)
+@dataclass
+class Texts:
+    """How many there are, their bytes (size), and `some` of them for the compressors: the first ones that fit into
+    COMPRESSED_LIMIT, so that a split may be larger than the memory."""
+
+    count: int = 0
+    size: int = 0
+    some: list[bytes] = field(default_factory=list)
+
+    def add(self, texts: list[bytes]) -> None:
+        held = sum(map(len, self.some))
+        for text in texts:
+            self.count, self.size = self.count + 1, self.size + len(text)
+            if text and held + len(text) <= COMPRESSED_LIMIT:
+                self.some.append(text)
+                held += len(text)
+
+
+def _compressors(chosen: list[bytes]) -> dict[str, dict[str, float]]:
+    """zlib and xz on documents, of which there are so many `bytes`."""
     if not chosen:
         return {}
+    size = sum(map(len, chosen))
     compressors = (("zlib", zlib_9), ("xz", xz_9e))
     return {
         name: compressed_bits(compress, chosen) | {"bytes": size}
