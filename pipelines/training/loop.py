@@ -35,10 +35,10 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         if stopping and s.exchange.together(s.state.step, s.steps):
             s.save(wait=True)
             raise _interrupted(s, stop)
-        if s.done():
-            return
         if s.checkpoint_due():
             s.save()
+        if s.done():
+            return
 
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known

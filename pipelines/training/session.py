@@ -63,6 +63,7 @@ class Session:
     best: dict[str, Chunk] = field(default_factory=dict)
     average: Average | None = None
     _saved: int = -1
+    _rated: bool = False  # whether what was saved last has a val loss
 
     def done(self) -> bool:
         """Whether all steps are done, or early stopping's patience is out."""
@@ -75,13 +76,17 @@ class Session:
         return self.validates and due and step > self.state.validated
 
     def checkpoint_due(self) -> bool:
-        """After so many steps, and where a checkpoint of the best evaluation is wanted."""
+        """After so many steps, and where a checkpoint of the best evaluation is wanted; at the end, what stays."""
         rules, step = self.params.train.checkpoints, self.state.step
         if step == 0:  # something to go back to
             return self.params.train.nonfinite.name == "backoff" and self._saved < 0
         best = rules.keep_best > 0 and step == self.state.best_step
-        due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
-        return due and step > self._saved and self.exchange.together(step, self.steps)
+        due = step % (rules.every or self.params.train.checkpoint_every) == 0
+        if self.done():
+            due = due and rules.keep_every is not None and step % rules.keep_every == 0
+        due = due or best
+        new = step > self._saved or (best and not self._rated)  # it may have been saved before it was evaluated
+        return due and new and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
@@ -140,7 +145,7 @@ class Session:
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
-        self._saved = state.step
+        self._saved, self._rated = state.step, score is not None
 
     def restore(self, before: int | None = None) -> bool:
         """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
@@ -155,7 +160,7 @@ class Session:
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.values["scaler"])
-        self._saved = self.state.step
+        self._saved, self._rated = self.state.step, saved.score is not None
         return True
 
     def back_to_checkpoint(self) -> None:

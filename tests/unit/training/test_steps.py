@@ -140,6 +140,36 @@ def test_back_at_the_start_it_is_as_if_it_had_started_with_that_rate(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_the_best_evaluation_has_its_checkpoint_when_a_signal_came_just_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = make_signalling(tmp_path, train={"steps": 8, "eval_every": 8, "checkpoints": {"keep_best": 1}})
+    monkeypatch.setenv("SIGNAL", "SIGTERM")
+    monkeypatch.setenv("SIGNAL_AT", "8")
+    with pytest.raises(Interrupted):
+        train(ws)
+    monkeypatch.setenv("SIGNAL_AT", "0")
+    train(ws)
+    assert checkpoints(ws) == [8], "kept as the best, after the training too"
+
+
+def checkpoints(ws: Workspace) -> list[int]:
+    """Steps of those that are there."""
+    files = ws.root.glob(".shardline/checkpoints/*/step-*/manifest.json")
+    return sorted(int(file.parent.name.removeprefix("step-")) for file in files)
+
+
+@pytest.mark.parametrize(
+    ("rules", "stay"), [({}, []), ({"keep_every": 4}, [4, 8]), ({"keep_best": 1}, [8]), ({"keep_every": 3}, [6])]
+)
+def test_what_stays_by_the_rules_is_saved_at_the_end_too(
+    tmp_path: Path, rules: dict[str, int], stay: list[int]
+) -> None:
+    ws = make_points(tmp_path, train={"steps": 8, "checkpoint_every": 2, "eval_every": 4, "checkpoints": rules})
+    train(ws)
+    assert checkpoints(ws) == stay
+
+
 def test_the_average_by_hand() -> None:
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
