@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pipelines.training.checkpoints.chunks import Chunk
 from storage.digest import digest_json
 from storage.errors import FormatError
 
@@ -24,6 +25,11 @@ class Tensors:
     dtype: str
     shape: list[int]
     chunks: list[tuple[list[int], list[int], str]]
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> "Tensors":
+        """The tensor that `chunk` is of, without any chunk."""
+        return cls(str(chunk.data.dtype).removeprefix("torch."), list(chunk.shape), [])
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -178,7 +178,9 @@ class Saver:
         from pipelines.training.checkpoints.storage import ZoneWriter
 
         def commit(files: dict[str, tuple[int, str]], tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
-            self.shelf.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors, values))
+            self.shelf.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors | empty, values))
+
+        empty = {name: Tensors.of(chunk) for name, chunk in chunks.items() if 0 in chunk.shape}  # nobody writes them
 
         moving = [name for name in chunks if not name.startswith("optimizer/") and self._moves(name)]
         writer, planner = ZoneWriter(self.zone, commit), ChunkSavePlanner(moving)

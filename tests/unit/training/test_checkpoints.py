@@ -349,6 +349,26 @@ def test_the_key_follows_results_and_nothing_else() -> None:
     assert len({key(), *(key(**change) for change in decisive)}) == 6
 
 
+def test_a_tensor_without_elements_comes_back(tmp_path: Path) -> None:
+    """Some modules have one, in place of what they don't need."""
+    model = nn.ParameterDict({"weight": torch.ones(2), "none": torch.empty(0)})
+    model.register_buffer("nothing", torch.empty(0, 3))
+    optimizer = adam(model)
+    saver = Saver(Zone(tmp_path / "key"), Rules(), Ranks(), None, model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    best = {f"best/{name}": Chunk.of(tensor) for name, tensor in model.state_dict().items()}
+    saver.save(1, Extra(best), wait=True)
+    rest = saver.restore()
+    saver.close()
+    assert rest is not None
+    assert {name: chunk.shape for name, chunk in rest.chunks.items()} == {
+        "best/weight": (2,), "best/none": (0,), "best/nothing": (0, 3),
+    }  # fmt: skip
+    assert optimizer.state[model["none"]]["exp_avg"].shape == (0,)
+
+
 def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
     """Else a training that was interrupted before an upgrade would begin anew after it."""
     values: dict[str, Any] = {name: {} for name in ("lake", "curate", "shard", "model", "evaluate", "package")} | {
