@@ -31,10 +31,10 @@ from storage.errors import DataError, ParamsError, ShardlineError
 FOLDER = "entrypoint"  # in the workspace's state: a folder for each training
 
 
-def run_entrypoint(ws: Workspace, ranks: Ranks) -> None:
+def run_entrypoint(ws: Workspace, ranks: Ranks, stop: StopRequest) -> None:
     """Run `train.entrypoint`; rank 0 publishes its model. Raises ShardlineError; Interrupted when it left after a
-    signal; whatever the trainer raises."""
-    with stop_on_signals(StopRequest()) as stop, opened(ws, ranks, stop) as job, current_folder_importable():
+    signal; whatever the trainer raises. `stop` as in `train_rank`."""
+    with stop_on_signals(stop), opened(ws, ranks, stop) as job, current_folder_importable():
         set_current(job)
         try:
             _call(ws, job)

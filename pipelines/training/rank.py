@@ -30,12 +30,12 @@ TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> None:
     """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved.
     `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
+    stop = StopRequest() if stop is None else stop
     if ws.params.train.entrypoint is not None:
         from pipelines.training.entrypoint import run_entrypoint
 
-        run_entrypoint(ws, ranks)
+        run_entrypoint(ws, ranks, stop)
         return
-    stop = StopRequest() if stop is None else stop
     with (
         memory_explained(ws.params),
         stop_on_signals(stop),

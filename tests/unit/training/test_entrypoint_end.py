@@ -9,8 +9,10 @@ import torch
 from training_samples import make_points, without_mlflow
 
 from pipelines.training.entrypoint import interrupted, opened
+from pipelines.training.rank import train_rank
 from pipelines.training.ranks import Ranks
 from pipelines.training.signals import StopRequest
+from storage.errors import Interrupted
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,17 @@ def test_ranks_agree_on_whether_they_were_interrupted(
     with opened(make_points(tmp_path, train={"entrypoint": "m:f"}), Ranks(), StopRequest()) as job:
         job.ranks, job.stop.signum, job.stopped = ranks, signal, agreed
         assert interrupted(job) is expected
+
+
+def test_a_wish_to_stop_from_elsewhere_reaches_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Ray a rank is a thread, which no signal reaches: its launcher asks."""
+    import pipelines.tracking
+
+    monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
+    without_mlflow()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "asking.py").write_text("def train(job):\n    assert job.stopping()\n")
+    stop = StopRequest()
+    stop.note(15, None)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        train_rank(make_points(tmp_path, train={"entrypoint": "asking:train"}), Ranks(), stop)
