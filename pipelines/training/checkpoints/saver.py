@@ -65,7 +65,8 @@ class Saver:
         self.paused = 0.0
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._group = group
-        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        current = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._pool = ThreadPoolExecutor(1, "checkpoint", _begin_on, (current,))
         self._flight: Future[None] | None = None
         self._staged = Event()
         self._staged.set()
@@ -302,3 +303,9 @@ class Saver:
     def clear(self) -> None:
         """The training is done (rank 0): all checkpoints go but those that stay by the rules."""
         self.shelf.clear()
+
+
+def _begin_on(device: int | None) -> None:
+    """The thread works on its rank's GPU. Left on the first, as threads begin, each rank would take memory there."""
+    if device is not None:
+        torch.cuda.set_device(device)
