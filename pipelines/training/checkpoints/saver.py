@@ -65,7 +65,8 @@ class Saver:
         self.paused = 0.0
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._group = group
-        current = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        cuda: Any = torch.cuda
+        current = cuda.current_device() if cuda.is_initialized() else None
         self._pool = ThreadPoolExecutor(1, "checkpoint", _begin_on, (current,))
         self._flight: Future[None] | None = None
         self._staged = Event()
