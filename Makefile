@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml requirements.lock
 repro: setup     ## raw data → tracked, evaluated, registered model (RECIPE=name; only what is stale)
 	@$(BIN)/shardline repro --recipe $(RECIPE) $(ARGS)
 
-test: setup      ## the whole test suite (ARGS='-k name' for a part)
+test: setup     ## the test suite (ARGS='-k name' for a part)
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long and not soak" $(ARGS)
 
-long: setup      ## the tests that take tens of seconds each: ranks, machines, other trainers; CI runs them as well
+long: setup      ## the rest of it, which CI runs as well: groups of ranks, other trainers, what takes ten seconds and more
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m long $(ARGS)
 
 soak: setup      ## the tests that take minutes each

@@ -20,7 +20,7 @@ from pipelines.executors import PoolExecutor, choose_pool
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import DataStage, Item, Journal, Result, commit, journal_of, pending
 
-MOST_TASKS = 64  # task runs of a stage
+TASKS = 4  # task runs of a stage for each worker, so that no worker waits long for another's last one
 
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def work_all(stage: DataStage, todo: Sequence[Item], ledger: Ledger, executor: P
     others are worked to their end, then its error is raised."""
     if not todo:
         return
-    parts = batches(todo, 4 * executor.workers if executor.processes else MOST_TASKS)
+    parts = batches(todo, TASKS * executor.workers)
     runner: ThreadPoolTaskRunner[int] = ThreadPoolTaskRunner(max_workers=executor.workers)
     with runner:
         about = {"stage": unmapped(whole(stage)), "ledger": unmapped(whole(ledger))}

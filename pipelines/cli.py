@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pipelines import collector
 from storage.errors import Interrupted, ShardlineError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
+    collector.rest()
     try:
         app()
     except ShardlineError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from hypothesis import settings
 from servers import S3, s3_server
 
@@ -110,14 +111,58 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def make_project(folder: Path, run: Run) -> Path:
+    """The tiny recipe and its texts in a git and DVC project of its own, committed."""
+    write_texts(folder / "texts")
+    write_params(folder, TINY)
+    shutil.copy(REPOSITORY / "dvc.yaml", folder)
+    shutil.copy(REPOSITORY / ".gitignore", folder)
+    run("git", "init", "--quiet", cwd=folder)
+    run("dvc", "init", "--quiet", cwd=folder)
+    run("dvc", "config", "core.analytics", "false", cwd=folder)
+    commit(folder, run, "start")
+    return folder
+
+
+def add_own_stage(folder: Path) -> None:
+    """One more stage in dvc.yaml, whose command isn't `shardline STAGE`, written before what it depends on."""
+    pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+    own = {"cmd": "cat data/shards/manifest.arrow | wc -c > size.txt", "deps": ["data/shards"], "outs": ["size.txt"]}
+    pipeline["stages"] = {"own": own, **pipeline["stages"]}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+
+
+def commit(folder: Path, run: Run, message: str) -> None:
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", message, cwd=folder)
+
+
 @pytest.fixture
-def project(recipe: Path, run: Run) -> Path:
-    """The tiny recipe in a git and DVC project of its own, committed."""
-    shutil.copy(REPOSITORY / "dvc.yaml", recipe)
-    shutil.copy(REPOSITORY / ".gitignore", recipe)
-    run("git", "init", "--quiet", cwd=recipe)
-    run("dvc", "init", "--quiet", cwd=recipe)
-    run("dvc", "config", "core.analytics", "false", cwd=recipe)
-    run("git", "add", "--all", cwd=recipe)
-    run("git", "commit", "--quiet", "--message", "start", cwd=recipe)
-    return recipe
+def project(tmp_path: Path, run: Run) -> Path:
+    return make_project(tmp_path, run)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """A project whose job, with a stage of one's own in it, has run once: made by the first process that wants it, for
+    all; read only."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            try:
+                folder.mkdir()
+                make_project(folder, run)
+                add_own_stage(folder)
+                assert "is champion" in run("shardline", "repro", cwd=folder).stdout
+                commit(folder, run, "first run")
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 
 import httpx
 import psutil
-import yaml
-from conftest import REPOSITORY, TINY, Run, write_params, write_texts
+from conftest import REPOSITORY, TINY, Run, add_own_stage, write_params, write_texts
 
 POOL = "shardline"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -115,7 +114,7 @@ def running(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
         below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         with suppress(subprocess.TimeoutExpired):  # how soon Prefect's own processes end is not what is tested
-            process.wait(30)
+            process.wait(5)
         for left in [*psutil.wait_procs(below, timeout=5)[1]]:
             left.kill()
         process.kill()
@@ -158,19 +157,18 @@ def flaky_source() -> Iterator[str]:
 
 
 def make_checkout(folder: Path, run: Run, url: str) -> Path:
-    """A checkout as git would give it, with the recipe `tiny`: 150 texts and the document at `url`, and one stage more
-    whose command isn't `shardline STAGE`. The layers below flows/ are the repository's own."""
+    """A checkout as git would give it, with two recipes: `tiny`, the job of the fixture `finished`, and `flaky`, of 150
+    texts and the document at `url`, with two workers. The layers below flows/ are the repository's own."""
     shutil.copytree(REPOSITORY / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "params.yaml", "prefect.yaml", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder)
-    recipe = folder / "recipes" / "tiny"
-    write_texts(recipe / "texts", 150)
-    write_params(recipe, {**TINY, "ingest": {"sources": ["texts/**/*.txt", url]}})
-    pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
-    own = {"cmd": "cat data/shards/manifest.arrow | wc -c > size.txt", "deps": ["data/shards"], "outs": ["size.txt"]}
-    # Written before what it depends on: the order is that of the dependencies.
-    pipeline["stages"] = {"own": own, **pipeline["stages"]}
-    (recipe / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    tiny, flaky = folder / "recipes" / "tiny", folder / "recipes" / "flaky"
+    write_texts(tiny / "texts")
+    write_params(tiny, TINY)
+    add_own_stage(tiny)
+    write_texts(flaky / "texts", 150)
+    sources = {"sources": ["texts/**/*.txt", url]}
+    write_params(flaky, {**TINY, "recipe": "flaky", "ingest": sources, "compute": {"workers": 2}})
     run("git", "init", "--quiet", cwd=folder)
     run("dvc", "init", "--quiet", cwd=folder)
     return folder
@@ -183,7 +181,6 @@ class Deployed:
     prefect: Prefect
     checkout: Path
     worker: psutil.Process
-    source: str
 
 
 def has_pool(prefect: Prefect) -> bool:
@@ -192,12 +189,11 @@ def has_pool(prefect: Prefect) -> bool:
 
 @dataclass(frozen=True)
 class Nightly:
-    """A run of the deployment `pipeline/nightly` by the worker, and the same job done by `shardline repro`."""
+    """A run of the deployment `pipeline/nightly` by the worker."""
 
     deployed: Deployed
     flow_run: str
     state: str
-    by_dvc: Path
 
     @property
     def recipe(self) -> Path:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # metric points in a request: MLflow's limit
 CAPACITY = 200_000  # points and calls that wait, at most; then the oldest are dropped
-PAUSE = 0.5  # seconds that points wait for company
+PAUSE = 2.0  # seconds that points wait for company: a request costs the processor 10 ms besides its points
 RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds between attempts during an outage
 FILE_TRIES = 5  # of a file, while the rest gets through
 

@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from pipelines import collector
 from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.lifeline import die_with_parent
@@ -20,6 +21,7 @@ def main(folder: Path) -> int:
     """Train as one of the job's ranks; an error is left as a report for the launcher. Returns the exit code."""
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     report_file(folder, local).unlink(missing_ok=True)  # of an earlier start
+    collector.rest()
     log = collect_output(folder, rank)
     with answers(folder, rank), pulse(folder, rank, world, local):
         if AGENT_PID in os.environ:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipelines import collector
 from pipelines.models import save_model
 from pipelines.progress import progress, say
 from pipelines.training.loop import fit
@@ -34,6 +35,7 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
     if ws.params.train.entrypoint is not None:
         from pipelines.training.entrypoint import run_entrypoint
 
+        collector.work()
         run_entrypoint(ws, ranks, stop)
         return
     with (
@@ -42,6 +44,7 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
         open_session(ws, ranks) as session,
         reporting(ws, session) as report,
     ):
+        collector.work()
         fit(session, report, stop)
         rest()
         final = session.final_weights()

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from pipelines.training.network import Exchange
 
 
+#: Seconds between two looks at rates and shares of time, which are means over what lies between: a point of one costs
+#: the processor 0.2 ms in MLflow's store (SQLAlchemy), so a dozen after each few short steps is some percent of them.
+RATES_EVERY = 2.0
+
+
 @dataclass
 class Reporter:
     """`run` is None where nobody listens; `unit` is what the rate counts: tokens or samples; `steps` is the goal;
@@ -27,6 +32,7 @@ class Reporter:
     waited: float = 0.0
     work: int = 0
     done: int = 0
+    told: bool = False
     reported: int = 0
     times: Times = field(default_factory=Times)
     spending: "Spending | None" = None
@@ -41,21 +47,27 @@ class Reporter:
         self.advance(1)
 
     def point(self, point: Point, times: Times, exchange: "Exchange | None" = None) -> None:
-        """A point of the train curve, with the rates since the last one; `times` are of the stream's meter."""
+        """A point of the train curve; now and then, and at the end, with the rates since they were last told. `times`
+        are of the stream's meter."""
         if self.run is None:
             return
+        step, values = int(point["step"]), {name: value for name, value in point.items() if name != "step"}
+        values |= self.planned(step - 1)
+        if self.seconds >= RATES_EVERY or not self.told or step == self.steps:
+            values |= self._rates(times, exchange)
+        self.run.log_metrics(values, step=step)
+        self.advance(0, note=f"loss {point['train_loss']:.4f}")
+
+    def _rates(self, times: Times, exchange: "Exchange | None") -> dict[str, float]:
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
-        rates |= self.planned(int(point["step"]) - 1)
         rates |= {f"{part}_share": share for part, share in (times - self.times).of_documents().items()}
         rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
-        self.times = times
+        rates |= self.spending.note() if self.spending else {}
+        self.times, self.told = times, True
         self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0
-        self.run.log_metrics({k: v for k, v in point.items() if k != "step"} | rates, step=int(point["step"]))
-        if self.spending is not None:
-            self.run.log_metrics(self.spending.note(), step=int(point["step"]))
-        self.advance(0, note=f"loss {point['train_loss']:.4f}")
+        return rates
 
     def validation(self, state: TrainState) -> None:
         """The newest point of the val curve, once."""

@@ -94,6 +94,7 @@ class Model(nn.Module):
 """
 
 
+@pytest.mark.long
 def test_out_of_memory_names_the_step_and_the_settings_to_change(tmp_path: Path) -> None:
     (tmp_path / "starving.py").write_text(STARVING)
     ws = make_points(tmp_path, model={"name": "starving:Model"}, train={"precision": "fp32"})
@@ -127,6 +128,7 @@ class Model(nn.Module):
 """
 
 
+@pytest.mark.long
 def test_a_rank_that_nobody_watches_ends_itself_when_it_hangs(tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(HANGING)
     ws = make_points(tmp_path, model={"name": "hanging:Model"}, compute={"hang_timeout_s": 1.0})

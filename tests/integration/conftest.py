@@ -10,10 +10,8 @@ import psutil
 import pytest
 from conftest import Run
 from prefect_service import (
-    FINAL,
     POOL,
     Deployed,
-    Flaky,
     Nightly,
     Prefect,
     flaky_source,
@@ -49,19 +47,16 @@ def deployed(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory, run: Ru
         run("dvc", "remote", "add", "--default", "store", str(folder / "store"), cwd=checkout)
         until(lambda: has_pool(prefect), f"the worker, see {prefect.folder}/worker.log", 120)
         run("prefect", "--no-prompt", "deploy", "--all", cwd=checkout, env=prefect.env)
-        yield Deployed(prefect, checkout, psutil.Process(process.pid), url)
+        yield Deployed(prefect, checkout, psutil.Process(process.pid))
 
 
 @pytest.fixture(scope="session")
-def nightly(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Nightly:
-    """The job done twice from the same start: by the worker, whose source fails at first, and by `shardline repro`."""
-    other = make_checkout(tmp_path_factory.mktemp("by_dvc") / "checkout", run, deployed.source)
+def nightly(deployed: Deployed) -> Nightly:
+    """The job done by the worker."""
     flow_run = deployed.prefect.start("pipeline/nightly", recipe="tiny")
-    until(lambda: len(Flaky.failed) == 2 or deployed.prefect.state(flow_run) in FINAL, "the source to fail", 200)
-    run("shardline", "repro", "--recipe", "tiny", cwd=other, timeout=250)
     state = deployed.prefect.wait(flow_run)
     assert state == "COMPLETED", deployed.prefect.logs(flow_run)
-    return Nightly(deployed, flow_run, state, other / "recipes" / "tiny")
+    return Nightly(deployed, flow_run, state)
 
 
 @pytest.fixture

@@ -42,14 +42,9 @@ def s3(data: Path) -> Iterator[dict[str, str]]:
         yield server.env
 
 
-#: They start whole trainings, servers, or decode images.
-LONG = {"checkpoint", "step", "egress", "stream-jpeg", "cold-s3", "hot-redis"}
-
-
+@pytest.mark.long
 @pytest.mark.xdist_group("benchmarks")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in SENTENCES]
-)
+@pytest.mark.parametrize("name", SENTENCES)
 def test_a_benchmark_on_small_data(name: str, data: Path, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in s3.items():
         monkeypatch.setenv(variable, value)

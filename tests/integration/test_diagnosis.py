@@ -29,6 +29,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_doctor_measures_finds_problems_and_leaves_rates_to_the_runs(run: Run, tmp_path: Path) -> None:
     port = free_port()
     lake = {"url": "s3://nowhere/lake"}

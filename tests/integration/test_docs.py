@@ -10,7 +10,7 @@ FILE = re.compile(r"`([\w./]+)`:\n\n```\w+\n(.*?)```", re.DOTALL)
 SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 
 
-@pytest.mark.xdist_group("docs")
+@pytest.mark.long
 def test_your_own_data(run: Run, project: Path) -> None:
     page = (REPOSITORY / "docs" / "your-own-data.md").read_text()
     files = dict(FILE.findall(page))

@@ -7,42 +7,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, TINY, Run, write_params, write_texts
+from conftest import TINY, Run, write_params
 from servers import wait_for
 
 from storage.manifest import Manifest
 
 ZONES = ("raw", "curated", "shards")
 pytestmark = pytest.mark.xdist_group("main-job")
-
-
-def make_project(folder: Path, run: Run) -> Path:
-    folder.mkdir(parents=True)
-    write_texts(folder / "texts")
-    write_params(folder, TINY)
-    shutil.copy(REPOSITORY / "dvc.yaml", folder)
-    shutil.copy(REPOSITORY / ".gitignore", folder)
-    run("git", "init", "--quiet", cwd=folder)
-    run("dvc", "init", "--quiet", cwd=folder)
-    run("dvc", "config", "core.analytics", "false", cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
-    """A project whose job has run once, committed to git."""
-    folder = make_project(tmp_path_factory.mktemp("main") / "finished", run)
-    done = run("shardline", "repro", cwd=folder)
-    assert "is champion" in done.stdout
-    run("git", "add", "--all", cwd=folder)
-    run("git", "commit", "--quiet", "--message", "first run", cwd=folder)
-    return folder
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished project that a test may change."""
-    return Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -109,12 +80,6 @@ def test_push_clone_pull_evaluate(run: Run, copied: Path, tmp_path: Path) -> Non
     run("shardline", "evaluate", cwd=clone)
     assert (clone / "metrics" / "evaluate.json").read_bytes() == before
     assert "up to date" in run("dvc", "status", cwd=clone).stdout
-
-
-def test_from_scratch_it_comes_out_the_same(run: Run, finished: Path, tmp_path: Path) -> None:
-    again = make_project(tmp_path / "again", run)
-    run("shardline", "repro", "--until", "evaluate", cwd=again)
-    assert outcome(again) == outcome(finished)
 
 
 def descendants(process: "subprocess.Popen[str]") -> list[psutil.Process]:

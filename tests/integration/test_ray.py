@@ -84,6 +84,7 @@ def _double(number: int) -> int:
     return 2 * number
 
 
+@pytest.mark.long
 def test_ray_works_items_and_hands_on_our_errors() -> None:
     results: list[int] = []
     with pytest.raises(DataError, match=r"^-1 is negative$"):
@@ -101,6 +102,7 @@ for _ in RayExecutor(1, None).map(time.sleep, [0, 0, 10**6]):
 """
 
 
+@pytest.mark.long
 def test_a_killed_command_leaves_no_ray_behind() -> None:
     with started(sys.executable, "-c", ENDLESS) as command:
         assert command.stdout is not None

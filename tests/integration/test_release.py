@@ -426,6 +426,7 @@ def test_no_store_yet(tmp_path, monkeypatch):
     assert not ws.state.exists()
 
 
+@pytest.mark.long
 def test_the_same_through_a_server(make, tmp_path, database, monkeypatch, capsys):
     ws, port = make("image"), free_port()
     shutil.copy(database, tmp_path / "server.db")

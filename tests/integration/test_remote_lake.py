@@ -21,6 +21,7 @@ def _environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.long
 def test_zones_in_an_object_store(run: Run, recipe: Path, s3: S3, tmp_path: Path) -> None:
     for stage in STAGES:
         run("shardline", stage, cwd=recipe)

@@ -64,6 +64,7 @@ def job(zone: Zone, **more: Any) -> dict[str, Any]:
     return {"folder": str(zone.folder), "url": zone.url, "budget": 128 * MIB, "settings": settings, **more}
 
 
+@pytest.mark.long
 def test_two_nodes_and_two_processes_read_what_one_reader_does(
     zone: Zone, s3: S3, redis_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_two_nodes_and_two_processes_read_what_one_reader_does(
     assert total <= from_lake <= 1.1 * total  # each shard once for all four
 
 
+@pytest.mark.long
 def test_a_dataset_larger_than_the_memory_streams_within_it(zone: Zone, s3: S3, environment: dict[str, str]) -> None:
     """64 MiB of shards, of which 16 are held and 4 fetched ahead: no tier, so all of it passes through memory."""
     small = {"memory": 16 * MIB, "ahead": 4 * MIB, "window": 250, "lanes": 1}

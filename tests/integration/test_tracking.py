@@ -200,6 +200,7 @@ def test_lineage_names_git_dvc_data_and_prefect(ws, monkeypatch):
     assert lineage_tags(ws)["git.dirty"] == "true"
 
 
+@pytest.mark.long
 def test_first_starts_side_by_side_make_one_whole_database(tmp_path):
     ws = make_workspace(tmp_path / "project", "image")
     code = (
@@ -280,6 +281,7 @@ def until(said: Callable[[], str], words: str) -> None:
     wait_for(ready, words)
 
 
+@pytest.mark.long
 def test_a_server_that_hangs_recovers_and_dies(ws, database, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     port = free_port()

@@ -65,7 +65,7 @@ def killed_until_done(ws: Workspace, kills: int, seed: int) -> None:
 @pytest.mark.parametrize(
     ("kills", "changes"),
     [
-        (3, {}),
+        pytest.param(3, {}, marks=pytest.mark.long),
         pytest.param(20, {"steps": 60}, marks=pytest.mark.soak),
         pytest.param(20, {"steps": 60, "ranks": 2}, marks=pytest.mark.soak),
     ],

@@ -78,6 +78,7 @@ def newest(ws: Workspace) -> int:
     return max((int(path.parent.name.removeprefix("step-")) for path in manifests), default=0)
 
 
+@pytest.mark.long
 def test_ranks_killed_stopped_and_resumed_take_the_steps_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_one_rank_then_three_then_two_take_the_same_samples_to_the_same_loss(
     assert other == pytest.approx(one, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_failing_rank_is_named_with_its_last_lines_and_none_survives(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     ws = make_points(tmp_path, model={"name": "failing:Model"}, train={"ranks": 2})

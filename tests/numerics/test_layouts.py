@@ -131,7 +131,6 @@ def test_documents_of_two_ranks_take_the_steps_of_one(
     same_steps(one_of_documents, two[name])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", EQUAL[4])
 def test_four_ranks_take_the_steps_of_one(name: str, ws: Workspace, one: dict[str, Any], four: dict[str, Any]) -> None:
     alone = run_case(changed(ws, {"model": DEEP}), Ranks()) if EQUAL[4][name].get("model") == DEEP else one

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from pipelines import collector
 from pipelines.environment import expand
 from pipelines.params import Compute
 from pipelines.training.launchers.job import Job
@@ -24,6 +25,7 @@ FAILURE, HUNG = "failure.json", "hung.json"
 def main(folder: str, launcher: str) -> int:
     """Run the ranks; the first failure goes to failure.json. Returns the exit code."""
     die_with_parent(int(launcher))
+    collector.rest()
     job = Job.load(Path(folder))
     compute, placement = job.workspace.params.compute, place(job.workspace.params, job.ranks)
     _prepare_environment(compute, placement)

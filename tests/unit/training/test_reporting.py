@@ -33,3 +33,14 @@ def test_shares_are_of_the_time_since_the_last_point() -> None:
     assert shares == pytest.approx(
         {"stream_fetch_share": 0.25, "stream_plan_share": 0, "stream_decode_share": 0, "stream_gather_share": 0.5}
     )
+
+
+def test_rates_are_told_now_and_then_and_at_the_end_and_are_means_over_what_lies_between() -> None:
+    run: Any = Noted()
+    report = Reporter(run, lambda *_, **__: None, "samples", 5)
+    for step, seconds in enumerate((0.5, 0.5, 0.5, 1.0, 0.25), start=1):
+        report.step(seconds=seconds, waited=0.0, work=64)
+        report.point({"step": step, "train_loss": 1.0}, Times())
+    assert [run.metrics[step]["train_loss"] for step in range(1, 6)] == [1.0] * 5
+    rates = {step: values["samples_per_second"] for step, values in run.metrics.items() if len(values) > 1}
+    assert rates == {1: 128, 4: 96, 5: 256}
