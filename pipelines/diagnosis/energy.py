@@ -4,7 +4,9 @@ Both count the whole package or device, whoever used it, and neither counts memo
 the power supply: a wall meter shows more.
 """
 
+import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +75,15 @@ class Nvml:
 
     def _counters(self) -> float:
         return float(sum(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles))
+
+
+def nvml_indices(first: int, count: int, environment: Mapping[str, str] = os.environ) -> list[int]:
+    """NVML's numbers of the CUDA devices from `first` on: it doesn't heed CUDA_VISIBLE_DEVICES, which may leave some
+    out. None of them where that names devices in another way: the energy of others is worse than none."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(first + count))) if visible is None else visible.split(",")
+    chosen = [name.strip() for name in names[first : first + count]]
+    return [int(name) for name in chosen] if all(name.isdecimal() for name in chosen) else []
 
 
 def counters(cuda_devices: list[int]) -> list[Counter]:

@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pipelines.diagnosis.doctor import short_form
+from pipelines.diagnosis.energy import nvml_indices
 from pipelines.diagnosis.spending import Spending
 from pipelines.progress import say
 from pipelines.workspace import Workspace
@@ -26,7 +27,7 @@ def attend(ws: Workspace, run: "Run", device: "torch.device", ranks: int) -> Spe
         except Exception as error:  # an odd machine or a full disk: no reason not to train
             say(f"The machine is not noted in the run: {type(error).__name__}: {error}")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    devices = list(range(local)) if device.type == "cuda" else []
+    devices = nvml_indices(device.index or 0, local) if device.type == "cuda" else []
     return Spending.start(ws.state / "spent", run.id, ws.params.train.price_per_hour, ranks, devices)
 
 

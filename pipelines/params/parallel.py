@@ -41,9 +41,10 @@ class Parallel(Section):
         rest = self.shard * self.tensor * self.pipeline
         data = self.data if self.data is not None else max(1, ranks // rest)
         if data * rest != ranks:
+            setting = "train.ranks" if name == "train.ranks" else "train.ranks × compute.nodes"
             raise ValueError(
                 f"data {data} × shard {self.shard} × tensor {self.tensor} × pipeline {self.pipeline} = {data * rest}, "
-                f"but {name} = {ranks}: set train.ranks to {data * rest}, or other sizes in train.parallel"
+                f"but {name} = {ranks}: set {setting} to {data * rest}, or other sizes in train.parallel"
             )
         return data
 

@@ -1,5 +1,7 @@
 """A recipe: all sections."""
 
+import os
+
 from pydantic import Field, model_validator
 
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Stream
@@ -8,6 +10,9 @@ from pipelines.params.release import Evaluate, Package, Promote
 from pipelines.params.running import Cache, Compute
 from pipelines.params.section import NAME, Section
 from pipelines.params.training import Model, Train
+
+#: With these in the environment, a cluster says how many ranks there are, whatever the parameters say.
+COUNTED_ELSEWHERE = ("PET_NNODES", "PET_NPROC_PER_NODE", "WORLD_SIZE")
 
 
 class Params(Section):
@@ -55,3 +60,21 @@ class Params(Section):
                 f"so set both to one number, or shard.pack_len to null"
             )
         return self
+
+    @model_validator(mode="after")
+    def _lays_out_its_ranks(self) -> "Params":
+        """Those of all machines; of an elastic job, some number of them that may train."""
+        if any(name in os.environ for name in COUNTED_ELSEWHERE):
+            return self
+        ranks, compute = self.train.ranks, self.compute
+        wanted = ranks * compute.nodes
+        low, high = compute.min_ranks or wanted, compute.max_ranks or wanted
+        name = "train.ranks" if compute.nodes == 1 and not compute.elastic else "train.ranks × compute.nodes"
+        failed: ValueError | None = None
+        for world in [one for one in range(ranks, high + 1, ranks) if one >= low] or [wanted]:
+            try:
+                self.train.parallel.data_for(world, name)
+                return self
+            except ValueError as error:
+                failed = error
+        raise ValueError(f"train.parallel: {failed}")

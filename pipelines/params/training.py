@@ -102,7 +102,6 @@ class Train(Section):
         if self.betas is not None:
             self._check_betas(self.betas)
         self._check_optimizer()
-        self.parallel.data_for(self.ranks)
         self._check_network()
         if self.parallel.pipeline > 1 and self.accumulate > 1:
             raise ValueError(

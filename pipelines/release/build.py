@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -138,18 +139,48 @@ def _copy_code(ws: Workspace, model: str, target: Path) -> list[str]:
     if ":" not in model:
         return []
     top = model.partition(":")[0].partition(".")[0]
-    spec = PathFinder.find_spec(top, [os.getcwd(), str(ws.root), *sys.path])
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
+    if installed := _installed().get(top, []):
+        return list(installed)
+    if _source_of(top, ws) is None:
         raise ParamsError(f"model.name={model!r}: no module {top!r} in {ws.root} or among the installed packages.")
-    if installed := packages_distributions().get(top, []):
-        return installed
-    source = Path(next(iter(spec.submodule_search_locations or []), None) or str(spec.origin))
-    _copy_python(source, target / source.name)
-    return imported_distributions(target / source.name)
+    needed: set[str] = set()
+    waiting, seen = [top], {"pipelines", "storage"}
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        source = _source_of(name, ws)
+        if source is not None:
+            _copy_python(source, target / source.name)
+            needed.update(imported_distributions(target / source.name))
+            waiting += imported_names(target / source.name) - seen
+    return sorted(needed)
+
+
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    """Top-level module → the distributions that have it."""
+    return packages_distributions()
+
+
+def _source_of(name: str, ws: Workspace) -> Path | None:
+    """The file or folder of a module of the user's own, which nobody can install: in the current folder, the recipe's,
+    or on Python's path. None for others."""
+    if name in sys.stdlib_module_names or name in _installed():
+        return None
+    spec = PathFinder.find_spec(name, [os.getcwd(), str(ws.root), *sys.path])
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        return None
+    return Path(next(iter(spec.submodule_search_locations or []), None) or str(spec.origin))
 
 
 def imported_distributions(code: Path) -> list[str]:
     """The installed distributions that a Python file, or those of a folder, import anywhere in them."""
+    found = {distribution.lower() for name in imported_names(code) for distribution in _installed().get(name, [])}
+    return sorted(found - {"shardline"})  # its code is in the package
+
+
+def imported_names(code: Path) -> set[str]:
+    """The top-level modules that a Python file, or those of a folder, import anywhere in them."""
     names: set[str] = set()
     for file in [code] if code.is_file() else code.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -157,9 +188,7 @@ def imported_distributions(code: Path) -> list[str]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module)
-    known = packages_distributions()
-    found = {distribution.lower() for name in names for distribution in known.get(name.partition(".")[0], [])}
-    return sorted(found - {"shardline"})  # its code is in the package
+    return {name.partition(".")[0] for name in names}
 
 
 def _copy_python(source: Path, target: Path) -> None:

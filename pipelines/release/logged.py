@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipelines.release.identity import METADATA, MODEL, PACKAGE
 from pipelines.tracking import Run, lineage_tags
+from pipelines.tracking.names import mlflow_name
 from pipelines.tracking.store import cause, patient, redacted, warn
 from pipelines.workspace import Workspace
 
@@ -46,7 +47,8 @@ def _log(ws: Workspace, run: Run, folder: Path) -> str:
     client.log_outputs(run.id, [LoggedModelOutput(model_id, 0)])
     now = int(time.time() * 1000)
     points = [
-        Metric(f"{facts['split']}.{name}", value, now, 0, model_id=model_id) for name, value in facts["metrics"].items()
+        Metric(mlflow_name(f"{facts['split']}.{name}"), value, now, 0, model_id=model_id)
+        for name, value in facts["metrics"].items()
     ]
     client.log_batch(run.id, metrics=points)
     return str(model_id)

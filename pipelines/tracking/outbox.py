@@ -2,7 +2,10 @@
 
 MLflow's own asynchronous queue (`synchronous=False`) sends one request for each call, from ten threads, forgets
 what failed, and drains at exit however long a dead server takes. Here points are merged, all stays in order and is
-sent again after an outage, and closing during one takes at most one time-out.
+sent again after an outage, and closing during one takes at most one time-out (two where a file comes first).
+
+Files go to a store of their own, which may fail while MLflow works (a bucket without credentials, a folder that is not
+writable): then all else overtakes them.
 """
 
 import threading
@@ -20,14 +23,19 @@ BATCH = 1000  # metric points in a request: MLflow's limit
 CAPACITY = 200_000  # points and calls that wait, at most; then the oldest are dropped
 PAUSE = 2.0  # seconds that points wait for company: a request costs the processor 10 ms besides its points
 RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds between attempts during an outage
+FILE_TRIES = 5  # of a file, while the rest gets through
 
 
 @dataclass
 class Call:
-    """A request other than metric points; `what` names it in messages."""
+    """A request other than metric points; `what` names it in messages; `file`: of artifacts. `tries` that failed, and
+    how many deliveries there had been at the first."""
 
     what: str
     send: Callable[[], object]
+    file: bool = False
+    tries: int = 0
+    since: int = 0
 
 
 @dataclass
@@ -43,6 +51,7 @@ class Outbox:
     _busy: bool = False
     _away: bool = False
     lost: int = 0
+    _delivered: int = 0
 
     def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)
@@ -83,6 +92,8 @@ class Outbox:
             delay = RETRY_FIRST
             while not self._deliver(batch):
                 with self._changed:
+                    if self._overtaken(batch[0]):
+                        break
                     if self._closing:
                         self.lost += len(batch) + len(self._items)
                         self._items.clear()
@@ -92,6 +103,19 @@ class Outbox:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
+
+    def _overtaken(self, head: "Metric | Call") -> bool:
+        """Put a file that does not get through behind what waits, unless MLflow itself is away."""
+        if not (isinstance(head, Call) and head.file and self._items) or self._away:
+            return False
+        self._items.append(head)
+        return True
+
+    def _fails_alone(self, file: Call) -> bool:
+        """Note a failure; whether it is the file's, since the rest got through meanwhile."""
+        file.since = file.since if file.tries else self._delivered
+        file.tries += 1
+        return file.tries >= (2 if self._closing else FILE_TRIES) and self._delivered > file.since
 
     def _next(self) -> "list[Metric | Call] | None":
         """One call, or the points up to the next call; None when closed and empty."""
@@ -119,11 +143,12 @@ class Outbox:
             else:
                 self.send_points([point for point in batch if not isinstance(point, Call)])
         except Exception as error:  # whatever MLflow raises, the work goes on
-            if not transient(error):
+            file = isinstance(head, Call) and head.file
+            if not transient(error) or (isinstance(head, Call) and file and self._fails_alone(head)):
                 what = head.what if isinstance(head, Call) else "metrics"
                 warn(f"MLflow at {self.where} refused {what}: {cause(error)}. The work goes on without it.")
                 return True
-            if not self._away:
+            if not self._away and not file:
                 self._away = True
                 warn(
                     f"MLflow at {self.where} cannot be reached: {cause(error)}. The work goes on; what is "
@@ -132,6 +157,7 @@ class Outbox:
             with self._changed:
                 self._changed.notify_all()
             return False
+        self._delivered += 1
         if self._away:
             self._away = False
             warn(f"MLflow at {self.where} answers again.")

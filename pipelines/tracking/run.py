@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipelines.tracking.lineage import dataset_input, lineage_tags
+from pipelines.tracking.names import mlflow_name
 from pipelines.tracking.outbox import Call, Outbox
 from pipelines.tracking.store import Store, cause, connect, redacted, warn
 from pipelines.tracking.system_metrics import SystemMetrics
@@ -35,7 +36,8 @@ VALUE_LIMIT = 6000  # characters of a parameter's value
 class Run:
     """A run, or (id None) the stand-in whose methods do nothing. Use as a context manager, or call `close()`.
 
-    All is sent in the background and in order; files handed over must stay until `close()` or `flush()`.
+    All is sent in the background and in order, but for files that their store doesn't take at once; files handed over
+    must stay until `close()` or `flush()`.
     """
 
     recipe: str
@@ -59,7 +61,7 @@ class Run:
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters by flat name (`train.lr`), without the passwords of URLs. MLflow's are immutable: where a resumed
         run has another value, the new one goes into the tag `changed.<name>`."""
-        texts = {name: mask(str(value))[:VALUE_LIMIT] for name, value in values.items()}
+        texts = {mlflow_name(name): mask(str(value))[:VALUE_LIMIT] for name, value in values.items()}
         self.set_tags({f"changed.{n}": t for n, t in texts.items() if self._params.get(n, t) != t})
         fresh = {name: text for name, text in texts.items() if name not in self._params}
         self._params |= fresh
@@ -77,7 +79,7 @@ class Run:
         self._outbox.put(
             *(
                 Metric(name, float(value), now, step or 0)
-                for name, value in values.items()
+                for name, value in ((mlflow_name(given), value) for given, value in values.items())
                 if step is None or step > last.get(name, -1)
             )
         )
@@ -93,7 +95,7 @@ class Run:
             log = store.client.log_artifacts if path.is_dir() else store.client.log_artifact
             log(id, str(path), folder or None)
 
-        self._send(f"artifact {path}", send)
+        self._send(f"artifact {path}", send, file=True)
 
     def log_figure(self, figure: "Figure", file: str) -> None:
         """A matplotlib figure as `file` (plots/confusion.png); drawn at once, so it may be closed after."""
@@ -110,7 +112,7 @@ class Run:
                 parent = target.parent.as_posix()
                 store.client.log_artifact(id, str(local), None if parent == "." else parent)
 
-        self._send(f"figure {file}", send)
+        self._send(f"figure {file}", send, file=True)
 
     def log_dataset(self, manifest: Manifest, zone: Zone, context: str) -> None:
         """The data that the run read; `context` is the split: train, test."""
@@ -151,10 +153,10 @@ class Run:
 
         self._send(what, send)
 
-    def _send(self, what: str, send: Callable[[Store, str], object]) -> None:
+    def _send(self, what: str, send: Callable[[Store, str], object], *, file: bool = False) -> None:
         store, id, outbox = self.store, self.id, self._outbox
         if outbox is not None and store is not None and id is not None:
-            outbox.put(Call(what, lambda: send(store, id)))
+            outbox.put(Call(what, lambda: send(store, id), file))
 
 
 def open_run(ws: Workspace, *, run_id: str | None = None, name: str | None = None) -> Run:

@@ -172,7 +172,8 @@ def transient(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code not in _OWN_FAULT
-    return not isinstance(error, FileNotFoundError | TypeError | AttributeError | LookupError)
+    local = FileNotFoundError | PermissionError | NotADirectoryError | ImportError  # of the store of artifacts
+    return not isinstance(error, local | TypeError | AttributeError | LookupError)
 
 
 def cause(error: BaseException) -> str:

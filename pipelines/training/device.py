@@ -1,7 +1,7 @@
 """Where a rank computes, in which precision, and so that it repeats."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,8 @@ def repeatable(train: Train, device: torch.device) -> Iterator[None]:
     threads, strict = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     debugging: Any = torch.utils.deterministic  # a module that types itself at run time
     fill = debugging.fill_uninitialized_memory
-    torch.set_num_threads(train.threads or max(1, _cores() // train.ranks))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", train.ranks))  # a launcher may start others than train.ranks
+    torch.set_num_threads(train.threads or max(1, _cores() // here))
     if device.type == "cpu":
         torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import torch's compiler: 2 s
         debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
@@ -97,6 +98,16 @@ def pinned(nbytes: int) -> npt.NDArray[np.uint8]:
 def host_memory(device: torch.device) -> Allocate:
     """What batches for `device` lie in: pinned memory where that is a GPU."""
     return pinned if device.type == "cuda" else allocate
+
+
+def arrived(device: torch.device) -> Callable[[], None]:
+    """What waits until the copies to `device` that have been started are done, but for nothing that is started later.
+    Before, the memory that they read must not change: from pinned memory, a device copies when it gets there."""
+    if device.type == "cpu":
+        return lambda: None
+    event = torch.Event(device)
+    event.record()
+    return event.synchronize
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -31,20 +31,30 @@ from storage.errors import DataError, ParamsError, ShardlineError
 FOLDER = "entrypoint"  # in the workspace's state: a folder for each training
 
 
-def run_entrypoint(ws: Workspace, ranks: Ranks) -> None:
+def run_entrypoint(ws: Workspace, ranks: Ranks, stop: StopRequest) -> None:
     """Run `train.entrypoint`; rank 0 publishes its model. Raises ShardlineError; Interrupted when it left after a
-    signal; whatever the trainer raises."""
-    with stop_on_signals(StopRequest()) as stop, opened(ws, ranks, stop) as job, current_folder_importable():
+    signal; whatever the trainer raises. `stop` as in `train_rank`."""
+    with stop_on_signals(stop), opened(ws, ranks, stop) as job, current_folder_importable():
         set_current(job)
         try:
             _call(ws, job)
         finally:
             set_current(None)
-        if job.saved is None and (job.stop or job.stopped):
+        if interrupted(job):
             raise job.interrupted()
         if ranks.leads:
             publish(ws, job)
-        ranks.wait()
+        if ranks.connected:
+            ranks.wait()
+
+
+def interrupted(job: Handoff) -> bool:
+    """Whether the trainer left without a model because some rank was asked to stop: the same answer on every rank, or
+    one would leave while another publishes. Rank 0 alone has a model."""
+    saved, stopped = job.saved is not None, bool(job.stop) or job.stopped
+    if job.ranks.connected:
+        return not job.ranks.share(saved) and job.ranks.sum(stopped, device=job.device)[0] > 0
+    return not saved and (stopped if job.leads else job.stopped)
 
 
 def _call(ws: Workspace, job: Handoff) -> None:

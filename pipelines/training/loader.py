@@ -7,6 +7,7 @@ import torch
 
 from pipelines.models import Task
 from pipelines.streaming import Batch, Stream
+from pipelines.training.device import arrived
 from pipelines.training.ranks import Ranks
 from pipelines.training.targets import global_targets
 
@@ -42,7 +43,12 @@ class Loader:
         if self.stream.epochs is not None:
             self.stream.set_epoch(0)
         for batch in self.stream:
-            yield self._tensors(batch)
+            tensors = self._tensors(batch)
+            copied = arrived(self._device)
+            try:
+                yield tensors
+            finally:
+                copied()  # the stream writes into the batch's memory again once it is let go
             if batch.step + 1 == self.stream.steps_of(batch.epoch):
                 return
 

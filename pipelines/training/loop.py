@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipelines.streaming import Batch
 from pipelines.training import nonfinite
+from pipelines.training.parallelism import share_buffers
 from pipelines.training.pulse import beat
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
@@ -34,10 +35,10 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         if stopping and s.exchange.together(s.state.step, s.steps):
             s.save(wait=True)
             raise _interrupted(s, stop)
-        if s.done():
-            return
         if s.checkpoint_due():
             s.save()
+        if s.done():
+            return
 
         began, waited = perf_counter(), s.stream.wait_seconds
         batch = next(batches)  # the last one's copy to the device is done: its loss is known
@@ -75,6 +76,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
     """Measure the loss on the val split and note it in the state; True when a signal cut it short (nothing noted)."""
     sums, stopped = Sums(), False
     s.model.eval()
+    share_buffers(s.model, s.mesh)
     with s.averaged(), closing(val_batches(s)) as batches:
         for domain, batch in batches:
             inputs, targets = s.task.pair(batch.arrays, s.device)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines import collector
@@ -13,6 +14,7 @@ from pipelines.training.launchers.reports import Report, report_file
 from pipelines.training.launchers.stacks import answers
 from pipelines.training.pulse import pulse
 from storage.atomic import full_disk
+from storage.errors import ShardlineError
 
 
 def main(folder: Path) -> int:
@@ -31,8 +33,9 @@ def main(folder: Path) -> int:
         except BaseException as error:
             error = full_disk(error) or error
             report = Report.of(rank, error)
-            report.save(folder, local)
-            print(*report.lines, sep="\n", file=log)
+            with suppress(OSError, ShardlineError):  # a full disk must not hide the error itself
+                report.save(folder, local)
+                print(*report.lines, sep="\n", file=log)
             return int(getattr(error, "exit_code", 1))
     return 0
 

@@ -23,6 +23,7 @@ from pipelines.training.signals import StopRequest, stop_on_signals
 from pipelines.training.state import Point
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
+from storage.errors import DataError
 
 TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 
@@ -30,13 +31,13 @@ TRAIN_COLUMNS = ["step", "train_loss", "lr", "gradient_norm"]
 def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> None:
     """Train as `ranks` says; rank 0 writes the outs. Raises ShardlineError; Interrupted once the state is saved.
     `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
+    stop = StopRequest() if stop is None else stop
     if ws.params.train.entrypoint is not None:
         from pipelines.training.entrypoint import run_entrypoint
 
         collector.work()
-        run_entrypoint(ws, ranks)
+        run_entrypoint(ws, ranks, stop)
         return
-    stop = StopRequest() if stop is None else stop
     with (
         memory_explained(ws.params),
         stop_on_signals(stop),
@@ -109,6 +110,11 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
 def final_metrics(s: Session) -> dict[str, Any]:
     """What metrics/train.json holds: no timings, so that equal trainings give equal bytes."""
     state = s.state
+    if state.skipped == state.step:
+        raise DataError(
+            f"Not one of the {state.step} steps had a finite loss and gradient, so nothing was learnt: lower train.lr "
+            f"(now {s.params.train.lr:g}), or look at the samples by `shardline replay --step 1`."
+        )
     metrics: dict[str, Any] = {
         "steps": state.step,
         "epochs": round(state.samples / s.samples, 6),

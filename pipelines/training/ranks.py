@@ -60,6 +60,11 @@ class Ranks:
         """A process group of all ranks over the hosts' network, for a thread of its own; None for a single rank."""
         return dist.new_group(backend="gloo") if self.world > 1 else None
 
+    @property
+    def connected(self) -> bool:
+        """Whether the ranks can speak: a trainer of one's own may have ended the connection."""
+        return self.world == 1 or dist.is_initialized()
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:
@@ -78,5 +83,5 @@ def joined(ranks: Ranks, device: torch.device, timeout: timedelta | None = None)
     try:
         yield
     finally:
-        if dist.is_initialized():  # a trainer of one's own may have ended the connection
+        if ranks.connected:
             dist.destroy_process_group()

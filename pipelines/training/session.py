@@ -63,6 +63,7 @@ class Session:
     best: dict[str, Chunk] = field(default_factory=dict)
     average: Average | None = None
     _saved: int = -1
+    _rated: bool = False  # whether what was saved last has a val loss
 
     def done(self) -> bool:
         """Whether all steps are done, or early stopping's patience is out."""
@@ -75,13 +76,17 @@ class Session:
         return self.validates and due and step > self.state.validated
 
     def checkpoint_due(self) -> bool:
-        """After so many steps, and where a checkpoint of the best evaluation is wanted."""
+        """After so many steps, and where a checkpoint of the best evaluation is wanted; at the end, what stays."""
         rules, step = self.params.train.checkpoints, self.state.step
         if step == 0:  # something to go back to
             return self.params.train.nonfinite.name == "backoff" and self._saved < 0
         best = rules.keep_best > 0 and step == self.state.best_step
-        due = step % (rules.every or self.params.train.checkpoint_every) == 0 or best
-        return due and step > self._saved and self.exchange.together(step, self.steps)
+        due = step % (rules.every or self.params.train.checkpoint_every) == 0
+        if self.done():
+            due = due and rules.keep_every is not None and step % rules.keep_every == 0
+        due = due or best
+        new = step > self._saved or (best and not self._rated)  # it may have been saved before it was evaluated
+        return due and new and self.exchange.together(step, self.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
@@ -102,7 +107,7 @@ class Session:
         """Take an evaluation into the state; keep the weights when they are the best and early stopping wants them."""
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None:
-            with self.averaged():
+            with self.averaged(final=True):
                 self.best = {
                     name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
                 }
@@ -111,10 +116,11 @@ class Session:
         """What this rank holds of the model's parameters and buffers."""
         return {name: Chunk.of(tensor) for name, tensor in self.model.state_dict().items()}
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the model's weights are their moving average where `train.ema` evaluates it."""
+    def averaged(self, *, final: bool = False) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their moving average where `train.ema` evaluates it, or, with `final`, where
+        it becomes the model."""
         average = self.average
-        if average is None or not average.settings.evaluate:
+        if average is None or not (average.settings.final if final else average.settings.evaluate):
             return nullcontext()
         self.checkpoints.settle()  # it may still be copying the weights
         return average.in_place()
@@ -122,9 +128,7 @@ class Session:
     def final_weights(self) -> dict[str, Tensor]:
         """The best weights where early stopping is on, else the last ones or `train.ema`'s average of them: whole on
         rank 0, {} on the others. All ranks call it together."""
-        average = self.average
-        self.checkpoints.settle()
-        with average.in_place() if average is not None and average.settings.final else nullcontext():
+        with self.averaged(final=True):
             return self.checkpoints.whole(self.best or self._weights())
 
     def save(self, *, wait: bool = False) -> None:
@@ -141,7 +145,7 @@ class Session:
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
-        self._saved = state.step
+        self._saved, self._rated = state.step, score is not None
 
     def restore(self, before: int | None = None) -> bool:
         """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
@@ -156,7 +160,7 @@ class Session:
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.values["scaler"])
-        self._saved = self.state.step
+        self._saved, self._rated = self.state.step, saved.score is not None
         return True
 
     def back_to_checkpoint(self) -> None:

@@ -1,6 +1,6 @@
 """What a training knows of itself besides weights: how far it is, its best so far, its curves."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
 
@@ -80,7 +80,10 @@ class TrainState:
         return better
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"best_loss": None if self.best_loss == inf else self.best_loss}
+        """Of this moment. Points never change, so the curves are copied as lists: training waits for this."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values |= {"train_curve": self.train_curve[:], "val_curve": self.val_curve[:]}
+        return values | {"best_loss": None if self.best_loss == inf else self.best_loss}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":

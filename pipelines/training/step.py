@@ -41,6 +41,7 @@ def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
     else:
         outcome = _once(s, forward_backward, stop, rate)
     s.optimizer.zero_grad()
+    s.checkpoints.settle()  # an optimiser that left the step out hasn't waited for it
     s.exchange.meet(s.state.step + 1, s.steps)  # also after a step that was left out
     if s.average is not None and outcome.finite:
         s.average.update(s.state.step + 1)
@@ -51,9 +52,10 @@ def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) ->
     seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
     with s.exchange.counting():
         loss, targets = forward_backward()
-    loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
     s.scaler.unscale_(s.optimizer)
-    norm = float(s.clip())
+    length = s.clip()  # before the sum, for which a GPU is waited for: so this one costs no further wait
+    loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
+    norm = float(length)
     if not isfinite(loss_sum + norm):
         s.exchange.forget(s.state.step + 1)
     finite = isfinite(loss_sum) and (isfinite(norm) or s.scaler.is_enabled())

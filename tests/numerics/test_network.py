@@ -10,7 +10,7 @@ from torch import nn
 from training_samples import make_text
 
 from pipelines.params import Network
-from pipelines.training.network import Wire
+from pipelines.training.network import Exchange, Wire
 from pipelines.training.network.local import Meetings
 
 pytestmark = pytest.mark.xdist_group("network")
@@ -30,6 +30,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "diloco": {"network": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
     "sharded": {"parallel": {"shard": 2}},
 }
+#: Of a model with batch norm.
+MOVING: dict[str, dict[str, Any]] = {"moving, DDP": {}, "moving, sharded": {"parallel": {"shard": 2}, "lr": 0.02}}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     ws = make_text(folder / "ws", train={"steps": STEPS, "log_every": 4, "checkpoint_every": 1000})
     cases: dict[str, Any] = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
     cases["powersgd resumed"] = {"train": {"ranks": 2, "network": POWERSGD}, STOPPED: {"steps": 7}}
+    for name, train in MOVING.items():
+        cases[name] = {"model": {"name": "moving_buffers:Model", "args": {}}, "train": {"ranks": 2, **LOCAL, **train}}
+        cases[f"{name} resumed"] = {**cases[name], STOPPED: {"steps": 7}}
     return run_layouts(ws, cases, 2, folder / "job")
 
 
@@ -72,6 +77,13 @@ def test_powersgd_stopped_and_resumed_is_powersgd_undisturbed(found: dict[str, d
     assert found["powersgd resumed"]["loss"] == found["powersgd"]["loss"]
 
 
+@pytest.mark.parametrize("name", MOVING)
+def test_averages_of_the_first_rank_are_measured_and_saved(found: dict[str, dict[str, Any]], name: str) -> None:
+    """So stopped and resumed is undisturbed, although each rank makes its own."""
+    for what in ("loss", "val", "digest"):
+        assert found[f"{name} resumed"][what] == found[name][what]
+
+
 @pytest.mark.soak
 def test_powersgds_errors_go_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     """What the algorithm sees, the mean of the errors, stays: without it the losses differ in the third digit."""
@@ -92,6 +104,29 @@ def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: di
 def test_transfers_are_timed(found: dict[str, dict[str, Any]]) -> None:
     assert found["whole"]["busy"] > 0
     assert found["sharded"]["busy"] == 0  # not known there
+    shares = [
+        Exchange(Wire(2), None, None, counted=True, timed=timed).metrics(1, 1.0).keys() for timed in (True, False)
+    ]
+    assert shares == [{"sent_mb_per_step", "network_share"}, {"sent_mb_per_step"}]  # a GPU only enqueues them
+
+
+class Alone(Meetings):
+    """Of one copy."""
+
+    def _average(self, tensors: list[torch.Tensor]) -> None:
+        pass
+
+
+def test_the_outer_step_begins_where_the_copies_parted() -> None:
+    """Not at the weights that the training began with: that would take back a part of all steps before."""
+    network = Network(local_steps=2, local_after=4, outer_lr=0.5)
+    model = nn.Linear(1, 1, bias=False)
+    meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for done in range(1, 7):
+            model.weight.fill_(float(done))  # 4 when they part, 6 when they meet
+            meetings.after(done, 8)
+    assert model.weight.item() == 4 + 0.5 * (6 - 4)
 
 
 def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
@@ -101,10 +136,6 @@ def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     outer = torch.optim.SGD(twin.parameters(), lr=0.7, momentum=0.9, nesterov=True)
-
-    class Alone(Meetings):
-        def _average(self, tensors: list[torch.Tensor]) -> None:
-            pass
 
     meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
     for _ in range(3):
@@ -117,6 +148,16 @@ def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
         outer.step()
         for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_what_counts_steps_is_not_averaged() -> None:
+    """torch keeps it on the host, where a GPU's ranks do not speak."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.NAdam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    meetings = Alone(Network(local_steps=2), model, optimizer, None, Wire(1))  # type: ignore[arg-type]
+    assert [tuple(slot.shape) for slot in meetings._states()] == [(2, 3), (2, 3), (2,), (2,)]
 
 
 def test_copies_meet_at_the_end_and_are_the_same_before_they_part() -> None:

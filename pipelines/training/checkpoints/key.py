@@ -1,6 +1,8 @@
 """Which training a checkpoint belongs to."""
 
-from pipelines.params import Params
+from typing import Any
+
+from pipelines.params import Params, Section
 from storage.digest import digest_json
 
 #: Parameters that change how a result is computed, not (but for rounding) which one: a resumed run may change them.
@@ -11,10 +13,50 @@ NEUTRAL = {
     },
 }  # fmt: skip
 
+#: What keys have held from the start, by section, whatever its value. A parameter that came later is left out at its
+#: default, which is what trainings did without it: so an upgrade goes on with a training that was interrupted before.
+#: Nothing is ever added here.
+HELD = {
+    "stream": {
+        "batch_ramp", "batch_size", "bucket_batches", "documents", "first_window", "keep_lanes", "lanes", "mixture",
+        "pad_multiple", "samples", "seq_len", "window",
+    },
+    "model": {"args", "name"},
+    "train": {
+        "args", "betas", "clip_norm", "clip_value", "ema", "entrypoint", "epochs", "eval_batches", "eval_every",
+        "label_smoothing", "loss", "loss_args", "lr", "min_lr", "network", "nonfinite", "optimizer", "patience",
+        "precision", "schedule", "steps", "warmup", "weight_decay",
+    },
+    "train.ema": {"decay", "evaluate", "every", "final", "warmup"},
+    "train.network": {
+        "bucket_mb", "compression", "local_after", "local_steps", "outer_lr", "outer_momentum", "overlap",
+        "powersgd_after", "powersgd_rank",
+    },
+    "train.nonfinite": {"factor", "limit", "name"},
+    "train.optimizer": {
+        "alpha", "amsgrad", "betas", "c1", "c2", "carry", "centered", "eps", "evaluations", "formula", "history",
+        "initial_accumulator_value", "iterations", "lr_decay", "momentum", "momentum_decay", "name", "nesterov",
+        "ns_steps", "rest_lr", "rho", "scale", "tolerance",
+    },
+    "train.schedule": {"at", "decay", "end", "factor", "name", "rise", "shape", "start"},
+}  # fmt: skip
+
 
 def checkpoint_key(manifest: str, params: Params) -> str:
     """Digest of all that decides a training's result: only a training with the same one is gone on with."""
-    sections = {
-        name: getattr(params, name).model_dump(exclude=NEUTRAL.get(name)) for name in ("stream", "model", "train")
-    }
+    sections = {name: _held(getattr(params, name), name) for name in ("stream", "model", "train")}
     return digest_json({"manifest": manifest, "seed": params.seed, **sections})
+
+
+def _held(section: Section, path: str) -> dict[str, Any]:
+    """A section's values, without those that its key leaves out."""
+    values = section.model_dump(exclude=NEUTRAL.get(path))
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if name not in values:
+            continue
+        if name not in HELD.get(path, ()) and value == field.get_default(call_default_factory=True, validated_data={}):
+            del values[name]
+        elif isinstance(value, Section):
+            values[name] = _held(value, f"{path}.{name}")
+    return values

@@ -1,11 +1,12 @@
 """A checkpoint's manifest: a JSON file, written last. Its existence means that the checkpoint is complete."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from pipelines.training.checkpoints.chunks import Chunk
 from storage.digest import digest_json
 from storage.errors import FormatError
 
@@ -24,6 +25,11 @@ class Tensors:
     dtype: str
     shape: list[int]
     chunks: list[tuple[list[int], list[int], str]]
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> "Tensors":
+        """The tensor that `chunk` is of, without any chunk."""
+        return cls(str(chunk.data.dtype).removeprefix("torch."), list(chunk.shape), [])
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -47,8 +53,8 @@ class CheckpointManifest:
     values: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        body = asdict(self)
-        return json.dumps({"format": FORMAT, "digest": digest_json(_plain(body)), **body}).encode()
+        body = vars(self) | {"tensors": {name: vars(about) for name, about in self.tensors.items()}}
+        return json.dumps({"format": FORMAT, "digest": digest_json(body), **body}).encode()
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> "CheckpointManifest":
@@ -68,11 +74,6 @@ class CheckpointManifest:
     def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Every tensor's type and shape."""
         return {name: (about.torch_dtype, tuple(about.shape)) for name, about in self.tensors.items()}
-
-
-def _plain(value: Any) -> Any:
-    """As JSON reads it back: tuples as lists."""
-    return json.loads(json.dumps(value))
 
 
 def unknown_format(what: str, found: Any) -> FormatError:

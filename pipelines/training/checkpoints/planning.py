@@ -2,19 +2,35 @@
 
 import io
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 
 class ChunkSavePlanner(DefaultSavePlanner):
-    """Saves {name: Chunk or JSON value}. What several ranks hold is written by one, so that all write about as much."""
+    """Saves {name: Chunk or JSON value}. What several ranks hold is written by one, so that all write about as much; of
+    `moving`, in which they may differ, by the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, moving: Collection[str] = ()) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.moving = moving
+
+    def create_local_plan(self) -> SavePlan:
+        return replace(super().create_local_plan(), planner_data=list(self.moving))
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        moving = {name for plan in all_plans for name in plan.planner_data}
+        seen: set[MetadataIndex] = set()
+        plans = []
+        for plan in all_plans:
+            plans.append(replace(plan, items=[item for item in plan.items if item.index not in seen]))
+            seen |= {item.index for item in plan.items if item.index.fqn in moving}
+        return super().create_global_plan(plans)
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         """The data of a chunk, or a value."""

@@ -63,8 +63,11 @@ class Saver:
         self.zone, self.rules, self.ranks, self.model, self.optimizer = zone, rules, ranks, model, optimizer
         self.shelf = Shelf(zone, rules)
         self.paused = 0.0
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._group = group
-        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        cuda: Any = torch.cuda
+        current = cuda.current_device() if cuda.is_initialized() else None
+        self._pool = ThreadPoolExecutor(1, "checkpoint", _begin_on, (current,))
         self._flight: Future[None] | None = None
         self._staged = Event()
         self._staged.set()
@@ -121,20 +124,19 @@ class Saver:
             self._pool.shutdown()
 
     def _buffer(self, name: str, chunk: Chunk) -> Tensor:
-        """Host memory for a chunk, the same as for its last save."""
-        found = self._buffers.get(name)
-        if found is None or found.shape != chunk.data.shape or found.dtype is not chunk.data.dtype:
-            pin = chunk.data.device.type == "cuda"
+        """Host memory for a chunk, the same as for its last save (or its loading, unless a GPU needs it pinned)."""
+        found, pin = self._buffers.get(name), chunk.data.device.type == "cuda"
+        fits = found is not None and found.shape == chunk.data.shape and found.dtype is chunk.data.dtype
+        if found is None or not fits or (pin and not found.is_pinned()):
             found = self._buffers[name] = torch.empty(chunk.sizes, dtype=chunk.data.dtype, pin_memory=pin)
         return found
 
     def _copying(self, live: Mapping[str, Chunk], staged: Mapping[str, Chunk]) -> Callable[[], None]:
         """What copies the state, in the background. Buffers of the model are copied at once: a forward pass may change
         them. On a GPU the copies have a stream of their own, which waits for what this thread has started."""
-        steady = {f"model/{name}" for name, _ in self.model.named_parameters()}
         later = []
         for name, chunk in live.items():
-            if name.startswith("model/") and name not in steady:
+            if name.startswith("model/") and self._moves(name):
                 copy_into(staged[name].data, chunk.data)
             else:
                 later.append((staged[name].data, chunk.data))
@@ -152,6 +154,10 @@ class Saver:
                 stream.synchronize()
 
         return copy
+
+    def _moves(self, name: str) -> bool:
+        """Whether a chunk `group/<name of a model's tensor>` is of a buffer."""
+        return name.partition("/")[2] not in self._parameters
 
     def _in_background(
         self, copy: Callable[[], None], step: int, chunks: dict[str, Chunk], values: dict[str, Any], score: float | None
@@ -174,9 +180,12 @@ class Saver:
         from pipelines.training.checkpoints.storage import ZoneWriter
 
         def commit(files: dict[str, tuple[int, str]], tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
-            self.shelf.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors, values))
+            self.shelf.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors | empty, values))
 
-        writer, planner = ZoneWriter(self.zone, commit), ChunkSavePlanner()
+        empty = {name: Tensors.of(chunk) for name, chunk in chunks.items() if 0 in chunk.shape}  # nobody writes them
+
+        moving = [name for name in chunks if not name.startswith("optimizer/") and self._moves(name)]
+        writer, planner = ZoneWriter(self.zone, commit), ChunkSavePlanner(moving)
         content: dict[str, Any] = {**chunks, **values}
         alone = self._group is None
         try:
@@ -295,3 +304,9 @@ class Saver:
     def clear(self) -> None:
         """The training is done (rank 0): all checkpoints go but those that stay by the rules."""
         self.shelf.clear()
+
+
+def _begin_on(device: int | None) -> None:
+    """The thread works on its rank's GPU. Left on the first, as threads begin, each rank would take memory there."""
+    if device is not None:
+        torch.cuda.set_device(device)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from math import isnan
 
 from pipelines.params.checkpoints import Checkpoints as Rules
 from pipelines.progress import say
@@ -28,7 +29,7 @@ def manifest_path(step: int) -> str:
 def kept(scores: Mapping[int, float | None], rules: Rules, *, finished: bool = False) -> set[int]:
     """Which of the checkpoints, step → val loss, stay by the rules. After the training the last ones needn't."""
     last = [] if finished else sorted(scores)[-rules.keep_last :]
-    rated = sorted((score, step) for step, score in scores.items() if score is not None)
+    rated = sorted((score, step) for step, score in scores.items() if score is not None and not isnan(score))
     best = [step for _, step in rated[: rules.keep_best]]
     every = [step for step in scores if rules.keep_every and step % rules.keep_every == 0]
     return {*last, *best, *every}

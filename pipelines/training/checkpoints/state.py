@@ -15,6 +15,8 @@ from pipelines.training.checkpoints.chunks import Chunk
 
 #: Of an optimiser's group: how it computes here, not what.
 _HOW = {"params", "fused", "foreach", "capturable", "differentiable"}
+#: Slots that count steps, the same under each parameter: also under one that is a scalar itself.
+COUNTERS = {"step", "mu_product"}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -123,11 +125,14 @@ def load_optimizer(
 def _slots(
     parameter: Tensor, group: Mapping[str, Any], saved: Mapping[str, Any], chunks: Mapping[str, Chunk]
 ) -> dict[str, Any]:
-    """A parameter's state. torch.optim keeps `step` on the host unless its kernel needs it."""
+    """A parameter's state. torch.optim, and the line searches, keep scalars on the host unless a kernel needs them."""
     on_host = not (group.get("fused") or group.get("capturable"))
 
     def of(slot: str, value: Any) -> Any:
-        return _decode(value, lambda path: _placed(chunks[path], parameter, slot == "step" and on_host))
+        scalar = slot in COUNTERS or parameter.ndim > 0
+        return _decode(
+            value, lambda path: _placed(chunks[path], parameter, on_host and scalar and not chunks[path].shape)
+        )
 
     return {slot: of(slot, value) for slot, value in saved.items()}
 

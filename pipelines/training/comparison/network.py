@@ -4,7 +4,7 @@ import json
 from math import ceil
 from pathlib import Path
 
-from pipelines.params import Train
+from pipelines.params import Compute, Train
 from pipelines.progress import progress
 from pipelines.training.comparison.contest import Contest, Entry, chosen, keep, kept_file, plain
 from pipelines.training.comparison.report import Line, Picture, Row, metric_cells
@@ -66,11 +66,17 @@ def _train_all(ws: Workspace, trains: dict[str, Train], folder: Path, eval_every
     """Start the ranks once, for all trainings whose course isn't in `folder` yet."""
     write_atomically(folder / TRAINS, json.dumps({name: train.model_dump() for name, train in trains.items()}).encode())
     params = ws.params
-    compute = params.compute.model_copy(update={"launcher": "torchrun", "nodes": 1, "elastic": False, "restarts": 0})
     first = next(iter(trains.values()))
-    here = Workspace(ws.root, ws.project, params.model_copy(update={"compute": compute, "train": first}))
+    changes = {"compute": on_this_machine(params.compute), "train": first}
+    here = Workspace(ws.root, ws.project, params.model_copy(update=changes))
     args = {"folder": str(folder), "eval_every": eval_every}
     launch(Job(here, first.ranks, f"{__name__}:train_ways", args))
+
+
+def on_this_machine(compute: Compute) -> Compute:
+    """The same but for what concerns other machines and new starts."""
+    changes = {"launcher": "torchrun", "nodes": 1, "min_ranks": None, "max_ranks": None, "max_restarts": 0}
+    return compute.model_copy(update=changes)
 
 
 def train_ways(ws: Workspace, ranks: Ranks, *, folder: str, eval_every: int) -> None:

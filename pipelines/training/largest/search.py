@@ -21,10 +21,11 @@ Try = Callable[[int], Trial]
 
 
 def find_batch(ws: Workspace, most: int, memory_mb: float | None = None) -> list[Trial]:
-    """Try sizes up to `most` samples with the model, optimiser and device of `ws`; on a CPU within `memory_mb` (None:
-    0.8 of what is free). Prints a table and the setting to use. Raises ShardlineError where a trial fails for another
-    reason than memory, or where even one sample doesn't fit."""
+    """Try sizes up to `most` samples, or as many as the train split has, with the model, optimiser and device of `ws`;
+    on a CPU within `memory_mb` (None: 0.8 of what is free). Prints a table and the setting to use. Raises
+    ShardlineError where a trial fails for another reason than memory, or where even one sample doesn't fit."""
     limit = round(memory_mb * _MIB) if memory_mb else round(psutil.virtual_memory().available * SHARE)
+    most = min(most, largest_batch(ws))
     with progress("find batch", None, "sizes") as advance:
 
         def attempt(size: int) -> Trial:
@@ -36,6 +37,14 @@ def find_batch(ws: Workspace, most: int, memory_mb: float | None = None) -> list
         trials = search(attempt, most)
     _show(ws, trials)
     return trials
+
+
+def largest_batch(ws: Workspace) -> int:
+    """Samples of the train split: no batch has more, whatever its size is called."""
+    from pipelines.training.session import aim, samples_in
+
+    manifest = ws.zone("shards").manifest()
+    return max(1, samples_in(manifest, "train", aim(ws.params, manifest)[1].window))
 
 
 def search(attempt: Try, most: int) -> list[Trial]:

@@ -122,7 +122,8 @@ class _Tee(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if "\r" not in text and "\x1b" not in text:
-            self._file.write(text)
+            with suppress(OSError):  # a full disk: what is said of it must be heard, and training goes on
+                self._file.write(text)
         return self._terminal.write(text)
 
     def flush(self) -> None:

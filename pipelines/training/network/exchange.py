@@ -22,12 +22,14 @@ MOMENTUM = "momentum"  # group of a checkpoint's chunks
 class Exchange:
     """`meetings` is None where gradients are averaged at every step, `power` where they are not compressed by PowerSGD.
 
-    Transfers of DDP and of meetings are counted and timed one by one; in other layouts those of the first step are
-    counted, and each step sends the same.
+    Transfers of DDP and of meetings are counted one by one, and on the CPU timed (an accelerator's are only enqueued);
+    in other layouts those of the first step are counted, and each step sends the same.
     """
 
-    def __init__(self, wire: Wire, meetings: Meetings | None, power: PowerSGD | None, counted: bool) -> None:
-        self.wire, self.meetings, self.power, self.counted = wire, meetings, power, counted
+    def __init__(
+        self, wire: Wire, meetings: Meetings | None, power: PowerSGD | None, counted: bool, timed: bool = False
+    ) -> None:
+        self.wire, self.meetings, self.power, self.counted, self.timed = wire, meetings, power, counted, timed
         self._each_step: float | None = None
 
     @classmethod
@@ -41,7 +43,8 @@ class Exchange:
         power, meetings = count_and_compress(module, network, wire), None
         if network.local_steps > 1:
             meetings = Meetings(network, module.module, optimizer, module.process_group, wire)
-        return cls(wire, meetings, power, counted=True)
+        timed = all(parameter.device.type == "cpu" for parameter in module.parameters())
+        return cls(wire, meetings, power, counted=True, timed=timed)
 
     def alone(self, step: int) -> bool:
         """Whether each copy takes `step` (from 0) for itself."""
@@ -53,8 +56,8 @@ class Exchange:
 
     def meet(self, done: int, steps: int) -> None:
         """After `done` steps: let the copies meet if it is time."""
-        if self.meetings is not None and self.meetings.due(done, steps):
-            self.meetings.meet()
+        if self.meetings is not None:
+            self.meetings.after(done, steps)
 
     def saved(self) -> dict[str, Chunk]:
         """What a checkpoint must hold besides weights and optimiser, as `Extra` has it."""
@@ -92,5 +95,5 @@ class Exchange:
         if self.wire.ranks == 1:
             return {}
         sent, busy = self.wire.taken()
-        timed = {"network_share": busy / seconds} if self.counted else {}
+        timed = {"network_share": busy / seconds} if self.timed else {}
         return {"sent_mb_per_step": sent / steps / 1e6, **timed}

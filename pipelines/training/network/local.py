@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.params import Network
+from pipelines.training.checkpoints.state import COUNTERS
 from pipelines.training.network.wire import Wire
 
 
@@ -42,6 +43,13 @@ class Meetings:
     def together(self, done: int, steps: int) -> bool:
         """Whether the copies are the same after `done` steps."""
         return done <= self.network.local_after or self.due(done, steps)
+
+    def after(self, done: int, steps: int) -> None:
+        """After `done` of `steps` steps: meet if it is time; where the copies part, note from where."""
+        if self.due(done, steps):
+            self.meet()
+        elif done == self.network.local_after:
+            self._remember()
 
     @torch.no_grad()
     def meet(self) -> None:
@@ -76,12 +84,13 @@ class Meetings:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _states(self) -> Iterator[Tensor]:
-        """The floating-point parts of the inner optimiser's state, in the order of the parameters; not step counts."""
+        """The floating-point parts of the inner optimiser's state, in the order of the parameters; not what counts
+        steps, which is the same on all copies, and lies on the host."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 slots = self.optimizer.state.get(parameter, {})
-                for name in sorted(slots):
-                    if isinstance(slots[name], Tensor) and slots[name].is_floating_point() and name != "step":
+                for name in sorted(slots.keys() - COUNTERS):
+                    if isinstance(slots[name], Tensor) and slots[name].is_floating_point():
                         yield slots[name]
 
     def _average(self, tensors: list[Tensor]) -> None:

@@ -15,6 +15,7 @@ What the rest of training may rely on, in every layout:
 """
 
 from pipelines.training.parallelism.arrange import Arranged, arrange
+from pipelines.training.parallelism.buffers import share_buffers
 from pipelines.training.parallelism.gradients import clip_
 from pipelines.training.parallelism.layout import DIMENSIONS, Layout
 from pipelines.training.parallelism.mesh import make_mesh
@@ -30,4 +31,5 @@ __all__ = [
     "arrange",
     "clip_",
     "make_mesh",
+    "share_buffers",
 ]

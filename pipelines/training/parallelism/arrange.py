@@ -1,7 +1,6 @@
 """Cutting a model over the mesh. Every rank starts from the whole plain model; names of parameters never change."""
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pipelines.models.plans import Staged, TensorParallel, units_of
 from pipelines.params import Parallel, Train
 from pipelines.training.device import Precision
+from pipelines.training.parallelism.buffers import persistent_buffers
 from pipelines.training.parallelism.layout import Layout
 from pipelines.training.parallelism.runner import Direct, Runner
 from storage.errors import ParamsError
@@ -156,12 +156,6 @@ def _shard(model: nn.Module, layout: Layout, mesh: DeviceMesh, parallel: Paralle
         )
     fully_shard(model, **options)
     return model
-
-
-def persistent_buffers(model: nn.Module) -> Iterable[str]:
-    """Names of the buffers that are part of the state."""
-    state = model.state_dict()
-    return (name for name, _ in model.named_buffers() if name in state)
 
 
 def _no_plan(model: nn.Module, what: str, size: int, methods: str) -> ParamsError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.diagnosis.energy import Rapl
+from pipelines.diagnosis.energy import Rapl, nvml_indices
 from pipelines.diagnosis.spending import Spending, sentence
 
 
@@ -79,3 +79,11 @@ def test_a_run_without_mlflow_keeps_nothing(tmp_path: Path) -> None:
 def test_the_closing_line() -> None:
     assert sentence({"seconds": 12.34}) == "took 12.3 s"
     assert sentence({"seconds": 3700.0, "cost": 1.5, "energy_kwh": 0.25}) == "took 1 h 1 min, cost 1.5, 0.25 kWh"
+
+
+@pytest.mark.parametrize(
+    ("visible", "first", "expected"),
+    [(None, 0, [0, 1]), (None, 2, [2, 3]), ("4, 6,7", 0, [4, 6]), ("4,6,7", 1, [6, 7]), ("GPU-8932f937", 0, [])],
+)
+def test_energy_is_that_of_the_devices_in_use(visible: str | None, first: int, expected: list[int]) -> None:
+    assert nvml_indices(first, 2, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected

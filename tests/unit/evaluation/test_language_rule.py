@@ -10,7 +10,7 @@ from torch import nn
 from training_samples import SEQ_LEN, TEXT, make_text
 
 from pipelines.evaluation import evaluate_model
-from pipelines.evaluation.language import IGNORED, windows
+from pipelines.evaluation.language import IGNORED, Texts, windows
 from pipelines.models import ModelConfig
 from pipelines.workspace import Workspace
 from storage.errors import DataError
@@ -57,6 +57,15 @@ class Bigram(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.table[tokens]
+
+
+def test_of_a_large_split_only_what_compressors_get_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.evaluation.language.COMPRESSED_LIMIT", 10)
+    documents = Texts()
+    for texts in ([b"abcd", b""], [b"12345678", b"efghij"], [b"k"]):
+        documents.add(texts)
+    assert (documents.count, documents.size) == (5, 19)
+    assert documents.some == [b"abcd", b"efghij"]
 
 
 @pytest.fixture

@@ -5,19 +5,25 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipelines.params import Checkpoints as Rules
-from pipelines.params import Params
+from pipelines.params import Network, Params, Section, Stream
+from pipelines.params.optimizer import LBFGS
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk, copy_into, raw
 from pipelines.training.checkpoints.manifest import FILENAME
 from pipelines.training.checkpoints.shelf import kept
+from pipelines.training.checkpoints.state import _slots, optimizer_state
+from pipelines.training.optimizers.lbfgs import LBFGSOptimizer
 from pipelines.training.ranks import Ranks
 from storage.errors import FormatError, LakeError
 from storage.lake import Zone
@@ -212,6 +218,12 @@ def test_what_stays_by_the_rules() -> None:
     assert kept(scores, Rules(keep_best=1, keep_every=30), finished=True) == {20, 30, 60}
 
 
+@given(st.permutations([0.3, 0.1, float("nan"), 0.2, float("nan")]))
+def test_a_loss_that_is_no_number_is_not_the_best(found: list[float]) -> None:
+    best = kept(dict(enumerate(found)), Rules(keep_best=2), finished=True)
+    assert sorted(found[step] for step in best) == [0.1, 0.2]
+
+
 def test_the_rules_hold_and_after_the_training_only_the_asked_for_stay(tmp_path: Path) -> None:
     case = Case(tmp_path / "key", Rules(keep_last=1, keep_best=1, keep_every=4))
     for step, score in enumerate([5.0, 1.0, 2.0, 3.0, 4.0, None], start=1):
@@ -290,6 +302,33 @@ def test_raw_bytes_of_every_type() -> None:
         raw(torch.zeros(1, dtype=torch.complex128))
 
 
+@pytest.mark.parametrize(
+    ("make", "on_host"),
+    [
+        (torch.optim.NAdam, {"step", "mu_product"}),
+        (lambda parameters: torch.optim.AdamW(parameters, fused=True), set()),
+        (lambda parameters: LBFGSOptimizer([{"params": parameters, "weight_decay": 0.0}], LBFGS(history=1), 1.0),
+         {"count", "oldest"}),
+    ],
+    ids=["nadam", "fused", "lbfgs"],
+)  # fmt: skip
+def test_scalars_of_an_optimiser_come_back_to_where_it_keeps_them(
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], on_host: set[str]
+) -> None:
+    """On an accelerator, for which the meta device stands here: on the host, unless one kernel does it all."""
+    model = nn.Linear(2, 2)
+    optimizer = make(list(model.parameters()))
+    model.weight.grad, model.bias.grad = torch.ones(2, 2), torch.ones(2)
+    if not isinstance(optimizer, LBFGSOptimizer):
+        optimizer.step()
+    tensors, values = optimizer_state(model, optimizer)
+    saved = values["optimizer/weight"]["slots"]
+    chunks = {name: Chunk.of(tensor) for name, tensor in tensors.items()}
+    there = _slots(torch.empty(2, 2, device="meta"), optimizer.param_groups[0], saved, chunks)
+    assert {name for name, slot in there.items() if slot.device.type == "cpu"} == on_host
+    assert len(there) > len(on_host)
+
+
 def test_the_key_follows_results_and_nothing_else() -> None:
     def key(manifest: str = "m", seed: int = 0, **sections: dict[str, object]) -> str:
         values = {name: {} for name in ("lake", "curate", "shard", "model", "evaluate", "package")} | {
@@ -308,3 +347,63 @@ def test_the_key_follows_results_and_nothing_else() -> None:
         {"train": {"lr": 0.5}}, {"train": {"steps": 6}}, {"stream": {"batch_size": 2}}, {"seed": 1}, {"manifest": "n"},
     ]  # fmt: skip
     assert len({key(), *(key(**change) for change in decisive)}) == 6
+
+
+def test_a_tensor_without_elements_comes_back(tmp_path: Path) -> None:
+    """Some modules have one, in place of what they don't need."""
+    model = nn.ParameterDict({"weight": torch.ones(2), "none": torch.empty(0)})
+    model.register_buffer("nothing", torch.empty(0, 3))
+    optimizer = adam(model)
+    saver = Saver(Zone(tmp_path / "key"), Rules(), Ranks(), None, model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    best = {f"best/{name}": Chunk.of(tensor) for name, tensor in model.state_dict().items()}
+    saver.save(1, Extra(best), wait=True)
+    rest = saver.restore()
+    saver.close()
+    assert rest is not None
+    assert {name: chunk.shape for name, chunk in rest.chunks.items()} == {
+        "best/weight": (2,), "best/none": (0,), "best/nothing": (0, 3),
+    }  # fmt: skip
+    assert optimizer.state[model["none"]]["exp_avg"].shape == (0,)
+
+
+def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
+    """Else a training that was interrupted before an upgrade would begin anew after it."""
+    values: dict[str, Any] = {name: {} for name in ("lake", "curate", "shard", "model", "evaluate", "package")} | {
+        "recipe": "r", "seed": 1, "ingest": {"sources": {"a": ["x"], "b": ["y"]}}, "stream": {},
+        "promote": {"gate": {"metric": "loss"}}, "train": {"steps": 5},
+    }  # fmt: skip
+    usual = Params.model_validate(values)
+    rich = Params.model_validate(values | {
+        "model": {"name": "m:C", "args": {"dim": 4}},
+        "stream": {"batch_size": 8, "mixture": {"a": 0.5, "b": {0: 1.0, 10: 2.0}}, "batch_ramp": {0: 4, 9: 8}},
+        "train": {
+            "epochs": 2.0, "optimizer": {"name": "muon"}, "schedule": "wsd", "ema": {"decay": 0.9, "every": 5},
+            "nonfinite": "backoff", "network": {"local_steps": 5, "outer_lr": 0.7},
+        },
+    })  # fmt: skip
+    keys = [checkpoint_key("m", params) for params in (usual, rich)]
+    assert [key[:16] for key in keys] == ["6c7e06655de6ede6", "be3e6abf2d925149"], (
+        "a parameter was renamed, or its default changed: checkpoints of today would not be found any more"
+    )
+
+    class WiderNetwork(Network):
+        sparse: bool = False
+
+    class Part(Section):
+        size: int = 3
+
+    class WiderStream(Stream):
+        part: Part = Part()
+
+    def widened(params: Params, sparse: bool = False, size: int = 3) -> str:
+        network = WiderNetwork(**params.train.network.model_dump(), sparse=sparse)
+        stream = WiderStream(**params.stream.model_dump(), part=Part(size=size))
+        train = params.train.model_copy(update={"network": network})
+        return checkpoint_key("m", params.model_copy(update={"stream": stream, "train": train}))
+
+    for key, params in zip(keys, (usual, rich), strict=True):
+        assert widened(params) == key
+        assert len({key, widened(params, sparse=True), widened(params, size=4)}) == 3

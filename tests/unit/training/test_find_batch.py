@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from training_samples import make_points
+from training_samples import SEQ_LEN, make_points, make_text
 
 from pipelines.training.largest.search import find_batch, search
 from pipelines.training.largest.trial import Trial
+from pipelines.training.session import samples_in
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 100, 777, 4095, 4096])
@@ -26,6 +27,25 @@ def test_it_is_found_to_an_eighth_in_few_trials(limit: int) -> None:
 def test_nothing_is_tried_past_the_most() -> None:
     assert [trial.size for trial in search(lambda size: Trial(size, True), 48)] == [1, 2, 4, 8, 16, 32, 48]
     assert [trial.size for trial in search(lambda size: Trial(size, False), 48)] == [1]
+
+
+def test_no_batch_is_larger_than_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the one short batch of an epoch would pass for any size."""
+    tried: list[int] = []
+
+    def attempt(ws: object, size: int, limit: int) -> Trial:
+        tried.append(size)
+        return Trial(size, True, 1.0, 1)
+
+    monkeypatch.setattr("pipelines.training.largest.search._start", attempt)
+    find_batch(make_points(tmp_path / "points", rows=(70, 1, 1)), 4096)
+    find_batch(make_text(tmp_path / "text", documents=6), 4096)
+    windows = samples_in(make_text(tmp_path / "text", documents=6).zone("shards").manifest(), "train", SEQ_LEN)
+    assert max(tried[: tried.index(70) + 1]) == 70
+    assert tried[-1] == windows < 4096
+    assert "largest that fits: 70 samples" in capsys.readouterr().out
 
 
 @pytest.mark.long

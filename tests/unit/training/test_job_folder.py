@@ -1,5 +1,6 @@
 """A job's folder: kept for a while, with the outcome in it."""
 
+import io
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.params import Params
-from pipelines.training.launchers.logs import KEPT, OUTCOME, job_folder
+from pipelines.training.launchers.logs import KEPT, OUTCOME, _Tee, job_folder
 from pipelines.training.launchers.stacks import read_place
 from pipelines.training.memory import out_of_memory
 from pipelines.training.pulse import RESTING, beat, pulse, rest, signs
@@ -100,3 +101,13 @@ def test_what_is_out_of_memory_and_what_is_not() -> None:
     params = Params.model_construct(train=None)
     assert out_of_memory(RuntimeError("shapes do not match"), params) is None
     assert out_of_memory(ValueError("out of memory"), params) is None
+
+
+def test_a_full_disk_takes_the_log_and_not_the_training() -> None:
+    """Rank 0 says so, on its terminal."""
+    terminal = io.StringIO()
+    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as log:
+        tee = _Tee(terminal, log)
+        for step in (3, 6):
+            print(f"The checkpoint of step {step} was not written.", file=tee)
+    assert terminal.getvalue().count("was not written") == 2

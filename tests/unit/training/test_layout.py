@@ -10,7 +10,7 @@ from torch import nn
 
 from pipelines.models.plans import units_of
 from pipelines.models.transformer import Transformer
-from pipelines.params import Params, Train
+from pipelines.params import Params
 from pipelines.training.device import Precision
 from pipelines.training.parallelism import DIMENSIONS, Layout
 from pipelines.training.parallelism.arrange import keep_stage, refine_units, share_products
@@ -56,13 +56,38 @@ def test_data_is_what_the_other_sizes_leave() -> None:
     ],
 )
 def test_sizes_are_checked_when_made(ranks: int, train: dict[str, object], said: str | None) -> None:
-    values = {"steps": 1, "ranks": ranks, **train}
+    values = TINY | {"train": {"steps": 1, "ranks": ranks, **train}}
     if said is None:
-        Train.model_validate(values)
+        Params.model_validate(values)
         return
     with pytest.raises(ValueError, match=r".") as caught:
-        Train.model_validate(values)
+        Params.model_validate(values)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("compute", "parallel", "said"),
+    [
+        ({"nodes": 2}, {"shard": 8}, None),  # a model shared out over both machines
+        ({"nodes": 2}, {"data": 2, "shard": 4}, None),
+        ({"nodes": 2}, {"data": 1, "shard": 4}, "= 4, but train.ranks × compute.nodes = 8: set train.ranks × comp"),
+        ({"nodes": 1}, {"shard": 8}, "= 8, but train.ranks = 4: set train.ranks to 8"),
+        ({"nodes": 4, "min_ranks": 4}, {"shard": 8}, None),  # with two or four of them
+        ({"nodes": 2, "min_ranks": 4}, {"shard": 3}, "but train.ranks × compute.nodes = 8"),
+    ],
+)
+def test_sizes_are_those_of_all_machines(
+    monkeypatch: pytest.MonkeyPatch, compute: dict[str, object], parallel: dict[str, object], said: str | None
+) -> None:
+    values = TINY | {"train": {"steps": 1, "ranks": 4, "parallel": parallel}, "compute": compute}
+    if said is None:
+        Params.model_validate(values)
+        return
+    with pytest.raises(ValueError, match=r".") as caught:
+        Params.model_validate(values)
+    assert said in str(caught.value)
+    monkeypatch.setenv("PET_NNODES", "2")  # which the cluster's operator knows better
+    Params.model_validate(values)
 
 
 def test_a_batch_is_shared_by_as_many_ranks_as_it_has_samples() -> None:

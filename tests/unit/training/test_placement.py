@@ -6,6 +6,7 @@ import pytest
 from training_samples import make_points
 
 from pipelines.params import Params
+from pipelines.training.comparison.network import on_this_machine
 from pipelines.training.launchers import Job
 from pipelines.training.launchers.external import External
 from pipelines.training.launchers.in_process import InProcess
@@ -36,6 +37,13 @@ def test_ranks_become_machines(compute: dict[str, Any], per_node: int, nodes: tu
     assert (placed.min_nodes, placed.max_nodes) == nodes
     assert placed.per_node == per_node
     assert (placed.meeting is None) == (nodes[1] == 1)
+
+
+def test_a_comparison_takes_place_on_this_machine() -> None:
+    """Also for the recipe of an elastic job, which would wait for other machines."""
+    cluster = params(nodes=4, min_ranks=2, max_ranks=8, rendezvous="127.0.0.1:5000", launcher="ray")
+    placed = place(cluster.model_copy(update={"compute": on_this_machine(cluster.compute)}), 2, {})
+    assert (placed.ranks, placed.max_nodes, placed.restarts, placed.meeting) == (2, 1, 0, None)
 
 
 def test_an_elastic_job_restarts_by_itself_and_others_do_not() -> None:

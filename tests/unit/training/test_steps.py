@@ -12,6 +12,11 @@ from training_samples import losses, make_points, make_signalling, outs, with_tr
 from pipelines.params.step import Ema
 from pipelines.training import train
 from pipelines.training.ema import Average
+from pipelines.training.loop import forward_backward
+from pipelines.training.ranks import Ranks
+from pipelines.training.session import open_session
+from pipelines.training.signals import StopRequest
+from pipelines.training.step import take_step
 from pipelines.workspace import Workspace
 from storage.errors import DataError, Interrupted
 
@@ -90,6 +95,32 @@ def test_backing_off_goes_on_from_the_checkpoint_with_a_lower_rate(
     assert rates == [pytest.approx(0.01)] * start + [pytest.approx(0.0025)] * (12 - start)
 
 
+def test_a_training_without_one_finite_step_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = with_train(make_broken(tmp_path / "none", monkeypatch, "1-9", nonfinite="skip"), steps=3)
+    with pytest.raises(DataError, match="Not one of the 3 steps had a finite loss"):
+        train(ws)
+
+
+def test_what_a_checkpoint_still_copies_stays_when_the_optimizer_leaves_a_step_out(tmp_path: Path) -> None:
+    """In fp16, for a gradient that overflowed: then nothing but the average moves."""
+    order: list[str] = []
+    ws = make_points(tmp_path, train={"precision": "fp16", "optimizer": "rmsprop", "ema": {"decay": 0.9}})
+    with open_session(ws, Ranks()) as s:
+        assert s.average is not None
+        batch = next(s.stream)
+
+        def overflowing() -> tuple[torch.Tensor, int]:
+            loss, targets = forward_backward(s, batch)
+            for parameter in s.model.parameters():
+                parameter.grad = torch.full_like(parameter, float("inf"))
+            return loss, targets
+
+        s.checkpoints.settle = lambda: order.append("copied")  # type: ignore[method-assign]
+        s.average.update = lambda step: order.append("moved")  # type: ignore[method-assign]
+        take_step(s, overflowing, StopRequest())
+    assert order == ["copied", "moved"]
+
+
 def test_backing_off_in_vain_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ws = make_broken(tmp_path / "vain", monkeypatch, "4-99", nonfinite={"name": "backoff", "limit": 2})
     with pytest.raises(DataError, match=r"Step 4: .*Backing off did not help"):
@@ -107,6 +138,36 @@ def test_back_at_the_start_it_is_as_if_it_had_started_with_that_rate(
     train(other)
     ours, theirs = (load_file(w.model / "model.safetensors") for w in (ws, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_best_evaluation_has_its_checkpoint_when_a_signal_came_just_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws = make_signalling(tmp_path, train={"steps": 8, "eval_every": 8, "checkpoints": {"keep_best": 1}})
+    monkeypatch.setenv("SIGNAL", "SIGTERM")
+    monkeypatch.setenv("SIGNAL_AT", "8")
+    with pytest.raises(Interrupted):
+        train(ws)
+    monkeypatch.setenv("SIGNAL_AT", "0")
+    train(ws)
+    assert checkpoints(ws) == [8], "kept as the best, after the training too"
+
+
+def checkpoints(ws: Workspace) -> list[int]:
+    """Steps of those that are there."""
+    files = ws.root.glob(".shardline/checkpoints/*/step-*/manifest.json")
+    return sorted(int(file.parent.name.removeprefix("step-")) for file in files)
+
+
+@pytest.mark.parametrize(
+    ("rules", "stay"), [({}, []), ({"keep_every": 4}, [4, 8]), ({"keep_best": 1}, [8]), ({"keep_every": 3}, [6])]
+)
+def test_what_stays_by_the_rules_is_saved_at_the_end_too(
+    tmp_path: Path, rules: dict[str, int], stay: list[int]
+) -> None:
+    ws = make_points(tmp_path, train={"steps": 8, "checkpoint_every": 2, "eval_every": 4, "checkpoints": rules})
+    train(ws)
+    assert checkpoints(ws) == stay
 
 
 def test_the_average_by_hand() -> None:
@@ -147,6 +208,18 @@ def test_the_average_is_evaluated_and_becomes_the_model(tmp_path: Path) -> None:
     metrics = train(aside)
     assert metrics["val_loss"] == pytest.approx(_val_loss(plain), rel=1e-5)
     assert torch.equal(load_file(ws.model / "model.safetensors")["layers.0.weight"], last["layers.0.weight"])
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_the_average_becomes_the_model_with_early_stopping_too(tmp_path: Path, evaluate: bool) -> None:
+    """Whether it is what the val split measured or not."""
+    ema = {"decay": 0.8, "evaluate": evaluate, "final": not evaluate}
+    ws = make_points(tmp_path, train={"steps": 4, "ema": ema})
+    train(ws)
+    expected = load_file(ws.model / "model.safetensors")
+    train(with_train(ws, patience=3))  # the only evaluation is the best one
+    found = load_file(ws.model / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def _val_loss(ws: Workspace) -> float:
