@@ -43,26 +43,34 @@ class Direct:
         rank holds more than its shard of them; 1 and 2: weights that are gathered stay for the next piece."""
         self.module, self.model, self.autocast = module, model, autocast
         self.accumulate, self.zero, self.speaks = accumulate, zero, speaks
+        self.sums = not speaks or isinstance(module, DistributedDataParallel | FSDPModule)
+        """Whether a batch in one piece takes more than a pass: another rank speaks for it, or gradients are summed up."""
         self.alone = False
 
     def backward(
         self, inputs: Tensor, targets: Tensor, objective: Objective, most: int, beside: Beside = NOTHING
     ) -> Tensor:
-        total = torch.zeros((), device=inputs.device)
         pieces = min(self.accumulate, most)
+        if pieces == 1 and len(inputs) and not self.sums:
+            return self._piece(inputs, targets, objective, beside, True)
+        total = torch.zeros((), device=inputs.device)
         pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), cut(beside, pieces), strict=True)
         for index, (x, y, more) in enumerate(pairs, start=1):
             real = len(x) > 0
             if not real:  # every rank takes part in every piece: with a zero sample of weight 0
                 x, y, more = a_zero(x), a_zero(y), {name: a_zero(values) for name, values in more.items()}
             with self._summing(index == pieces):
-                with self.autocast():
-                    answers = self.module(x, **more)
-                loss, scaled = objective(answers, y)
-                torch.autograd.backward(scaled if real else scaled * 0)
+                loss = self._piece(x, y, objective, more, real)
             if real:
-                total += loss.detach()
+                total += loss
         return total if self.speaks else total * 0
+
+    def _piece(self, x: Tensor, y: Tensor, objective: Objective, beside: Beside, real: bool) -> Tensor:
+        with self.autocast():
+            answers = self.module(x, **beside)
+        loss, scaled = objective(answers, y)
+        torch.autograd.backward(scaled if real else scaled * 0)
+        return loss.detach()
 
     def answers(self, inputs: Tensor, beside: Beside = NOTHING) -> Tensor | None:
         count = len(inputs)
