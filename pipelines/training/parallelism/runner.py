@@ -44,7 +44,7 @@ class Direct:
         self.module, self.model, self.autocast = module, model, autocast
         self.accumulate, self.zero, self.speaks = accumulate, zero, speaks
         self.sums = not speaks or isinstance(module, DistributedDataParallel | FSDPModule)
-        """Whether a batch in one piece takes more than a pass: another rank speaks for it, or gradients are summed up."""
+        """Whether a batch in one piece takes more than a pass: others speak for it, or gradients are summed up."""
         self.alone = False
 
     def backward(
