@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 CODE = (
     "pipelines/__init__.py", "pipelines/params", "pipelines/models",
     "pipelines/release/__init__.py", "pipelines/release/served.py",
-    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py",
+    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py", "storage/secret.py",
 )  # fmt: skip
 Begin = Callable[[str], None]
 SOURCE = Path(__file__).resolve().parents[2]

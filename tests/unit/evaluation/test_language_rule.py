@@ -10,7 +10,8 @@ from torch import nn
 from training_samples import SEQ_LEN, TEXT, make_text
 
 from pipelines.evaluation import evaluate_model
-from pipelines.evaluation.language import IGNORED, Texts, windows
+from pipelines.evaluation.charges import Compressed
+from pipelines.evaluation.language import IGNORED, windows
 from pipelines.models import ModelConfig
 from pipelines.workspace import Workspace
 from storage.errors import DataError
@@ -60,12 +61,11 @@ class Bigram(nn.Module):
 
 
 def test_of_a_large_split_only_what_compressors_get_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.evaluation.language.COMPRESSED_LIMIT", 10)
-    documents = Texts()
+    monkeypatch.setattr("pipelines.evaluation.charges.COMPRESSED_LIMIT", 10)
+    compressed = Compressed()
     for texts in ([b"abcd", b""], [b"12345678", b"efghij"], [b"k"]):
-        documents.add(texts)
-    assert (documents.count, documents.size) == (5, 19)
-    assert documents.some == [b"abcd", b"efghij"]
+        compressed.take(texts)
+    assert (compressed.documents, compressed.size) == ([b"abcd", b"efghij"], 10)
 
 
 @pytest.fixture

@@ -211,7 +211,7 @@ def test_a_mixture_is_the_same_for_any_world_and_from_any_state(mixed: Any) -> N
 
 def test_datasets_that_do_not_go_together_are_refused(mixed: Any, zone: Zone, manifest: Manifest) -> None:
     zones, manifests = mixed
-    with pytest.raises(DataError, match="'web' and 'pictures' of the mixture have different columns: x raw float32"):
+    with pytest.raises(DataError, match="'pictures' and 'web' of the mixture have different columns: image image"):
         mix(({"web": zones["web"], "pictures": zone}, {"web": manifests["web"], "pictures": manifest}), weights=None)
     with pytest.raises(ParamsError, match="weights for web"):
         mix(mixed, weights={"web": 1.0})
