@@ -49,6 +49,7 @@ class Model(nn.Module):
 
     def stopped(self):
         if not self.wishes:  # looked for once: it takes long
+            gc.unfreeze()  # see pipelines.collector
             self.wishes = [each for each in gc.get_objects() if type(each) is StopRequest]
         return any(self.wishes)
 """
