@@ -46,10 +46,8 @@ class CurateStage:
 
     def plan(self) -> list[Item]:
         """One item a group of files of one domain, cut by content so that one more file changes one group."""
-        domains = by_domain(self.source.manifest().records())
-        files = [
-            file for _, part in domains for file in part
-        ]  # those of domain a before those of a-b, whose names aren't
+        # By domain, so that of equal files a's comes before a-b's: by name it would not.
+        files = [file for _, part in by_domain(self.source.manifest().records()) for file in part]
         if self.params.deduplicate:
             seen: set[str] = set()
             files = [file for file in files if not (file["digest"] in seen or seen.add(file["digest"]))]  # type: ignore[func-returns-value]
