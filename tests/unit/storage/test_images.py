@@ -1,6 +1,8 @@
 """Real JPEG and PNG files, whole and damaged, as pixels, and what becomes of the odd kinds."""
 
 import io
+import threading
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,35 @@ def test_an_orientation_is_not_applied() -> None:
 
 
 WHOLE = {kind: encoded(Image.fromarray(picture(64, 64)), kind) for kind in ("JPEG", "PNG")}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_next_image_is_decoded_in_the_memory_of_the_one_before(channels: int) -> None:
+    data = encoded(Image.fromarray(picture(375, 500)), "JPEG")
+    out = np.empty((224, 224, channels), np.uint8)
+    decode_image(data, out)
+    tracemalloc.start()
+    try:
+        decode_image(data, out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 375 * 500 * channels // 4
+
+
+def test_what_was_decoded_before_leaves_no_trace() -> None:
+    files = [
+        encoded(Image.fromarray(picture(*size, seed=size[0])), "JPEG") for size in ((600, 500), (90, 300), (240, 230))
+    ]
+    shapes = [(224, 224, 3), (224, 224, 1), (60, 100, 3)]
+    kinds = [(data, shape) for data in files for shape in shapes]
+    alone: list[Pixels] = []
+    for kind in kinds:
+        thread = threading.Thread(target=lambda kind=kind: alone.append(decoded(*kind)))  # threads share no memory
+        thread.start()
+        thread.join()
+    for index in np.random.default_rng(0).permutation(4 * len(kinds)) % len(kinds):
+        np.testing.assert_array_equal(decoded(*kinds[index]), alone[index])
 
 
 @pytest.mark.parametrize("kind", WHOLE)
