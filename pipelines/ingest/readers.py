@@ -173,7 +173,8 @@ def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Ro
         if column not in table.column_names:
             from pipelines.params import suggestion
 
-            raise DataError(f"{name}: no column {column!r}{suggestion(column, table.column_names)}")
+            setting = "curate.label" if column == params.label else "curate.features"
+            raise DataError(f"{setting}: {name} has no column {column!r}{suggestion(column, table.column_names)}")
     if twice := sorted({c for c in (params.label, *features) if table.column_names.count(c) > 1}):
         raise DataError(f"{name}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
     if ID in features or "label" in features:
