@@ -135,7 +135,6 @@ def summary(ws: Workspace) -> str:
     """A few lines: data version, metric against its baseline, registry, how to open the run."""
     metrics = _json(ws.metrics("evaluate"))
     promotion = _json(ws.promotion)
-    run = _json(ws.model / "run.json")
     gate = ws.params.promote.gate
     value = _dig(metrics, gate.metric)
     line = f"{gate.metric} {value:.4f}" if isinstance(value, int | float) else f"{gate.metric} not measured"
@@ -149,9 +148,15 @@ def summary(ws: Workspace) -> str:
             f"data     {ws.zone('shards').manifest().digest[:12]} (shards; `shardline show{here}`)",
             f"result   {line}",
             f"model    {_outcome(promotion)}",
-            f"run      {link(ws.tracking_uri, 'runs', run['run_id']) if 'run_id' in run else 'not tracked'}",
+            f"run      {where_is_the_run(ws)}",
         ]
     )
+
+
+def where_is_the_run(ws: Workspace) -> str:
+    """How to open the run that made the present model."""
+    run = _json(ws.model / "run.json")
+    return link(ws.tracking_uri, "runs", run["run_id"]) if "run_id" in run else "not tracked"
 
 
 def _outcome(promotion: dict[str, Any]) -> str:

@@ -394,7 +394,7 @@ def test_which_model_a_command_means(make, monkeypatch):
     assert resolve_model(None, everything).name == "table_test"
     with pytest.raises(ParamsError, match=r"'table_test' is for classification.*text_test \(language\)"):
         resolve_model("table_test", text)
-    with pytest.raises(ParamsError, match="Known here: "):
+    with pytest.raises(ParamsError, match="Did you mean 'table_test'"):
         resolve_model("tabel_test", text)
 
 
