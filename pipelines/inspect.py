@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from storage.manifest import Manifest
 
 
+_HIDDEN = ("key", "stats", "digest")  # columns of manifests that tell a person nothing
+_MOST = 10  # objects whose errors are shown
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -89,9 +93,12 @@ def show_zone(ws: Workspace, name: str) -> None:
         say(f"domain    {domain}: {_of_domain(manifest, domain)}")
     if (zone.folder / QUARANTINE).is_file():
         say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
-    columns = [c for c in manifest.table.column_names if c not in ("key", "stats", "digest")]
+    rows = (
+        manifest.table.drop_columns([c for c in _HIDDEN if c in manifest.table.column_names]).slice(0, 10).to_pylist()
+    )
+    columns = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
     table = _table(*columns)
-    for row in manifest.table.slice(0, 10).select(columns).to_pylist():
+    for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
     _print(table)
     if manifest.table.num_rows > 10:
@@ -135,7 +142,8 @@ def verify_zones(ws: Workspace, name: str | None) -> None:
                 advance()
         say(f"{zone_name}: {manifest.table.num_rows - bad} objects as the manifest says, {bad} not")
     if damaged:
-        raise DataError("\n".join(damaged))
+        more = f"\n… and {len(damaged) - _MOST} more" if len(damaged) > _MOST else ""
+        raise DataError("\n".join(damaged[:_MOST]) + more)
 
 
 def open_ui(host: str, port: int) -> None:

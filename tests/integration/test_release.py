@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import REPOSITORY
 from PIL import Image
 from release_samples import (
     IMAGE,
@@ -266,6 +268,17 @@ def test_the_champion_moves_only_for_a_better_model(make, capsys):
     assert "the champion alias does not move" in capsys.readouterr().out
     assert release(ws, 0.91, seed=3)["aliases"] == {"candidate": 3, "champion": 3}
     assert promote(ws)["aliases"] == {"candidate": 3, "champion": 3}
+
+
+def test_rolling_back_as_the_page_says(make, monkeypatch):
+    ws = make()
+    release(ws, 0.90, seed=1)
+    release(ws, 0.95, seed=2)
+    monkeypatch.chdir(ws.project)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "registry.md").read_text(), re.DOTALL)
+    exec(code.replace("tabular", "image_test").replace('["git.commit"]', '.get("git.commit")'))  # no git here
+    result = release(ws, 0.92, seed=3)
+    assert result["aliases"] == {"candidate": 3, "champion": 3}, "it was to beat version 1, not 2"
 
 
 def test_a_model_that_comes_back_is_found_again(make):
