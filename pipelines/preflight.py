@@ -30,7 +30,7 @@ def _refuse_bare_colons(file: Path, text: str) -> None:
         if depth and isinstance(token, yaml.ScalarToken) and token.plain and ":" in token.value:
             raise ParamsError(
                 f"{file}, line {token.start_mark.line + 1}: DVC cannot read {mask(token.value)} between braces or "
-                'brackets, because of the colon. Put it into quotes: "…:…".'
+                "brackets, because of the colon. Write it on a line of its own: `name: value`, in a list `- value`."
             )
 
 

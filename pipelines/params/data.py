@@ -20,7 +20,7 @@ class Lake(Section):
     url: str | None = None
     """Root URL of the lake (s3://bucket/prefix, gs://…, a folder). None: beside the manifests, in data/."""
     zones: dict[Literal["raw", "curated", "shards"], str] = {}
-    """A URL of its own for a zone (hybrid and multi-cloud): {shards: "s3://…"}."""
+    """A URL of its own for a zone (hybrid and multi-cloud), a line each: shards: s3://…"""
 
     @model_validator(mode="after")
     def _are_urls_or_folders(self) -> "Lake":

@@ -30,7 +30,7 @@ def test_a_colon_that_dvc_cannot_read(tmp_path: Path, lake: str) -> None:
     ws = Workspace.open(tmp_path)  # YAML 1.2 knows what is meant
     with pytest.raises(ScannerError, match=r"found unexpected ':'"):
         YAML(typ="safe").load(text)  # as DVC reads it
-    with pytest.raises(ParamsError, match=r"params.yaml, line \d+: DVC cannot read (s3|memory)://.* quotes"):
+    with pytest.raises(ParamsError, match=r"params.yaml, line \d+: DVC cannot read (s3|memory)://.* line of its own"):
         check(ws)
 
 
