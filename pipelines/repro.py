@@ -155,8 +155,8 @@ def summary(ws: Workspace) -> str:
 
 def where_is_the_run(ws: Workspace) -> str:
     """How to open the run that made the present model."""
-    run = _json(ws.model / "run.json")
-    return link(ws.tracking_uri, "runs", run["run_id"]) if "run_id" in run else "not tracked"
+    run = _json(ws.model / "run.json").get("run_id")
+    return link(ws.tracking_uri, "runs", run) if run else "not tracked"
 
 
 def _outcome(promotion: dict[str, Any]) -> str:

@@ -101,6 +101,8 @@ def test_the_summary_says_where_the_run_is(tmp_path: Path, monkeypatch: pytest.M
     ws = opened(tmp_path)
     assert where_is_the_run(ws) == "not tracked"
     ws.model.mkdir(parents=True)
+    (ws.model / "run.json").write_text('{"run_id": null}')  # MLflow was away
+    assert where_is_the_run(ws) == "not tracked"
     (ws.model / "run.json").write_text('{"run_id": "r1"}')
     assert where_is_the_run(ws) == ("make ui, then http://127.0.0.1:5000/#/runs/r1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:word@runs:5000/")
