@@ -92,15 +92,22 @@ class Served:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt; of an empty one the separator, which begins a document. A model that has seen whole
-        documents only gets it before every prompt."""
+        documents only gets it before every prompt. Raises DataError for an empty one where the data has no separator.
+        """
         encoding = self.config.spec.get("encoding")
         if encoding != "bytes":
             raise FormatError(
                 f"The model's tokens are encoded as {encoding!r}, but this Shardline knows 'bytes' only. "
                 "Use the Shardline that trained it."
             )
-        begin = [self.config.spec["separator"]] if self.config.samples == "documents" or not text else []
-        return begin + list(text.encode())
+        separator = self.config.spec.get("separator")
+        if separator is None and not text:
+            raise DataError(
+                "The prompt is empty, and the data that the model learnt from has no separator, which would begin a "
+                "document: there is nothing to go on from. Give a prompt of one character at least."
+            )
+        begins = separator is not None and (self.config.samples == "documents" or not text)
+        return [separator] * begins + list(text.encode())
 
     @torch.inference_mode()
     def write(

@@ -145,6 +145,16 @@ def test_an_empty_prompt_begins_a_document():
     assert served("text").encode("") == [TEXT["separator"]]
 
 
+@pytest.mark.parametrize("samples", ["windows", "documents"])
+def test_without_a_separator_a_prompt_begins_as_documents_do_and_an_empty_one_is_refused(samples):
+    spec = {name: value for name, value in TEXT.items() if name != "separator"} | {"vocab_size": 256}
+    config = ModelConfig({"name": "m", "args": {}}, spec, 16, "language", "0", samples=samples)
+    model = Served(torch.nn.Identity(), config)
+    assert model.encode("ab") == [97, 98]
+    with pytest.raises(DataError, match=r"prompt is empty.* no separator"):
+        model.encode("")
+
+
 def test_an_unknown_encoding_is_refused():
     with pytest.raises(FormatError, match="'bpe'"):
         served("text", TEXT | {"encoding": "bpe"}).encode("a")
