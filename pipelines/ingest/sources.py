@@ -43,7 +43,7 @@ def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
 
     A local file's fingerprint is its BLAKE3, kept by size and time in `state` so that it is read once; a remote one's
     is what its store gives (ETag, checksum, version). Raises SourceError for a source that can't be listed, matches
-    nothing, or gives two files the same name, and for a file that is in two domains.
+    nothing or gives two files the same name; for a file that can't be read, a link to nothing, a file in two domains.
     """
     found: dict[str, SourceFile] = {}
     owner: dict[str, str | None] = {}
@@ -100,6 +100,7 @@ def _list_one(
     names = {path: str(PurePosixPath(path.split("?")[0] if web else path).relative_to(base)) for path in infos}
     infos = {path: info for path, info in infos.items() if not _excluded(names[path], exclude)}
     if isinstance(fs, LocalFileSystem):
+        _refuse_lost(source, {names[path]: info["leads"] for path, info in infos.items() if "leads" in info})
         try:
             marks = dict(zip(infos, fingerprints.of(list(infos)), strict=True))
         except (OSError, UnicodeError) as error:
@@ -111,6 +112,16 @@ def _list_one(
         marks = {path: _remote_fingerprint(fs, path, info) for path, info in infos.items()}
     urls = dict(zip(infos, _urls(fs, list(infos), expanded), strict=True))
     return [SourceFile(names[path], urls[path], int(info["size"] or 0), marks[path]) for path, info in infos.items()]
+
+
+def _refuse_lost(source: str, links: dict[str, str]) -> None:
+    """Raise SourceError where there are `links`, by name, to what is not there: data that somebody counts on."""
+    if links:
+        shown = ", ".join(f"{name} → {target}" for name, target in list(links.items())[:3])
+        raise SourceError(
+            f"ingest.sources: {source!r}: {len(links)} of its files are links that lead to nothing: {shown}"
+            f"{', …' if len(links) > 3 else ''}. Mend them, or leave them out with ingest.exclude."
+        )
 
 
 def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[str]:
@@ -156,7 +167,7 @@ def _find(
 
 def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, Any]]:
     """A local glob below `base` that doesn't enter excluded folders (a site-packages below may hold 100,000 files).
-    Links to folders are followed, but not in a circle."""
+    Links to folders are followed, but not in a circle; one to nothing counts as a file, and says where it `leads`."""
     wanted = re.compile(glob_translate(pattern))
     found: dict[str, dict[str, Any]] = {}
     left: dict[str, tuple[str, ...]] = {}  # folder → the real ones in which the links lie that led there
@@ -171,8 +182,12 @@ def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, An
                 folders.remove(name)
         for name in files:
             path = f"{folder}/{name}"
-            if wanted.match(f"{prefix}{name}") and os.path.isfile(path):
+            if not wanted.match(f"{prefix}{name}"):
+                continue
+            if os.path.isfile(path):
                 found[path] = {"type": "file", "size": os.path.getsize(path)}
+            elif os.path.islink(path) and not os.path.exists(path):
+                found[path] = {"type": "file", "size": 0, "leads": os.readlink(path)}
     return found
 
 

@@ -108,6 +108,19 @@ def test_links_to_files_count_in_folders_and_globs(tree: Path) -> None:
     assert "link.txt" in names(tree, "in/**")
 
 
+def test_links_to_nothing_are_named_unless_they_are_left_out(tree: Path) -> None:
+    for number in range(5):
+        (tree / "in" / f"lost{number}.txt").symlink_to(tree / "far" / f"{number}.txt")
+    (tree / "in" / "sub" / "circle.md").symlink_to("circle.md")
+    for source in ("in", "in/**", "in/**/*.txt"):
+        with pytest.raises(SourceError, match=r"links that lead to nothing: lost0\.txt → .*/far/0\.txt, .*, …\. Mend"):
+            names(tree, source)
+    with pytest.raises(SourceError, match=r": 1 of its files are links that lead to nothing: circle\.md → circle\.md\."):
+        names(tree, "in/sub/*")
+    assert names(tree, "in/*/*.md", exclude=["**/circle.md"]) == ["sub/e.md"]
+    assert names(tree, "in/*.txt", exclude=["lost*"]) == ["a.txt"]
+
+
 def test_links_to_folders_are_followed_but_not_in_a_circle(tree: Path) -> None:
     """Others' data is linked, not copied; what a link leads to must not be left out without a word."""
     (tree / "far").mkdir()
