@@ -116,5 +116,6 @@ def finish(stage: DataStage, items: list[Item], ledger: Ledger, journal: Path, w
         "items": summary.items,
         "worked": summary.worked,
         "quarantined": summary.quarantined,
+        "duplicates": summary.duplicates,
         "version": summary.manifest.digest,
     }

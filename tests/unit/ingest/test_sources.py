@@ -115,7 +115,9 @@ def test_links_to_nothing_are_named_unless_they_are_left_out(tree: Path) -> None
     for source in ("in", "in/**", "in/**/*.txt"):
         with pytest.raises(SourceError, match=r"links that lead to nothing: lost0\.txt → .*/far/0\.txt, .*, …\. Mend"):
             names(tree, source)
-    with pytest.raises(SourceError, match=r": 1 of its files are links that lead to nothing: circle\.md → circle\.md\."):
+    with pytest.raises(
+        SourceError, match=r": 1 of its files are links that lead to nothing: circle\.md → circle\.md\."
+    ):
         names(tree, "in/sub/*")
     assert names(tree, "in/*/*.md", exclude=["**/circle.md"]) == ["sub/e.md"]
     assert names(tree, "in/*.txt", exclude=["lost*"]) == ["a.txt"]

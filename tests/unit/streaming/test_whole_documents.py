@@ -169,7 +169,11 @@ def test_documents_that_end_differently_are_not_mixed(zone: Zone, manifest: Mani
     bare = {name: value for name, value in SPEC.items() if name != "separator"}
     for spec, ends in ((SPEC | {"separator": 0}, "0"), (bare, "None")):
         mixed = {"a": manifest, "b": publish(zone, documents, spec)}
-        with pytest.raises(DataError, match=f"'a' and 'b' of the mixture have the separators 256 and {ends}, but whole"):
-            Stream(dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9, samples="documents")
+        with pytest.raises(
+            DataError, match=f"'a' and 'b' of the mixture have the separators 256 and {ends}, but whole"
+        ):
+            Stream(
+                dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9, samples="documents"
+            )
         with Stream(dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9) as stream:
             assert next(stream)["tokens"].shape == (6, 10)  # windows have separators as the shards have them
