@@ -82,13 +82,10 @@ class CurateStage:
 
     def work(self, item: Item) -> Result:
         """Read the group's files and write a Parquet object for each split."""
-        reader, files, domain = item.payload["reader"], item.payload["files"], item.payload.get("domain")
-        ids: list[str] = []
-        tables: list[pa.Table] = []
-        aside: list[dict[str, Any]] = []
-        duplicates: list[Entry] = []
+        files, ids, tables = item.payload["files"], list[str](), list[pa.Table]()
+        aside, duplicates = list[dict[str, Any]](), list[Entry]()
         for file in files:
-            rows, equal = self._read(file, reader, domain)
+            rows, equal = self._read(file, item)
             ids += rows.ids
             aside += rows.quarantined
             duplicates += equal
@@ -104,26 +101,27 @@ class CurateStage:
             ) from error
         table = table.add_column(0, ID, pa.array(ids, pa.large_string()))
         splits = pa.array([self.split(name) for name in ids])
-        records = []
-        for split in SPLITS:
-            part = table.filter(pa.compute.equal(splits, split))
-            if part.num_rows:
-                stored = self.zone.publish(_parquet(part), ".parquet")
-                about: dict[str, Any] = {
-                    "path": stored.path,
-                    "digest": stored.digest,
-                    "bytes": stored.bytes,
-                    "rows": part.num_rows,
-                }
-                stats = json.dumps(_facts(part, KINDS[reader]), sort_keys=True)
-                about |= {"after": item.payload["after"], "split": split, "stats": stats}
-                records.append({**about, **mark(domain)})
+        found = [split for split in SPLITS if split in splits.unique().to_pylist()]
+        records = [
+            self._publish(table if len(found) == 1 else table.filter(pa.compute.equal(splits, split)), split, item)
+            for split in found
+        ]
         return Result(item.key, records, aside, duplicates)
 
-    def _read(self, file: dict[str, Any], reader: str, domain: str | None) -> tuple[Rows, list[Entry]]:
+    def _publish(self, part: pa.Table, split: str, item: Item) -> dict[str, Any]:
+        """The record of one split's object, and the object."""
+        stored = self.zone.publish(_parquet(part), ".parquet")
+        about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": part.num_rows}
+        stats = json.dumps(_facts(part, KINDS[item.payload["reader"]]), sort_keys=True)
+        about |= {"after": item.payload["after"], "split": split, "stats": stats}
+        return {**about, **mark(item.payload.get("domain"))}
+
+    def _read(self, file: dict[str, Any], item: Item) -> tuple[Rows, list[Entry]]:
         """The rows of a raw file, and what was left out since it equals some of them."""
+        reader, domain = item.payload["reader"], item.payload.get("domain")
         data = self.source.read(file["path"], file["digest"])
         whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
+        del data
         rows = named(READERS[reader](outside(domain, file["name"]), whole, self.params), domain)
         if self.params.deduplicate and KINDS[reader] == "table":
             return distinct_rows(rows, file["name"])

@@ -106,8 +106,8 @@ class Served:
                 "The prompt is empty, and the data that the model learnt from has no separator, which would begin a "
                 "document: there is nothing to go on from. Give a prompt of one character at least."
             )
-        begins = separator is not None and (self.config.samples == "documents" or not text)
-        return [separator] * begins + list(text.encode())
+        begins = self.config.samples == "documents" or not text
+        return [*([separator] if begins and separator is not None else []), *text.encode()]
 
     @torch.inference_mode()
     def write(
