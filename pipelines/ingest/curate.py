@@ -82,31 +82,47 @@ class CurateStage:
 
     def work(self, item: Item) -> Result:
         """Read the group's files and write a Parquet object for each split."""
-        files, ids, tables = item.payload["files"], list[str](), list[pa.Table]()
-        aside, duplicates = list[dict[str, Any]](), list[Entry]()
-        for file in files:
-            rows, equal = self._read(file, item)
-            ids += rows.ids
-            aside += rows.quarantined
-            duplicates += equal
-            if rows.ids:
-                tables.append(rows.table)
-        if not ids:
+        rows, duplicates = self._rows(item)
+        aside = rows.quarantined
+        if not rows.ids:
             return Result(item.key, [], aside)
-        try:
-            table = pa.concat_tables(tables)
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"{item.label}: the files' columns differ: {error}. Name them in curate.features."
-            ) from error
-        table = table.add_column(0, ID, pa.array(ids, pa.large_string()))
-        splits = pa.array([self.split(name) for name in ids])
+        splits = pa.array([self.split(name) for name in rows.ids])
+        table = rows.table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))
+        del rows  # whose names, as Python's strings, may take as much memory as all else
         found = [split for split in SPLITS if split in splits.unique().to_pylist()]
         records = [
             self._publish(table if len(found) == 1 else table.filter(pa.compute.equal(splits, split)), split, item)
             for split in found
         ]
         return Result(item.key, records, aside, duplicates)
+
+    def _rows(self, item: Item) -> tuple[Rows, list[Entry]]:
+        """The rows of the group's files, and what was left out since it equals some of them."""
+        ids, tables = list[str](), list[pa.Table]()
+        aside, duplicates = list[dict[str, Any]](), list[Entry]()
+        by_row = self.params.deduplicate and KINDS[item.payload["reader"]] == "table"
+        for file in item.payload["files"]:
+            rows = self._read(file, item)
+            rows, equal = distinct_rows(rows, file["name"]) if by_row else (rows, [])
+            ids += rows.ids
+            aside += rows.quarantined
+            duplicates += equal
+            if rows.ids:
+                tables.append(rows.table)
+        try:
+            return Rows(ids, pa.concat_tables(tables) if tables else pa.table({}), aside), duplicates
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{item.label}: the files' columns differ: {error}. Name them in curate.features."
+            ) from error
+
+    def _read(self, file: dict[str, Any], item: Item) -> Rows:
+        """The rows of a raw file, whose bytes are let go of."""
+        domain = item.payload.get("domain")
+        data = self.source.read(file["path"], file["digest"])
+        whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
+        del data
+        return named(READERS[item.payload["reader"]](outside(domain, file["name"]), whole, self.params), domain)
 
     def _publish(self, part: pa.Table, split: str, item: Item) -> dict[str, Any]:
         """The record of one split's object, and the object."""
@@ -115,17 +131,6 @@ class CurateStage:
         stats = json.dumps(_facts(part, KINDS[item.payload["reader"]]), sort_keys=True)
         about |= {"after": item.payload["after"], "split": split, "stats": stats}
         return {**about, **mark(item.payload.get("domain"))}
-
-    def _read(self, file: dict[str, Any], item: Item) -> tuple[Rows, list[Entry]]:
-        """The rows of a raw file, and what was left out since it equals some of them."""
-        reader, domain = item.payload["reader"], item.payload.get("domain")
-        data = self.source.read(file["path"], file["digest"])
-        whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
-        del data
-        rows = named(READERS[reader](outside(domain, file["name"]), whole, self.params), domain)
-        if self.params.deduplicate and KINDS[reader] == "table":
-            return distinct_rows(rows, file["name"])
-        return rows, []
 
     def split(self, name: str) -> str:
         """The split of a sample: by a hash of the seed and its name, so that it never moves when others come or go."""
