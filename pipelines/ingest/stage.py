@@ -10,11 +10,13 @@ manifest, and whose objects are there, is not worked again: a crash costs the un
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.executors import Executor, choose_executor
+from pipelines.locks import alone
 from pipelines.params import Compute
 from pipelines.progress import progress
 from pipelines.workspace import Workspace
@@ -94,16 +96,23 @@ def journal_of(ws: Workspace, stage: str) -> Path:
 
 def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | None = None) -> Summary:
     """Plan, work what is not there, commit. Interrupted or killed, the same call goes on where it was."""
-    items = stage.plan()
-    known = pending(stage, items, journal)
-    todo = [item for item in items if item.key not in known]
-    executor = executor or choose_executor(compute, sum(item.bytes for item in todo))
-    with progress(stage.name, len(todo), "items") as advance, Journal(journal) as record:
-        for result in executor.map(stage.work, todo):
-            known[result.key] = result
-            record(result)
-            advance()
-    return commit(stage, items, known, journal, worked=len(todo))
+    with at_work(stage, journal):
+        items = stage.plan()
+        known = pending(stage, items, journal)
+        todo = [item for item in items if item.key not in known]
+        executor = executor or choose_executor(compute, sum(item.bytes for item in todo))
+        with progress(stage.name, len(todo), "items") as advance, Journal(journal) as record:
+            for result in executor.map(stage.work, todo):
+                known[result.key] = result
+                record(result)
+                advance()
+        return commit(stage, items, known, journal, worked=len(todo))
+
+
+def at_work(stage: DataStage, journal: Path) -> AbstractContextManager[None]:
+    """From plan to commit, for one run of a stage at a time: a commit removes what its manifest doesn't name, which
+    another run may have just made. (`versions.exclusive` is around whole jobs, which start stages as processes.)"""
+    return alone(journal.with_suffix(".lock"), stage.zone.folder)
 
 
 def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str, Result]:
