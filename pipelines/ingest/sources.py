@@ -37,6 +37,11 @@ class SourceFile:
     fingerprint: str
     domain: str | None = None
 
+    @property
+    def digest(self) -> str | None:
+        """BLAKE3 of a local file; of others only their store's fingerprint is known, which says what it is of."""
+        return None if ":" in self.fingerprint else self.fingerprint
+
 
 def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
     """Every file that `ingest.sources` matches, by name. Relative paths start at `root`, the recipe's folder.

@@ -44,8 +44,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Result:
-    """What an item made: manifest `records` (without key), what it set aside, each with name and reason, and the
-    `duplicates` that it left out (`duplicates.py`)."""
+    """What an item made: manifest `records`, what it set aside, each with name and reason, and the `duplicates` that it
+    left out (`duplicates.py`). A record has no key, unless it is of other inputs than the item was planned for."""
 
     key: str
     records: list[dict[str, Any]]
@@ -123,7 +123,8 @@ def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str,
     return {
         key: result
         for key, result in known.items()
-        if key in wanted and all(sizes.get(record["path"]) == record["bytes"] for record in result.records)
+        if key in wanted
+        and all("key" not in record and sizes.get(record["path"]) == record["bytes"] for record in result.records)
     }
 
 
