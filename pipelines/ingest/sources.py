@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ from storage.errors import SourceError
 from storage.secret import mask
 
 _MAGIC = re.compile(r"[*?\[]")
+_NOTED = 64  # fingerprints at a time
 
 
 @dataclass(frozen=True)
@@ -216,30 +218,45 @@ def _remote_fingerprint(fs: fsspec.AbstractFileSystem, path: str, info: dict[str
 
 
 class Fingerprints:
-    """BLAKE3 of local files, remembered by (path, size, mtime) in a SQLite file: a second scan reads no content."""
+    """BLAKE3 of local files, remembered by (path, size, mtime) in a SQLite file: a second scan reads no content. They
+    are noted as they are found, so that a scan that is cut off goes on where it was. What is lost is read again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def __enter__(self) -> "Fingerprints":
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open()
+        except sqlite3.OperationalError:  # no room, no permission, …
+            raise
+        except sqlite3.DatabaseError:  # damaged
+            self._db.close()
+            for part in (self.file, self.file.with_name(f"{self.file.name}-journal")):
+                part.unlink(missing_ok=True)
+            self._open()
+        return self
+
+    def _open(self) -> None:
         self._db = sqlite3.connect(self.file)
+        self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT)")
         with closing(self._db.execute("SELECT path, stamp, digest FROM known")) as cursor:
             self._known = {path: (stamp, digest) for path, stamp, digest in cursor}
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.commit()
         self._db.close()
 
     def of(self, paths: list[str]) -> list[str]:
         """The digest of each file."""
         stamps = {path: _stamp(Path(path)) for path in paths}
         missing = [path for path in paths if self._known.get(path, ("", ""))[0] != stamps[path]]
-        rows = [(path, stamps[path], digest) for path, digest in zip(missing, _digests(missing), strict=True)]
-        self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", rows)
-        self._known |= {path: (stamp, digest) for path, stamp, digest in rows}
+        found = zip(missing, _digests(missing), strict=True)
+        while part := list(islice(found, _NOTED)):
+            rows = [(path, stamps[path], digest) for path, digest in part]
+            with self._db:  # commits, so that others need not wait for long
+                self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", rows)
+            self._known |= {path: (stamp, digest) for path, stamp, digest in rows}
         return [self._known[path][1] for path in paths]
 
 

@@ -12,7 +12,7 @@ from fsspec.implementations.ftp import FTPFileSystem
 from fsspec.implementations.github import GithubFileSystem
 
 from pipelines.ingest.fetch import IngestStage
-from pipelines.ingest.sources import _urls, list_sources
+from pipelines.ingest.sources import Fingerprints, _urls, list_sources
 from pipelines.params import Ingest
 from storage.errors import SourceError
 from storage.lake import Zone
@@ -95,6 +95,24 @@ def test_fingerprints_follow_content(tree: Path) -> None:
     (tree / "in" / "a.txt").write_text("b.txt")
     after = marks()
     assert {name for name in before if before[name] != after[name]} == {"a.txt"}
+
+
+def test_a_scan_that_is_cut_off_goes_on_where_it_was(tree: Path) -> None:
+    paths = [tree / f"{number:03d}.txt" for number in range(150)]
+    for path in paths:
+        path.write_text(path.name)
+    marks = Fingerprints(tree / "state" / "fingerprints.db")
+    with marks, pytest.raises(IsADirectoryError):
+        marks.of([str(path) for path in (*paths, tree)])  # a folder has no digest
+    with marks:
+        assert set(map(str, paths[:128])) <= set(marks._known)
+
+
+def test_a_damaged_list_of_fingerprints_is_made_anew(tree: Path) -> None:
+    """By a power cut, say: it is a cache."""
+    before = names(tree, "in")
+    (tree / "state" / "fingerprints.db").write_text("no database at all, but as long as its head is" * 9)
+    assert names(tree, "in") == before
 
 
 def test_the_standard_library_is_there(tree: Path) -> None:
