@@ -115,7 +115,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     task, config = aim(params, manifest)
     if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
-    device = pick_device(params.train.device, ranks.local_rank)
+    device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)
     home = ws.state / FOLDER / checkpoint_key(manifest.digest, params)[:16]
     checkpoints = home / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The processes that train together."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,21 +11,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+#: Variables of a rank's place, the first that is there, and what holds without them.
+PLACE = (
+    (("RANK",), 0),
+    (("WORLD_SIZE",), 1),
+    (("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0),
+    (("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), 0),
+)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `rank` of `world` processes, `local_rank` on its machine."""
+    """This process's place: `rank` of `world` processes, `local_rank` of `local_world` on its machine (0: unknown)."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 0
 
     @classmethod
-    def from_environment(cls) -> "Ranks":
-        """As torchrun sets it; one rank where it doesn't."""
-        return cls(*(int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
+        """As torchrun sets it, and where it doesn't, Slurm or Open MPI; else one rank."""
+        return cls(*(int(next((environment[n] for n in names if n in environment), d)) for names, d in PLACE))
 
     @property
     def leads(self) -> bool:

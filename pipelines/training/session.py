@@ -208,7 +208,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     manifest = zone.manifest()
     task, config = aim(params, manifest)
     validates = _validates(params, manifest, config.window)
-    device = pick_device(train.device, ranks.local_rank)
+    device = pick_device(train.device, ranks.local_rank, ranks.local_world)
     precision = Precision.choose(train.precision, device)
     layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
