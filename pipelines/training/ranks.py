@@ -40,13 +40,14 @@ class Ranks:
         """Whether this rank writes files and speaks to people and to MLflow."""
         return self.rank == 0
 
-    def sum(self, *values: float | Tensor, device: torch.device) -> list[float]:
-        """Sums over all ranks, in float64 where the device has it; one all-reduce."""
+    def sum(self, *values: float | Tensor, device: torch.device, group: Any = None) -> list[float]:
+        """Sums over all ranks, in float64 where the device has it; one all-reduce, in `group` instead of the default
+        one where it is given."""
         wide = torch.float32 if device.type == "mps" else torch.float64
         if self.world == 1:
             return [float(value) for value in values]
         totals = torch.stack([torch.as_tensor(value, dtype=wide, device=device) for value in values])
-        dist.all_reduce(totals)
+        dist.all_reduce(totals, group=group)
         return [float(total) for total in totals.tolist()]
 
     def share(self, value: Any) -> Any:
@@ -64,9 +65,14 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def side_group(self) -> Any:
+    def side_group(self, timeout: timedelta | None = None) -> Any:
         """A process group of all ranks over the hosts' network, for a thread of its own; None for a single rank."""
-        return dist.new_group(backend="gloo") if self.world > 1 else None
+        return dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+
+    def host_group(self, device: torch.device, timeout: timedelta | None = None) -> Any:
+        """A process group in which the hosts of ranks on `device` sum up what no device is needed for; None, the
+        default group, where that is one."""
+        return self.side_group(timeout) if device.type != "cpu" else None
 
     @property
     def connected(self) -> bool:
