@@ -123,7 +123,7 @@ def _where(folder: Path, there: list[Sign], only: int | None) -> list[Late]:
         if sign.pid != only:
             ask(sign.pid)
             continue
-        with files[sign].open("a") as file:
+        with suppress(OSError), files[sign].open("a") as file:  # the disk may be full
             faulthandler.dump_traceback(file, all_threads=True)
         with suppress(Exception):  # without a recorder, the stacks have to do
             write_flight(folder, sign.rank)
