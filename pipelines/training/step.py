@@ -63,7 +63,7 @@ def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) ->
         finite = s.ranks.sum(float(not finite), device=s.device)[0] == 0
     if finite:
         s.scaler.step(s.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
-    s.scaler.update()
+    s.exchange.update(s.scaler)
     return Outcome(loss_sum, targets, rate, norm, stops, finite)
 
 
