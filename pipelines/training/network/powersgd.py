@@ -86,9 +86,9 @@ class PowerSGD:
     def rescale(self, factor: float) -> None:
         """Between steps: gradients come `factor` times as large from now on. Makes new tensors, as a step does: those
         of a checkpoint may not be written yet."""
-        for memory in (self.errors, self.state.error_dict):
-            for key, error in memory.items():
-                memory[key] = error * factor
+        self.errors = {parameter: error * factor for parameter, error in self.errors.items()}
+        for index, error in self.state.error_dict.items():
+            self.state.error_dict[index] = error * factor
 
     def _begin(self, step: int) -> None:
         """Without a memory; the random factors that it starts from are the same on all ranks."""
