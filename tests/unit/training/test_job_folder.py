@@ -42,7 +42,8 @@ def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_runnin
     logs, host = tmp_path / "logs", socket.gethostname()
     running = logs / f"20200101-000000-{host}-{os.getpid()}"
     other = logs / "20200101-000000-other.host-1"
-    for folder in (running, other):
+    alike = [logs / f"20200101-000000-{name}-999999999" for name in (f"{host}-1", f"a-{host}")]
+    for folder in (running, other, *alike):
         folder.mkdir(parents=True)
     dead = logs / f"20200102-000000-{host}-999999999"
     dead.mkdir()
@@ -50,9 +51,9 @@ def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_runnin
         with job_folder(tmp_path) as newest:
             pass
     left = [path for path in logs.iterdir() if path.name != "latest"]
-    assert {running, other, newest} <= set(left)
+    assert {running, other, newest, *alike} <= set(left)
     assert dead not in left
-    assert len(left) == 2 + KEPT + 1  # the newest is made after the cut
+    assert len(left) == 2 + len(alike) + KEPT + 1  # the newest is made after the cut
 
 
 def test_signs_of_life(tmp_path: Path) -> None:
