@@ -256,16 +256,6 @@ def test_the_first_model_becomes_champion_once(make, capsys):
     assert client.get_registered_model("image_test").tags == tags
 
 
-def test_a_model_of_many_classes_is_registered_with_the_metrics_that_fit(make):
-    """MLflow takes no more than 100,000 characters in a tag."""
-    ws = make("image")
-    write_metrics(ws, accuracy=0.9, loss=0.3, f1={f"{'a long name ' * 18}{number}": 0.5 for number in range(450)})
-    package(ws)
-    assert promote(ws)["aliases"]["champion"] == 1
-    version = connect(ws).client.get_model_version(ws.registered_model, "1")
-    assert json.loads(version.tags["metrics"]) == {"accuracy": 0.9, "loss": 0.3}
-
-
 def test_the_champion_moves_only_for_a_better_model(make, capsys):
     ws = make("image")  # min_gain 0.01
     assert release(ws, 0.90, seed=1)["aliases"] == {"candidate": 1, "champion": 1}
