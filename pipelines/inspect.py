@@ -9,7 +9,7 @@ import pyarrow.compute
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.ingest.stage import QUARANTINE, human_bytes
+from pipelines.ingest.stage import DUPLICATES, QUARANTINE, human_bytes
 from pipelines.params import FILENAME, describe, load_params, suggestion
 from pipelines.progress import progress, say
 from pipelines.workspace import Workspace, project_root
@@ -76,6 +76,8 @@ def show_zone(ws: Workspace, name: str) -> None:
         say(f"domain    {domain}: {_of_domain(manifest, domain)}")
     if (zone.folder / QUARANTINE).is_file():
         say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
+    if (zone.folder / DUPLICATES).is_file():
+        say(f"left out duplicates, see {zone.folder / DUPLICATES}")
     columns = [c for c in manifest.table.column_names if c not in ("key", "stats", "digest")]
     table = _table(*columns)
     for row in manifest.table.slice(0, 10).select(columns).to_pylist():
