@@ -18,7 +18,7 @@ from flows.steps import RETRY, STEP, open_recipe, record
 from pipelines import versions
 from pipelines.executors import PoolExecutor, choose_pool
 from pipelines.ingest import data_stage
-from pipelines.ingest.stage import DataStage, Item, Journal, Result, commit, journal_of, pending
+from pipelines.ingest.stage import DataStage, Item, Journal, Result, at_work, commit, journal_of, pending
 
 TASKS = 4  # task runs of a stage for each worker, so that no worker waits long for another's last one
 
@@ -49,14 +49,15 @@ def run_data_stage(name: str, recipe: str) -> dict[str, Any]:
     ws = open_recipe(recipe)
     with versions.exclusive(ws):
         stage, journal = data_stage(name, ws), journal_of(ws, name)
-        items = plan(whole(stage))
-        known = pending(stage, items, journal)
-        todo = [item for item in items if item.key not in known]
-        executor = choose_pool(ws.params.compute, sum(item.bytes for item in todo))
-        with Journal(journal) as note:
-            ledger = Ledger(known, note)
-            work_all(stage, todo, ledger, executor)
-        summary = finish(whole(stage), whole(items), whole(ledger), journal, len(todo))
+        with at_work(stage, journal):
+            items = plan(whole(stage))
+            known = pending(stage, items, journal)
+            todo = [item for item in items if item.key not in known]
+            executor = choose_pool(ws.params.compute, sum(item.bytes for item in todo))
+            with Journal(journal) as note:
+                ledger = Ledger(known, note)
+                work_all(stage, todo, ledger, executor)
+            summary = finish(whole(stage), whole(items), whole(ledger), journal, len(todo))
         record(recipe, name)
     return summary
 
@@ -116,5 +117,6 @@ def finish(stage: DataStage, items: list[Item], ledger: Ledger, journal: Path, w
         "items": summary.items,
         "worked": summary.worked,
         "quarantined": summary.quarantined,
+        "duplicates": summary.duplicates,
         "version": summary.manifest.digest,
     }

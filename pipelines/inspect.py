@@ -11,7 +11,7 @@ import pyarrow.compute
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.ingest.stage import QUARANTINE, human_bytes
+from pipelines.ingest.stage import DUPLICATES, QUARANTINE, human_bytes
 from pipelines.params import FILENAME, describe, load_params, suggestion
 from pipelines.progress import progress, say
 from pipelines.workspace import INTO_THE_PROJECT, Workspace, project_root
@@ -93,10 +93,11 @@ def show_zone(ws: Workspace, name: str) -> None:
         say(f"domain    {domain}: {_of_domain(manifest, domain)}")
     if (zone.folder / QUARANTINE).is_file():
         say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
-    rows = (
-        manifest.table.drop_columns([c for c in _HIDDEN if c in manifest.table.column_names]).slice(0, 10).to_pylist()
-    )
-    columns = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
+    if (zone.folder / DUPLICATES).is_file():
+        say(f"left out duplicates, see {zone.folder / DUPLICATES}")
+    shown = [name for name in manifest.table.column_names if name not in _HIDDEN]
+    rows = manifest.table.slice(0, 10).select(shown).to_pylist()
+    columns = [name for name in shown if any(row[name] for row in rows)]
     table = _table(*columns)
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))

@@ -4,7 +4,6 @@
 leaves the same dvc.lock.
 """
 
-import fcntl
 import json
 import shutil
 import signal
@@ -18,10 +17,9 @@ from typing import Any
 import yaml
 
 from pipelines.ingest.fetch import changed_sources
-from pipelines.progress import say
+from pipelines.locks import alone
 from pipelines.repro import PIPELINE, start_dvc
 from pipelines.workspace import Workspace
-from storage.atomic import storage_errors
 from storage.errors import FormatError, ShardlineError
 
 _TO_LEAVE = 10.0  # seconds that DVC has after SIGINT
@@ -95,15 +93,7 @@ def exclusive(ws: Workspace) -> Iterator[None]:
         finally:
             _held[file] -= 1
         return
-    with storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{ws.root}: another run is at work here; waiting for it.")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with alone(file, ws.root):
         _held[file] = 1
         try:
             yield

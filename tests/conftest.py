@@ -54,6 +54,16 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _leaves_tracking_as_it_was() -> Iterator[None]:
+    """No test leaves others, in whatever order they run, a run that records nothing (`without_mlflow`): neither in
+    `pipelines.tracking` nor in a module that was first imported meanwhile."""
+    yield
+    real = getattr(sys.modules.get("pipelines.tracking.run"), "open_run", None)
+    modules = [(name, module) for name, module in sys.modules.items() if name.startswith("pipelines.")]
+    assert [name for name, module in modules if getattr(module, "open_run", real) is not real] == []
+
+
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """The environment of started commands: this interpreter's scripts first on PATH."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from own_layout import run_own
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.params import Params
@@ -65,7 +66,9 @@ def stopped_after(ws: Workspace, ranks: Ranks, steps: int) -> None:
 
 def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
     """Train to the end. Gives the curves, the final weights' names, sums and digest, and what `alike` and `counting`
-    say."""
+    say. Of a trainer of one's own: what `own_layout.train` gives."""
+    if ws.params.train.entrypoint is not None:
+        return run_own(ws, ranks)
     with open_session(ws, ranks) as session:
         collectives = counting(session)
         fit(session, Reporter(None, lambda *_, **__: None, "", session.steps), StopRequest())

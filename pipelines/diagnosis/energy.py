@@ -79,11 +79,12 @@ class Nvml:
 
 def nvml_indices(first: int, count: int, environment: Mapping[str, str] = os.environ) -> list[int]:
     """NVML's numbers of the CUDA devices from `first` on: it doesn't heed CUDA_VISIBLE_DEVICES, which may leave some
-    out. None of them where that names devices in another way: the energy of others is worse than none."""
+    out. None of them where that names devices in another way, or this rank's alone: the energy of others is worse than
+    none, and so is that of a part."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(first + count))) if visible is None else visible.split(",")
     chosen = [name.strip() for name in names[first : first + count]]
-    return [int(name) for name in chosen] if all(name.isdecimal() for name in chosen) else []
+    return [int(name) for name in chosen] if len(chosen) == count and all(name.isdecimal() for name in chosen) else []
 
 
 def counters(cuda_devices: list[int]) -> list[Counter]:

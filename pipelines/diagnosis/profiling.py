@@ -20,6 +20,7 @@ from pipelines.diagnosis.trace import Traced, read_trace
 from pipelines.diagnosis.verdict import PARTS, Figures, Verdict, judge
 from pipelines.diagnosis.window import FOUND, TRACE, Found, Window, watch
 from pipelines.progress import progress, say
+from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError, ShardlineError
 
@@ -98,7 +99,9 @@ def _run(window: Window) -> None:
     window.save()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = os.environ | {
+        "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), AGENT_PID: str(os.getpid()),
+    }  # fmt: skip
     command = [sys.executable, "-m", "pipelines.diagnosis.window", str(window.folder)]
     with ExitStack() as stack:
         processes = []

@@ -156,7 +156,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
     from pipelines.training.session import open_session
     from pipelines.training.signals import StopRequest, stop_on_signals
 
-    ranks = Ranks(rank, world, local_rank)
+    ranks = Ranks(rank, world, local_rank, world)
     with stop_on_signals(StopRequest()) as stop, open_session(window.workspace, ranks) as session:
         session.validates = False
         run = _Runner(session, stop)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from pipelines.ingest.domains import by_domain, mark, named, outside, salt
+from pipelines.ingest.domains import Records, by_domain, mark, named, outside, salt
+from pipelines.ingest.duplicates import Entry, distinct_files, distinct_rows
 from pipelines.ingest.readers import ID, KINDS, READERS, Rows, detect
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Curate
@@ -48,10 +49,8 @@ class CurateStage:
         """One item a group of files of one domain, cut by content so that one more file changes one group."""
         # By domain, so that of equal files a's comes before a-b's: by name it would not.
         files = [file for _, part in by_domain(self.source.manifest().records()) for file in part]
-        if self.params.deduplicate:
-            seen: set[str] = set()
-            files = [file for file in files if not (file["digest"] in seen or seen.add(file["digest"]))]  # type: ignore[func-returns-value]
-        items = [item for domain, part in by_domain(files) for item in self._plan_one(domain, part)]
+        files, duplicates = distinct_files(files) if self.params.deduplicate else (files, {})
+        items = [item for domain, part in by_domain(files) for item in self._plan_one(domain, part, duplicates)]
         kinds = {KINDS[item.payload["reader"]]: item.label for item in items}
         if len(kinds) > 1:
             raise DataError(
@@ -61,7 +60,7 @@ class CurateStage:
             )
         return items
 
-    def _plan_one(self, domain: str | None, files: list[dict[str, Any]]) -> Iterator[Item]:
+    def _plan_one(self, domain: str | None, files: Records, duplicates: dict[str, list[Entry]]) -> Iterator[Item]:
         names = (file["name"] for file in files)
         reader = detect(names) if self.params.reader == "auto" else self.params.reader
         settings = self.params.model_dump(exclude={"files_per_object", "max_quarantined"})
@@ -78,48 +77,60 @@ class CurateStage:
                     "after": files[positions[0] - 1]["name"] if positions[0] else "",
                     **mark(domain),
                 },
+                duplicates=[entry for member in members for entry in duplicates.get(member["digest"], [])],
             )
 
     def work(self, item: Item) -> Result:
         """Read the group's files and write a Parquet object for each split."""
-        reader, files, domain = item.payload["reader"], item.payload["files"], item.payload.get("domain")
-        ids: list[str] = []
-        tables: list[pa.Table] = []
-        aside: list[dict[str, Any]] = []
-        for file in files:
-            data = self.source.read(file["path"], file["digest"])
-            whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
-            rows = named(READERS[reader](outside(domain, file["name"]), whole, self.params), domain)
-            rows = _distinct(rows) if self.params.deduplicate and KINDS[reader] == "table" else rows
+        rows, duplicates = self._rows(item)
+        aside = rows.quarantined
+        if not rows.ids:
+            return Result(item.key, [], aside)
+        splits = pa.array([self.split(name) for name in rows.ids])
+        table = rows.table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))
+        del rows  # whose names, as Python's strings, may take as much memory as all else
+        found = [split for split in SPLITS if split in splits.unique().to_pylist()]
+        records = [
+            self._publish(table if len(found) == 1 else table.filter(pa.compute.equal(splits, split)), split, item)
+            for split in found
+        ]
+        return Result(item.key, records, aside, duplicates)
+
+    def _rows(self, item: Item) -> tuple[Rows, list[Entry]]:
+        """The rows of the group's files, and what was left out since it equals some of them."""
+        ids, tables = list[str](), list[pa.Table]()
+        aside, duplicates = list[dict[str, Any]](), list[Entry]()
+        by_row = self.params.deduplicate and KINDS[item.payload["reader"]] == "table"
+        for file in item.payload["files"]:
+            rows = self._read(file, item)
+            rows, equal = distinct_rows(rows, file["name"]) if by_row else (rows, [])
             ids += rows.ids
             aside += rows.quarantined
+            duplicates += equal
             if rows.ids:
                 tables.append(rows.table)
-        if not ids:
-            return Result(item.key, [], aside)
         try:
-            table = pa.concat_tables(tables)
+            return Rows(ids, pa.concat_tables(tables) if tables else pa.table({}), aside), duplicates
         except pa.ArrowInvalid as error:
             raise DataError(
                 f"{item.label}: the files' columns differ: {error}. Name them in curate.features."
             ) from error
-        table = table.add_column(0, ID, pa.array(ids, pa.large_string()))
-        splits = pa.array([self.split(name) for name in ids])
-        records = []
-        for split in SPLITS:
-            part = table.filter(pa.compute.equal(splits, split))
-            if part.num_rows:
-                stored = self.zone.publish(_parquet(part), ".parquet")
-                about: dict[str, Any] = {
-                    "path": stored.path,
-                    "digest": stored.digest,
-                    "bytes": stored.bytes,
-                    "rows": part.num_rows,
-                }
-                stats = json.dumps(_facts(part, KINDS[reader]), sort_keys=True)
-                about |= {"after": item.payload["after"], "split": split, "stats": stats}
-                records.append({**about, **mark(domain)})
-        return Result(item.key, records, aside)
+
+    def _read(self, file: dict[str, Any], item: Item) -> Rows:
+        """The rows of a raw file, whose bytes are let go of."""
+        domain = item.payload.get("domain")
+        data = self.source.read(file["path"], file["digest"])
+        whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
+        del data
+        return named(READERS[item.payload["reader"]](outside(domain, file["name"]), whole, self.params), domain)
+
+    def _publish(self, part: pa.Table, split: str, item: Item) -> dict[str, Any]:
+        """The record of one split's object, and the object."""
+        stored = self.zone.publish(_parquet(part), ".parquet")
+        about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": part.num_rows}
+        stats = json.dumps(_facts(part, KINDS[item.payload["reader"]]), sort_keys=True)
+        about |= {"after": item.payload["after"], "split": split, "stats": stats}
+        return {**about, **mark(item.payload.get("domain"))}
 
     def split(self, name: str) -> str:
         """The split of a sample: by a hash of the seed and its name, so that it never moves when others come or go."""
@@ -150,19 +161,6 @@ class CurateStage:
         return Manifest.build(
             "curated", records, kind=kind, counts=counts, parents={"raw": self.source.manifest().digest}
         )
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Rows without those equal to an earlier one."""
-    seen: set[tuple[Any, ...]] = set()
-    keep = []
-    for position, row in enumerate(zip(*(column.to_pylist() for column in rows.table.columns), strict=True)):
-        if row not in seen:
-            seen.add(row)
-            keep.append(position)
-    if len(keep) == len(rows.ids):
-        return rows
-    return Rows([rows.ids[i] for i in keep], rows.table.take(pa.array(keep, pa.int64())), rows.quarantined)
 
 
 def _facts(table: pa.Table, kind: str) -> dict[str, Any]:

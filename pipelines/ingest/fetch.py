@@ -41,17 +41,17 @@ class IngestStage:
         """One item a file. Lists the sources; reads no content beyond the fingerprints."""
         return [
             Item(
-                key=digest_json(["ingest", VERSION, file.name, file.fingerprint, *salt(file.domain), *_odd(file.name)]),
+                key=_key(file.name, file.fingerprint, file.domain),
                 label=file.name,
                 bytes=file.bytes,
-                payload={"name": file.name, "url": file.url, **mark(file.domain)},
+                payload={"name": file.name, "url": file.url, "digest": file.digest, **mark(file.domain)},
             )
             for file in list_sources(self.params, self.root, self.state)
         ]
 
     def work(self, item: Item) -> Result:
         """Copy one file into the zone in bounded memory."""
-        name, url = item.payload["name"], item.payload["url"]
+        name, url, domain = item.payload["name"], item.payload["url"], item.payload.get("domain")
         try:
             fs, path = url_to_fs(url)
             stored = self.zone.publish_from(fs, path, "" if _odd(name) else PurePosixPath(name).suffix.lower())
@@ -69,12 +69,22 @@ class IngestStage:
             "bytes": stored.bytes,
             "rows": 1,
         }
-        return Result(item.key, [{**record, "name": name, **mark(item.payload.get("domain"))}])
+        if item.payload["digest"] not in (
+            None,
+            stored.digest,
+        ):  # it was changed since the plan: known by what it is now
+            record["key"] = _key(name, stored.digest, domain)
+        return Result(item.key, [{**record, "name": name, **mark(domain)}])
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
         """The raw manifest, a row a file, by name."""
-        records = [{**record, "key": result.key} for result in results for record in result.records]
+        records = [{"key": result.key, **record} for result in results for record in result.records]
         return Manifest.build("raw", records, kind="files", counts={"files": len(records)})
+
+
+def _key(name: str, fingerprint: str, domain: str | None) -> str:
+    """The key of a file with this content."""
+    return digest_json(["ingest", VERSION, name, fingerprint, *salt(domain), *_odd(name)])
 
 
 def _odd(name: str) -> list[str]:

@@ -6,14 +6,18 @@ quarantine are the stage's.
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from pipelines.params import Curate
@@ -40,6 +44,7 @@ class Rows:
 
 ID = "sample_id"  # the curated column that names a sample; no feature may have this name
 _LARGEST = 3.4028234e38  # of float32, in which features are stored
+_BLOCK = 65_536  # rows of a Parquet file at a time
 
 Reader = Callable[[str, bytes, Curate], Rows]
 
@@ -64,10 +69,12 @@ def detect(names: Iterable[str]) -> str:
 def read_text(name: str, data: bytes, params: Curate) -> Rows:
     """One document: the whole file, UTF-8."""
     try:
-        text = data.decode()
+        data.decode()
     except UnicodeDecodeError as error:
         return _none(name, f"not UTF-8: {error.reason} at byte {error.start}", {"text": pa.large_string()})
-    return Rows([name], pa.table({"text": pa.array([text], pa.large_string())}))
+    ends = pa.array([0, len(data)], pa.int64())
+    text = pa.Array.from_buffers(pa.large_string(), 1, [None, ends.buffers()[1], pa.py_buffer(data)])  # no copy
+    return Rows([name], pa.table({"text": text}))
 
 
 def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
@@ -100,7 +107,7 @@ _IMAGE = {"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32(),
 
 def read_image(name: str, data: bytes, params: Curate) -> Rows:
     """An encoded image, kept as it is once it has decoded whole; its folder's name is the label."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     label = PurePosixPath(name).parent.name
     if not label:
@@ -109,6 +116,8 @@ def read_image(name: str, data: bytes, params: Curate) -> Rows:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             width, height = image.size
+    except UnidentifiedImageError:  # whose text has an address in memory, so that no two versions would be equal
+        return _none(name, "not decodable: of no known image format", _IMAGE)
     except Exception as error:  # Pillow's decoders raise many kinds
         return _none(name, f"not decodable: {error}", _IMAGE)
     columns = {"image": [data], "height": [height], "width": [width], "label": [label]}
@@ -130,17 +139,17 @@ def read_csv(name: str, data: bytes, params: Curate) -> Rows:
         skipping = pyarrow.csv.ParseOptions(**form, invalid_row_handler=lambda _: "skip")
         with pyarrow.csv.open_csv(io.BytesIO(data), one, skipping) as first:  # reads no further than it must
             columns = first.schema.names
-        table = pyarrow.csv.read_csv(
-            io.BytesIO(data),
-            one,
-            pyarrow.csv.ParseOptions(**form, invalid_row_handler=wrong_fields),
-            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
+        parsing = pyarrow.csv.ParseOptions(**form, invalid_row_handler=wrong_fields)
+        strings = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
         )
+        with pyarrow.csv.open_csv(io.BytesIO(data), one, parsing, strings) as blocks:
+            table, reasons = _numeric(name, columns, blocks, params)
     except pa.ArrowInvalid as error:
         return _none(name, f"not a CSV table: {error}", {})
-    skipped = {int(entry["name"].rpartition(":")[2]) for entry in aside}
-    lines = [line for line in range(2, 2 + table.num_rows + len(skipped)) if line not in skipped]
-    rows = _numeric(name, table, lines, params)
+    skipped = [int(entry["name"].rpartition(":")[2]) for entry in aside]
+    lines = np.delete(np.arange(2, 2 + table.num_rows + len(skipped)), np.array(skipped, np.int64) - 2)
+    rows = _usable(name, table, lines, reasons)
     return Rows(rows.ids, rows.table, [*aside, *rows.quarantined])
 
 
@@ -157,78 +166,99 @@ def parquet_table(data: Buffer) -> pa.Table:
 def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
     """A table of numbers, a row a sample."""
     try:
-        table = parquet_table(data)
-    except pa.ArrowInvalid as error:
+        with pyarrow.parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+            columns = file.schema_arrow.names
+            table, reasons = _numeric(name, columns, file.iter_batches(_BLOCK, use_threads=False), params)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:  # OSError: a page that does not unpack
         return _none(name, f"not a Parquet file: {error}", {})
-    numbers = list(range(1, table.num_rows + 1))
-    return _numeric(name, table, numbers, params)
+    return _usable(name, table, np.arange(1, table.num_rows + 1), reasons)
 
 
-def _numeric(name: str, table: pa.Table, lines: list[int], params: Curate) -> Rows:
-    """Features as float64 and the label; rows in which one doesn't parse are set aside with the column's name."""
+def _numeric(
+    name: str, columns: list[str], blocks: Iterable[pa.RecordBatch], params: Curate
+) -> tuple[pa.Table, dict[int, str]]:
+    """Features as float64 and the label, of all rows; and row → which column doesn't parse, for those that are no good.
+    A block is let go of before the next one is read."""
+    features = _features(name, columns, params)
+    reasons: dict[int, str] = {}
+    parts: dict[str, list[pa.Array]] = {column: [] for column in (*features, "label")}
+    kinds = dict.fromkeys(features, pa.float64()) | {"label": pa.float64() if params.target == "value" else pa.string()}
+    assert params.label is not None
+    first = 0
+    for block in blocks:
+        for column in features:
+            parts[column].append(_floats(block[column], column, first, reasons))
+        if params.target == "value":
+            parts["label"].append(_floats(block[params.label], params.label, first, reasons))
+        else:
+            parts["label"].append(_classes(name, block[params.label], params.label, first, reasons))
+        first += block.num_rows
+    whole = {column: pa.chunked_array(parts.pop(column), kind).combine_chunks() for column, kind in kinds.items()}
+    return pa.table(whole), reasons
+
+
+def _features(name: str, columns: list[str], params: Curate) -> list[str]:
+    """The names of the features. Raises DataError where `columns` are not what the parameters say."""
     if params.label is None:
-        raise DataError(f"curate.label is not set: which column of {name} is to be predicted? {table.column_names}")
-    features = params.features or [column for column in table.column_names if column != params.label]
+        raise DataError(f"curate.label is not set: which column of {name} is to be predicted? {columns}")
+    features = params.features or [column for column in columns if column != params.label]
     for column in (params.label, *features):
-        if column not in table.column_names:
+        if column not in columns:
             from pipelines.params import suggestion
 
             setting = "curate.label" if column == params.label else "curate.features"
-            raise DataError(f"{setting}: {name} has no column {column!r}{suggestion(column, table.column_names)}")
-    if twice := sorted({c for c in (params.label, *features) if table.column_names.count(c) > 1}):
+            raise DataError(f"{setting}: {name} has no column {column!r}{suggestion(column, columns)}")
+    if twice := sorted({c for c in (params.label, *features) if columns.count(c) > 1}):
         raise DataError(f"{name}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
     if ID in features or "label" in features:
         raise DataError(
             f"{name}: a feature is named {ID!r} or 'label', which the curated zone uses for its own columns. "
             "Leave it out with curate.features, or rename it."
         )
-    reasons: dict[int, str] = {}
-    columns: dict[str, pa.Array] = {}
-    for column in features:
-        columns[column] = _floats(table[column], column, reasons)
-    label = table[params.label].combine_chunks()
-    if params.target == "value":
-        columns["label"] = _floats(label, params.label, reasons)
-    else:
-        columns["label"] = _classes(name, label, params.label)
-        for row, value in enumerate(columns["label"].to_pylist()):
-            if value is None or not value.strip():
-                reasons.setdefault(row, f"column {params.label!r}: no label")
-    keep = pa.array([row for row in range(table.num_rows) if row not in reasons], pa.int64())
+    return features
+
+
+def _usable(name: str, table: pa.Table, lines: NDArray[np.int64], reasons: dict[int, str]) -> Rows:
+    """The rows but for those that `reasons` sets aside; row r was in line lines[r]."""
     aside = [{"name": f"{name}:{lines[row]}", "reason": reason} for row, reason in sorted(reasons.items())]
-    clean = pa.table(columns).take(keep)
-    return Rows([f"{name}:{lines[row]}" for row in keep.to_pylist()], clean, aside)
+    if reasons:
+        keep = np.delete(np.arange(table.num_rows), list(reasons))
+        table, lines = table.take(pa.array(keep)), lines[keep]
+    return Rows([f"{name}:{line}" for line in map(int, lines)], table, aside)
 
 
-def _classes(name: str, label: pa.Array, column: str) -> pa.Array:
-    """Labels as strings. Raises DataError for a column of lists, structs and the like."""
+def _classes(name: str, label: pa.Array, column: str, first: int, reasons: dict[int, str]) -> pa.Array:
+    """Labels as strings; notes in `reasons` the rows without one, counted from `first`. Raises DataError for a column
+    of lists, structs and the like."""
     try:
-        return label.cast(pa.string())
+        classes = label.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"{name}: the label column {column!r} holds {label.type}, which names no classes. Set curate.label to a "
             "column of text, integers or booleans, or curate.target: value for a number to regress."
         ) from error
+    blank = [value for value in classes.unique().to_pylist() if value is None or not value.strip()]
+    for row in pa.compute.indices_nonzero(pa.compute.is_in(classes, pa.array(blank, pa.string()))).to_pylist():
+        reasons.setdefault(first + row, f"column {column!r}: no label")
+    return classes
 
 
-def _floats(column: Any, name: str, reasons: dict[int, str]) -> pa.Array:
-    """`column` as float64; notes in `reasons` the rows that aren't finite numbers."""
+def _floats(column: pa.Array, name: str, first: int, reasons: dict[int, str]) -> pa.Array:
+    """`column` as float64; notes in `reasons` the rows that aren't finite numbers, counted from `first`."""
     try:
-        numbers = column.cast(pa.float64())
-        values = numbers.to_pylist()
+        numbers = column.cast(pa.float64()).fill_null(math.nan)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        values = [_float(value) for value in column.to_pylist()]
-    for row, value in enumerate(values):
-        if value is None or not abs(value) <= _LARGEST:  # False for NaN too
-            reasons.setdefault(row, f"column {name!r}: {column[row].as_py()!r} is not a finite number")
-    return pa.array(values, pa.float64())
+        numbers = pa.array([_float(value) for value in column.to_pylist()], pa.float64())
+    for row in np.flatnonzero(~(np.abs(np.from_dlpack(numbers)) <= _LARGEST)).tolist():  # NaN isn't, either
+        reasons.setdefault(first + row, f"column {name!r}: {column[row].as_py()!r} is not a finite number")
+    return numbers
 
 
-def _float(text: Any) -> float | None:
+def _float(text: Any) -> float:
     try:
         return float(text)
     except (TypeError, ValueError):
-        return None
+        return math.nan
 
 
 def _none(name: str, reason: str, columns: dict[str, pa.DataType]) -> Rows:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ from storage.errors import SourceError
 from storage.secret import mask
 
 _MAGIC = re.compile(r"[*?\[]")
+_NOTED = 64  # fingerprints at a time
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,18 @@ class SourceFile:
     fingerprint: str
     domain: str | None = None
 
+    @property
+    def digest(self) -> str | None:
+        """BLAKE3 of a local file; of others only their store's fingerprint is known, which says what it is of."""
+        return None if ":" in self.fingerprint else self.fingerprint
+
 
 def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
     """Every file that `ingest.sources` matches, by name. Relative paths start at `root`, the recipe's folder.
 
     A local file's fingerprint is its BLAKE3, kept by size and time in `state` so that it is read once; a remote one's
     is what its store gives (ETag, checksum, version). Raises SourceError for a source that can't be listed, matches
-    nothing, or gives two files the same name, and for a file that is in two domains.
+    nothing or gives two files the same name; for a file that can't be read, a link to nothing, a file in two domains.
     """
     found: dict[str, SourceFile] = {}
     owner: dict[str, str | None] = {}
@@ -100,6 +107,7 @@ def _list_one(
     names = {path: str(PurePosixPath(path.split("?")[0] if web else path).relative_to(base)) for path in infos}
     infos = {path: info for path, info in infos.items() if not _excluded(names[path], exclude)}
     if isinstance(fs, LocalFileSystem):
+        _refuse_lost(source, {names[path]: info["leads"] for path, info in infos.items() if "leads" in info})
         try:
             marks = dict(zip(infos, fingerprints.of(list(infos)), strict=True))
         except (OSError, UnicodeError) as error:
@@ -111,6 +119,16 @@ def _list_one(
         marks = {path: _remote_fingerprint(fs, path, info) for path, info in infos.items()}
     urls = dict(zip(infos, _urls(fs, list(infos), expanded), strict=True))
     return [SourceFile(names[path], urls[path], int(info["size"] or 0), marks[path]) for path, info in infos.items()]
+
+
+def _refuse_lost(source: str, links: dict[str, str]) -> None:
+    """Raise SourceError where there are `links`, by name, to what is not there: data that somebody counts on."""
+    if links:
+        shown = ", ".join(f"{name} → {target}" for name, target in list(links.items())[:3])
+        raise SourceError(
+            f"ingest.sources: {source!r}: {len(links)} of its files are links that lead to nothing: {shown}"
+            f"{', …' if len(links) > 3 else ''}. Mend them, or leave them out with ingest.exclude."
+        )
 
 
 def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[str]:
@@ -156,7 +174,7 @@ def _find(
 
 def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, Any]]:
     """A local glob below `base` that doesn't enter excluded folders (a site-packages below may hold 100,000 files).
-    Links to folders are followed, but not in a circle."""
+    Links to folders are followed, but not in a circle; one to nothing counts as a file, and says where it `leads`."""
     wanted = re.compile(glob_translate(pattern))
     found: dict[str, dict[str, Any]] = {}
     left: dict[str, tuple[str, ...]] = {}  # folder → the real ones in which the links lie that led there
@@ -171,8 +189,12 @@ def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, An
                 folders.remove(name)
         for name in files:
             path = f"{folder}/{name}"
-            if wanted.match(f"{prefix}{name}") and os.path.isfile(path):
+            if not wanted.match(f"{prefix}{name}"):
+                continue
+            if os.path.isfile(path):
                 found[path] = {"type": "file", "size": os.path.getsize(path)}
+            elif os.path.islink(path) and not os.path.exists(path):
+                found[path] = {"type": "file", "size": 0, "leads": os.readlink(path)}
     return found
 
 
@@ -196,30 +218,45 @@ def _remote_fingerprint(fs: fsspec.AbstractFileSystem, path: str, info: dict[str
 
 
 class Fingerprints:
-    """BLAKE3 of local files, remembered by (path, size, mtime) in a SQLite file: a second scan reads no content."""
+    """BLAKE3 of local files, remembered by (path, size, mtime) in a SQLite file: a second scan reads no content. They
+    are noted as they are found, so that a scan that is cut off goes on where it was. What is lost is read again."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def __enter__(self) -> "Fingerprints":
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open()
+        except sqlite3.OperationalError:  # no room, no permission, …
+            raise
+        except sqlite3.DatabaseError:  # damaged
+            self._db.close()
+            for part in (self.file, self.file.with_name(f"{self.file.name}-journal")):
+                part.unlink(missing_ok=True)
+            self._open()
+        return self
+
+    def _open(self) -> None:
         self._db = sqlite3.connect(self.file)
+        self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT)")
         with closing(self._db.execute("SELECT path, stamp, digest FROM known")) as cursor:
             self._known = {path: (stamp, digest) for path, stamp, digest in cursor}
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._db.commit()
         self._db.close()
 
     def of(self, paths: list[str]) -> list[str]:
         """The digest of each file."""
         stamps = {path: _stamp(Path(path)) for path in paths}
         missing = [path for path in paths if self._known.get(path, ("", ""))[0] != stamps[path]]
-        rows = [(path, stamps[path], digest) for path, digest in zip(missing, _digests(missing), strict=True)]
-        self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", rows)
-        self._known |= {path: (stamp, digest) for path, stamp, digest in rows}
+        found = zip(missing, _digests(missing), strict=True)
+        while part := list(islice(found, _NOTED)):
+            rows = [(path, stamps[path], digest) for path, digest in part]
+            with self._db:  # commits, so that others need not wait for long
+                self._db.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", rows)
+            self._known |= {path: (stamp, digest) for path, stamp, digest in rows}
         return [self._known[path][1] for path in paths]
 
 

@@ -10,11 +10,13 @@ manifest, and whose objects are there, is not worked again: a crash costs the un
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.executors import Executor, choose_executor
+from pipelines.locks import alone
 from pipelines.params import Compute
 from pipelines.progress import progress
 from pipelines.workspace import Workspace
@@ -25,25 +27,30 @@ from storage.lake import Zone
 from storage.manifest import Manifest
 
 QUARANTINE = "quarantine.jsonl"
+DUPLICATES = "duplicates.jsonl"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A unit of work. `payload` holds JSON values only, so that items travel to any process or machine."""
+    """A unit of work. `payload` holds JSON values only, so that items travel to any process or machine. `duplicates`
+    are what the plan left out since it equals something of the item: they are no part of its key."""
 
     key: str
     label: str
     bytes: int
     payload: dict[str, Any] = field(repr=False)
+    duplicates: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an item made: manifest `records` (without key) and what it set aside, each with name and reason."""
+    """What an item made: manifest `records`, what it set aside, each with name and reason, and the `duplicates` that it
+    left out (`duplicates.py`). A record has no key, unless it is of other inputs than the item was planned for."""
 
     key: str
     records: list[dict[str, Any]]
     quarantined: list[dict[str, Any]] = field(default_factory=list)
+    duplicates: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -55,11 +62,13 @@ class Summary:
     items: int
     worked: int
     quarantined: int
+    duplicates: int = 0
 
     def __str__(self) -> str:
         objects = self.manifest.table.num_rows
         size = sum(self.manifest.table["bytes"].to_pylist())
         aside = f", {self.quarantined} quarantined (see {QUARANTINE})" if self.quarantined else ""
+        aside += f", {self.duplicates} duplicates left out (see {DUPLICATES})" if self.duplicates else ""
         return (
             f"{self.stage}: {self.worked} of {self.items} items worked, {self.items - self.worked} were there; "
             f"{objects} objects, {human_bytes(size)}{aside}; version {self.manifest.digest[:12]}"
@@ -87,16 +96,23 @@ def journal_of(ws: Workspace, stage: str) -> Path:
 
 def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | None = None) -> Summary:
     """Plan, work what is not there, commit. Interrupted or killed, the same call goes on where it was."""
-    items = stage.plan()
-    known = pending(stage, items, journal)
-    todo = [item for item in items if item.key not in known]
-    executor = executor or choose_executor(compute, sum(item.bytes for item in todo))
-    with progress(stage.name, len(todo), "items") as advance, Journal(journal) as record:
-        for result in executor.map(stage.work, todo):
-            known[result.key] = result
-            record(result)
-            advance()
-    return commit(stage, items, known, journal, worked=len(todo))
+    with at_work(stage, journal):
+        items = stage.plan()
+        known = pending(stage, items, journal)
+        todo = [item for item in items if item.key not in known]
+        executor = executor or choose_executor(compute, sum(item.bytes for item in todo))
+        with progress(stage.name, len(todo), "items") as advance, Journal(journal) as record:
+            for result in executor.map(stage.work, todo):
+                known[result.key] = result
+                record(result)
+                advance()
+        return commit(stage, items, known, journal, worked=len(todo))
+
+
+def at_work(stage: DataStage, journal: Path) -> AbstractContextManager[None]:
+    """From plan to commit, for one run of a stage at a time: a commit removes what its manifest doesn't name, which
+    another run may have just made. (`versions.exclusive` is around whole jobs, which start stages as processes.)"""
+    return alone(journal.with_suffix(".lock"), stage.zone.folder)
 
 
 def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str, Result]:
@@ -107,14 +123,15 @@ def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str,
     return {
         key: result
         for key, result in known.items()
-        if key in wanted and all(sizes.get(record["path"]) == record["bytes"] for record in result.records)
+        if key in wanted
+        and all("key" not in record and sizes.get(record["path"]) == record["bytes"] for record in result.records)
     }
 
 
 def commit(
     stage: DataStage, items: Sequence[Item], results: dict[str, Result], journal: Path, *, worked: int
 ) -> Summary:
-    """Check the quarantine, write quarantine.jsonl and then the manifest, and drop the journal."""
+    """Check the quarantine, write quarantine.jsonl, duplicates.jsonl and then the manifest, and drop the journal."""
     ordered = [results[item.key] for item in items]
     aside = [{"key": result.key, **entry} for result in ordered for entry in result.quarantined]
     if len(aside) > stage.max_quarantined:
@@ -125,20 +142,36 @@ def commit(
             "Mend the sources, or the reader's settings under `curate`, or raise curate.max_quarantined."
         )
     manifest = stage.build(items, ordered)
-    if aside:
-        lines = b"".join(canonical_json(entry) + b"\n" for entry in aside)
+    if lines := _write_lines(stage.zone.folder / QUARANTINE, aside):
         manifest = Manifest({**manifest.header, "quarantine": digest_bytes(lines)}, manifest.table)
-        write_atomically(stage.zone.folder / QUARANTINE, lines)
-    else:
-        (stage.zone.folder / QUARANTINE).unlink(missing_ok=True)
+    duplicates = [entry for item, result in zip(items, ordered, strict=True) for entry in _duplicates(item, result)]
+    _write_lines(stage.zone.folder / DUPLICATES, duplicates)
     stage.zone.commit(manifest)
     journal.unlink(missing_ok=True)
-    return Summary(stage.name, manifest, len(items), worked, len(aside))
+    left_out = sum(entry.get("more", 1) for entry in duplicates)
+    return Summary(stage.name, manifest, len(items), worked, len(aside), left_out)
+
+
+def _write_lines(file: Path, entries: Sequence[dict[str, Any]]) -> bytes:
+    """Write a JSON line an entry; without one there is no file. Returns the lines."""
+    lines = b"".join(canonical_json(entry) + b"\n" for entry in entries)
+    if lines:
+        write_atomically(file, lines)
+    else:
+        file.unlink(missing_ok=True)
+    return lines
+
+
+def _duplicates(item: Item, result: Result) -> Iterator[dict[str, Any]]:
+    """What the plan left out for an item, and what its work did, which has its key: it is known again by that."""
+    yield from item.duplicates
+    yield from ({"key": result.key, **entry} for entry in result.duplicates)
 
 
 def _committed(zone: Zone) -> Iterator[Result]:
     """The results that the present manifest holds. One that cannot be read counts as none; so does one whose quarantine
-    file is another's (a commit was cut off between the two), since results would lose what they set aside."""
+    file is another's (a commit was cut off between the two), since results would lose what they set aside. Duplicates
+    among rows are not known of results from before they were listed: no file is read again for that."""
     if not zone.complete:
         return
     try:
@@ -152,11 +185,15 @@ def _committed(zone: Zone) -> Iterator[Result]:
     aside: dict[str, list[dict[str, Any]]] = {}
     for entry in _json_lines(zone.folder / QUARANTINE):
         aside.setdefault(entry.pop("key"), []).append(entry)
+    equal: dict[str, list[dict[str, Any]]] = {}
+    for entry in _json_lines(zone.folder / DUPLICATES):
+        if "key" in entry:  # else it is the plan's, which finds it again
+            equal.setdefault(entry.pop("key"), []).append(entry)
     made: dict[str, list[dict[str, Any]]] = {key: [] for key in aside}
     for record in records:
         made.setdefault(record.pop("key"), []).append(record)
     for key, objects in made.items():
-        yield Result(key, objects, aside.get(key, []))
+        yield Result(key, objects, aside.get(key, []), equal.get(key, []))
 
 
 class Journal:

@@ -233,11 +233,13 @@ def _counts(ws: Workspace, config: "ModelConfig") -> dict[str, Any]:
 
 @contextmanager
 def _fresh_folder(ws: Workspace) -> Iterator[Path]:
-    """An empty folder beside the data; what killed stages left there is removed."""
-    ws.state.mkdir(parents=True, exist_ok=True)
-    for stale in ws.state.glob("package.*"):
+    """An empty folder beside the package's place, and so on its file system, whatever is linked to where; what killed
+    stages left there is removed."""
+    beside = ws.package.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    for stale in beside.glob(f".{ws.package.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="package.", dir=ws.state))
+    folder = Path(tempfile.mkdtemp(prefix=f".{ws.package.name}.", dir=beside))
     try:
         yield folder
     finally:

@@ -56,8 +56,12 @@ def predictions(served: Served, files: Sequence[Path]) -> Iterator[tuple[str, li
 def _of_table(served: Served, file: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.reader(text)
+            reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
             head = next(reader, [])
+            if twice := sorted(
+                {name for name in head if head.count(name) > 1 and name in served.config.spec["features"]}
+            ):
+                raise DataError(f"{file}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
             for part in batches(_rows(reader, head, file), 1000):
                 columns = dict(zip(head, zip(*(row for _, row in part), strict=True), strict=True))
                 answers = served.answer(served.rows(columns, f"{file} from line {part[0][0]}"))

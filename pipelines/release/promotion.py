@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: Tags of a version: the data it was trained on and measured on, the split, the metrics, and what the gate decided.
 DATA, SPLIT, METRICS, DECISION = "data.shards", "evaluate.split", "metrics", "promotion"
+LONGEST_TAG = 100_000  # characters, of a version in MLflow's registry
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _register(ws: Workspace, store: Store, facts: Mapping[str, Any], metrics: Ma
     name = ws.registered_model
     tags = lineage_tags(ws) | {
         MODEL: facts[MODEL], WEIGHTS: facts[WEIGHTS], DATA: facts["manifest"], SPLIT: ws.params.evaluate.split,
-        METRICS: json.dumps(metrics, sort_keys=True),
+        METRICS: _fitting(metrics, ws.params.promote.gate.metric),
     }  # fmt: skip
     tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
     with registry_errors(store):
@@ -120,6 +121,15 @@ def _register(ws: Workspace, store: Store, facts: Mapping[str, Any], metrics: Ma
             if version.tags.get(key) != value:
                 store.client.set_model_version_tag(name, version.version, key, value)
     return version
+
+
+def _fitting(metrics: Mapping[str, float], judged: str) -> str:
+    """The metrics as JSON: all of them, where MLflow takes a text so long; else without those of each class and the
+    like, but with the `judged` one."""
+    text = json.dumps(metrics, sort_keys=True)
+    if len(text) <= LONGEST_TAG:
+        return text
+    return json.dumps({name: metrics[name] for name in metrics if "." not in name or name == judged}, sort_keys=True)
 
 
 def _create_registered_model(store: Store, ws: Workspace, facts: Mapping[str, Any]) -> None:

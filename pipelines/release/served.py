@@ -1,5 +1,6 @@
 """A trained model as it is used: raw inputs in (text, image files, rows of a table), answers with names out."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,15 +93,22 @@ class Served:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt; of an empty one the separator, which begins a document. A model that has seen whole
-        documents only gets it before every prompt."""
+        documents only gets it before every prompt. Raises DataError for an empty one where the data has no separator.
+        """
         encoding = self.config.spec.get("encoding")
         if encoding != "bytes":
             raise FormatError(
                 f"The model's tokens are encoded as {encoding!r}, but this Shardline knows 'bytes' only. "
                 "Use the Shardline that trained it."
             )
-        begin = [self.config.spec["separator"]] if self.config.samples == "documents" or not text else []
-        return begin + list(text.encode())
+        separator = self.config.spec.get("separator")
+        if separator is None and not text:
+            raise DataError(
+                "The prompt is empty, and the data that the model learnt from has no separator, which would begin a "
+                "document: there is nothing to go on from. Give a prompt of one character at least."
+            )
+        begins = self.config.samples == "documents" or not text
+        return [*([separator] if begins and separator is not None else []), *text.encode()]
 
     @torch.inference_mode()
     def write(
@@ -132,15 +140,23 @@ def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, random: t
 
 
 def _numbers(values: Sequence[Any], column: str, name: str) -> NDArray[np.float32]:
+    """`values` as float32. Raises DataError for one that isn't a finite number: training sets those aside."""
     try:
-        return np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(values, np.float32)
     except (ValueError, TypeError):
-        for row, value in enumerate(values):
-            try:
-                float(value)
-            except (ValueError, TypeError):
-                raise DataError(f"{name}: row {row + 1}, column {column!r}: {value!r} is not a number.") from None
-        raise
+        numbers = np.array([_number(value) for value in values], np.float32)
+    if (bad := np.flatnonzero(~np.isfinite(numbers))).size:
+        row = int(bad[0])
+        raise DataError(f"{name}: row {row + 1}, column {column!r}: {values[row]!r} is not a finite number.")
+    return numbers
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        return math.nan
 
 
 def kind_of(spec: Mapping[str, Any]) -> Kind:

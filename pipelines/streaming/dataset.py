@@ -83,13 +83,17 @@ class Dataset:
             return _int64(self.table["rows"])
         return np.maximum(_int64(self.table["tokens"]) - 1, 0) // self.seq_len
 
+    @property
+    def separator(self) -> int | None:
+        """The token that ends a sample that is a whole document, where the data has one."""
+        return self.manifest.header["spec"].get("separator") if self.unit == "documents" else None
+
     def fields(self) -> tuple[Field, ...]:
         """What the manifest says of the columns that make a batch."""
         spec = self.manifest.header["spec"]
         if self.unit == "documents":
-            column, ends = Column(np.dtype(spec["dtype"])), spec.get("separator")
-            expected = self._mean("tokens")
-            return (WholeDocuments("tokens", column, self.seq_len or 0, self.multiple, ends, expected),)
+            column, expected = Column(np.dtype(spec["dtype"])), self._mean("tokens")
+            return (WholeDocuments("tokens", column, self.seq_len or 0, self.multiple, self.separator, expected),)
         if self.manifest.header["kind"] == "tokens":
             return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, self.documents),)
         columns = dict(spec["inputs"])
@@ -200,7 +204,7 @@ def digest_of(manifest: Manifest | Mapping[str, Manifest]) -> str:
 
 
 def same_fields(datasets: Mapping[str, Dataset]) -> tuple[Field, ...]:
-    """The fields of datasets that are mixed. Raises DataError where they differ."""
+    """The fields of datasets that are mixed. Raises DataError where they differ, or what ends a document does."""
     described = {name: dataset.fields() for name, dataset in datasets.items()}
     first, fields = next(iter(described.items()))
     for name, others in described.items():
@@ -208,6 +212,13 @@ def same_fields(datasets: Mapping[str, Dataset]) -> tuple[Field, ...]:
             raise DataError(
                 f"The datasets {first!r} and {name!r} of the mixture have different columns: "
                 f"{_columns(fields)}; {_columns(others)}. Make their shards alike, or leave one out."
+            )
+        ends, other = datasets[first].separator, datasets[name].separator
+        if ends != other:
+            raise DataError(
+                f"The datasets {first!r} and {name!r} of the mixture have the separators {ends} and {other}, but whole "
+                "documents (stream.samples) are all ended by one. Make their shards alike, leave one out, or set "
+                "stream.samples to windows."
             )
     return fields
 

@@ -1,7 +1,7 @@
 """Where a rank computes, in which precision, and so that it repeats."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,10 +13,16 @@ import torch
 
 from pipelines.params import Train
 from pipelines.streaming.buffers import Allocate, allocate
+from pipelines.training.launchers.agent import AGENT_PID
 from storage.digest import keyed_uint64
 from storage.errors import ParamsError
 
 ACCELERATORS = ("cuda", "mps", "xpu")
+#: What narrows the devices that a process sees.
+NARROWED_BY = {
+    "cuda": ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    "xpu": ("ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR"),
+}
 
 
 def available(kind: str) -> int:
@@ -29,24 +35,61 @@ def available(kind: str) -> int:
     return int(module.device_count()) if module.is_available() else 0
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of `train.device` for a rank. Raises ParamsError when it is not there, or not for so many ranks."""
+def pick_device(name: str, local_rank: int = 0, local_world: int = 1) -> torch.device:
+    """The device of `train.device` for a rank of the `local_world` on this machine (0: nobody says how many); from now
+    on the current one. Raises ParamsError when it is not there, or not for so many ranks."""
+    device = device_of(name, local_rank, local_world)
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).set_device(device)
+    return device
+
+
+def device_of(name: str, local_rank: int, local_world: int) -> torch.device:
+    """The device that `pick_device` picks."""
     if name == "auto":
         name = next((kind for kind in ACCELERATORS if available(kind)), "cpu")
     kind, _, index = name.partition(":")
     if kind == "cpu":
         return torch.device("cpu")
-    count, wanted = available(kind), int(index or 0) + local_rank
-    if wanted >= count:
-        there = ", ".join(f"{available(k)} x {k}" for k in ("cpu", *ACCELERATORS) if available(k))
-        raise ParamsError(
-            f"train.device={name!r}: rank {local_rank} needs {kind}:{wanted}, but this machine has {there}. "
-            "Set train.device to auto or cpu, or lower train.ranks."
-        )
-    device = torch.device("mps") if kind == "mps" else torch.device(kind, wanted)
-    if kind in ("cuda", "xpu"):
-        getattr(torch, kind).set_device(device)
-    return device
+    first, ranks, visible = int(index or 0), max(local_rank + 1, local_world), available(kind)
+    taken = device_index(first, local_rank, ranks, visible, apart=sees_its_own(kind))
+    if taken is None:
+        raise ParamsError(_too_few(name, kind, first, ranks, visible))
+    return torch.device("mps") if kind == "mps" else torch.device(kind, taken)
+
+
+def device_index(first: int, local_rank: int, ranks: int, visible: int, *, apart: bool) -> int | None:
+    """Which of the devices that it sees a rank takes; None where `visible` are too few for the `ranks` of its machine,
+    which each of them finds, so that none waits for another that has left.
+
+    Where all ranks see the same devices, they take one each from `first` on. One that may see others than its
+    neighbours (`apart`), and sees a single one, has been given that.
+    """
+    if apart and visible == 1 and first == 0:
+        return 0
+    return first + local_rank if first + ranks <= visible else None
+
+
+def sees_its_own(kind: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a rank may see other devices than its neighbours do: a cluster's launcher shows each task its own, by a
+    variable or by what the kernel lets it open. torchrun gives all ranks what it sees itself, unless a script between
+    sets that variable."""
+    if kind not in NARROWED_BY or AGENT_PID in environment:
+        return False
+    return "TORCHELASTIC_RUN_ID" not in environment or any(name in environment for name in NARROWED_BY[kind])
+
+
+def _too_few(name: str, kind: str, first: int, ranks: int, visible: int) -> str:
+    there = ", ".join(f"{available(k)} x {k}" for k in ("cpu", *ACCELERATORS) if available(k))
+    narrowed = ", ".join(f"{by}={os.environ[by]}" for by in NARROWED_BY.get(kind, ()) if by in os.environ)
+    last = f"{kind}:{first + ranks - 1}"
+    text = f"train.device={name!r}: the {ranks} ranks of this machine need {kind}:{first} to {last}"
+    if ranks == 1:
+        text = f"train.device={name!r} needs {last}"
+    text += f", but what this rank sees is {there}{f' ({narrowed})' if narrowed else ''}. "
+    if ranks > 1 and visible > 1 and sees_its_own(kind):
+        text += "Let what starts the ranks show each of them one device, or all of them all. "
+    return text + "Set train.device to auto or cpu, or lower train.ranks."
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     task, config = aim(params, manifest)
     if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
-    device = pick_device(params.train.device, ranks.local_rank)
+    device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)
     home = ws.state / FOLDER / checkpoint_key(manifest.digest, params)[:16]
     checkpoints = home / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,12 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     with ExitStack() as stack:
         stack.enter_context(repeatable(params.train, device))
         stack.enter_context(joined(ranks, device))
+        hosts = ranks.host_group(device) if task.counts_vary else None
         tiers = stack.enter_context(open_cache(ws, zone))
 
         def loader(split: str) -> Loader:
             stream = open_stream(params, tiers, manifest, layout, split, device, train=split == "train")
-            return Loader(stack.enter_context(stream), task, ranks, device)
+            return Loader(stack.enter_context(stream), task, ranks, device, layout, hosts)
 
         train = loader("train")
         val = loader("val") if samples_in(manifest, "val", config.window) else None
@@ -138,6 +139,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
         yield Handoff(
             params,
             ranks,
+            layout,
             device,
             task,
             config,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.models import ModelConfig, Task
@@ -23,6 +24,8 @@ from pipelines.params import Params
 from pipelines.training.curves import Curves
 from pipelines.training.device import seed_step
 from pipelines.training.loader import Loader
+from pipelines.training.parallelism import Layout, make_mesh
+from pipelines.training.parallelism.runner import reshard
 from pipelines.training.ranks import Ranks
 from pipelines.training.signals import StopRequest
 from storage.errors import Interrupted, ParamsError, ShardlineError
@@ -36,7 +39,8 @@ class Handoff:
     """One rank's part of a training.
 
     params: the recipe's; args: `train.args`. steps: how many it should take (of `train.steps` or `train.epochs`).
-    device: where this rank computes; the ranks are connected (torch.distributed) when there are several.
+    layout: which part of the batch this rank reads, and its place in `train.parallel`. device: where it computes; the
+    ranks are connected (torch.distributed) when there are several.
     task: language, classification or regression, of the data. train: the loader, at the start until a state is loaded;
     val: of the val split in its stored order, one pass an iteration, None without such a split.
     run: the MLflow run on rank 0, elsewhere one whose methods do nothing. checkpoint_folder: for whatever the trainer
@@ -46,6 +50,7 @@ class Handoff:
 
     params: Params
     ranks: Ranks
+    layout: Layout
     device: torch.device
     task: Task
     config: ModelConfig
@@ -88,10 +93,15 @@ class Handoff:
         this rank's part of the mean over the global batch."""
         return self.task.loss(answers, targets, self.params.train.label_smoothing)
 
+    def mesh(self) -> DeviceMesh | None:
+        """torch's device mesh of the layout, with the dimensions pipeline, data, shard and tensor; None for one rank.
+        All ranks make it together."""
+        return make_mesh(self.layout, self.device)
+
     def seed_step(self, step: int) -> None:
         """Make what is random in a step (dropout) a function of (seed, step, rank), so that a resumed training repeats
-        it. Call it at the start of step `step`, counted from 0."""
-        seed_step(self.params.seed, step, self.rank)
+        it; the ranks of a tensor group draw the same. Call it at the start of step `step`, counted from 0."""
+        seed_step(self.params.seed, step, self.layout.stream_of_chance)
 
     def save_model(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Take a module or its state dict as the result; it is published as data/model when the entry point returns.
@@ -129,24 +139,26 @@ class Handoff:
         """Entries of metrics/train.json, beside the last point of each curve; JSON values. Rank 0's count."""
         self.metrics |= metrics
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference tensors would be no good to the next step of a model that FSDP shards
     def validate(self, model: nn.Module) -> dict[str, float]:
         """val_loss, and what else the task measures, of the whole val split over all ranks; {} without one. Every rank
-        must call it. Leaves `model` in training mode."""
+        must call it, and calls the model as often: one that has no sample, with the loader's zeros. Of ranks that share
+        their samples, the answers of the one that speaks for them count. Leaves `model` in training mode."""
         if self.val is None:
             return {}
         loss, hits, count = 0.0, 0.0, 0
-        model = model.module if isinstance(model, DistributedDataParallel) else model  # a rank may have no sample
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         documents = self.task.for_model(model).documents
         model.eval()
         for batch in self.val:
             count += batch["count"]
-            if batch["weight"]:
-                beside = {name: batch[name] for name in documents.takes if name in batch} if documents else {}
-                answers = model(batch["inputs"], **beside)
+            beside = {name: batch[name] for name in documents.takes if name in batch} if documents else {}
+            answers = model(batch["inputs"], **beside)
+            if batch["weight"] and self.layout.speaks:
                 loss += float(self.task.loss(answers, batch["targets"]))
                 hits += float(self.task.hits(answers, batch["targets"]))
         model.train()
+        reshard(model)
         loss, hits = self.ranks.sum(loss, hits, device=self.device)
         return {f"val_{name}": value for name, value in self.task.summary(loss / count, hits / count).items()}
 

@@ -8,6 +8,7 @@ import torch
 from pipelines.models import Task
 from pipelines.streaming import Batch, Stream
 from pipelines.training.device import arrived
+from pipelines.training.parallelism import Layout
 from pipelines.training.ranks import Ranks
 from pipelines.training.targets import global_targets
 
@@ -22,9 +23,10 @@ class Loader:
     (`pipelines.models.documents`).
 
     count: targets of the *global* batch that count, without those that are IGNORED (all ranks iterate together then,
-    since they add them up). weight: world / count, so that `weight · (sum of losses over the targets)`, averaged over
-    the ranks as DDP does, is the mean over the global batch, for any number of ranks. A rank without samples in a short
-    last batch gets one sample of zeros with weight 0, since every rank must take part.
+    since they add them up). weight: parts / count, so that `weight · (sum of losses over the targets)`, averaged over
+    the parts of the batch (`layout.data_world`: the ranks, where none shares its samples with others), as DDP and FSDP
+    do, is the mean over the global batch, for any number of ranks. A rank without samples in a short last batch gets
+    one sample of zeros with weight 0, since every rank must take part.
 
     Iterating starts nothing by itself, and goes on from the state; the last batch of an epoch ends the iteration, and
     the next one is of the next epoch. The state counts the batches that were handed out: hand the loader to a
@@ -32,8 +34,12 @@ class Loader:
     stream ends (`val`), each iteration is one whole pass.
     """
 
-    def __init__(self, stream: Stream, task: Task, ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self, stream: Stream, task: Task, ranks: Ranks, device: torch.device, layout: Layout, hosts: Any = None
+    ) -> None:
+        """`hosts`: `Ranks.host_group`, where the targets that count vary."""
         self.stream, self._task, self._ranks, self._device = stream, task, ranks, device
+        self._layout, self._hosts = layout, hosts
 
     def __len__(self) -> int:
         """Batches of the current epoch: the same on every rank, and in every epoch unless the batch grows."""
@@ -63,8 +69,8 @@ class Loader:
     def _tensors(self, batch: Batch) -> Tensors:
         inputs, targets = self._task.pair(batch.arrays, self._device)
         beside = self._task.beside(batch.arrays, self._device)
-        count = global_targets(batch, self._task, self._ranks, self._device)
-        weight = self._ranks.world / count
+        count = global_targets(batch, self._task, self._ranks, self._hosts, self._layout.speaks)
+        weight = self._layout.data_world / count
         tensors = {"inputs": inputs, "targets": targets, **beside}
         if not len(inputs):
             tensors = {name: values.new_zeros(1, *values.shape[1:]) for name, values in tensors.items()}

@@ -60,7 +60,7 @@ def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    count = global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
+    count = global_targets(batch, s.task, s.ranks, s.hosts, s.layout.speaks)
     weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
 
     def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def validate(s: Session, stop: StopRequest) -> bool:
             if answers is not None and s.layout.speaks:
                 sums.loss[domain] += float(s.task.loss(answers, targets))
                 sums.hits[domain] += float(s.task.hits(answers, targets))
-            sums.count[domain] += global_targets(batch, s.task, s.ranks, s.device, s.layout.speaks)
+            sums.count[domain] += global_targets(batch, s.task, s.ranks, s.hosts, s.layout.speaks)
             beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:

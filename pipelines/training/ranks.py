@@ -1,7 +1,7 @@
 """The processes that train together."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,34 +11,43 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+#: Variables of a rank's place, the first that is there, and what holds without them.
+PLACE = (
+    (("RANK",), 0),
+    (("WORLD_SIZE",), 1),
+    (("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"), 0),
+    (("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), 0),
+)
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `rank` of `world` processes, `local_rank` on its machine."""
+    """This process's place: `rank` of `world` processes, `local_rank` of `local_world` on its machine (0: unknown)."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 0
 
     @classmethod
-    def from_environment(cls) -> "Ranks":
-        """As torchrun sets it; one rank where it doesn't."""
-        return cls(*(int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Ranks":
+        """As torchrun sets it, and where it doesn't, Slurm or Open MPI; else one rank."""
+        return cls(*(int(next((environment[n] for n in names if n in environment), d)) for names, d in PLACE))
 
     @property
     def leads(self) -> bool:
         """Whether this rank writes files and speaks to people and to MLflow."""
         return self.rank == 0
 
-    def sum(self, *values: float | Tensor, device: torch.device) -> list[float]:
-        """Sums over all ranks, in float64 where the device has it; one all-reduce."""
+    def sum(self, *values: float | Tensor, device: torch.device, group: Any = None) -> list[float]:
+        """Sums over all ranks, in float64 where the device has it; one all-reduce, in `group` instead of the default
+        one where it is given."""
         wide = torch.float32 if device.type == "mps" else torch.float64
         if self.world == 1:
             return [float(value) for value in values]
         totals = torch.stack([torch.as_tensor(value, dtype=wide, device=device) for value in values])
-        dist.all_reduce(totals)
+        dist.all_reduce(totals, group=group)
         return [float(total) for total in totals.tolist()]
 
     def share(self, value: Any) -> Any:
@@ -56,9 +65,14 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def side_group(self) -> Any:
+    def side_group(self, timeout: timedelta | None = None) -> Any:
         """A process group of all ranks over the hosts' network, for a thread of its own; None for a single rank."""
-        return dist.new_group(backend="gloo") if self.world > 1 else None
+        return dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+
+    def host_group(self, device: torch.device, timeout: timedelta | None = None) -> Any:
+        """A process group in which the hosts of ranks on `device` sum up what no device is needed for; None, the
+        default group, where that is one."""
+        return self.side_group(timeout) if device.type != "cpu" else None
 
     @property
     def connected(self) -> bool:

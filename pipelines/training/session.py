@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class Session:
     parameters: int
     validates: bool
     checkpoints: Saver
+    hosts: Any
+    """The group in which hosts count targets: see `Ranks.host_group`."""
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Chunk] = field(default_factory=dict)
     average: Average | None = None
@@ -208,12 +211,13 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     manifest = zone.manifest()
     task, config = aim(params, manifest)
     validates = _validates(params, manifest, config.window)
-    device = pick_device(train.device, ranks.local_rank)
+    device = pick_device(train.device, ranks.local_rank, ranks.local_world)
     precision = Precision.choose(train.precision, device)
     layout = Layout.of(params, ranks.world, ranks.rank)
     with ExitStack() as stack:
         stack.enter_context(repeatable(train, device))
-        stack.enter_context(joined(ranks, device, collective_timeout(params.compute)))
+        timeout = collective_timeout(params.compute)
+        stack.enter_context(joined(ranks, device, timeout))
         mesh = make_mesh(layout, device)
         tiers = stack.enter_context(open_cache(ws, zone))
         stream = stack.enter_context(open_stream(params, tiers, manifest, layout, "train", device, train=True))
@@ -235,7 +239,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=stream.rows, parameters=parameters,
             steps=train.steps or stream.steps_until(float(train.epochs or 0)),
-            checkpoints=saver,
+            checkpoints=saver, hosts=ranks.host_group(device, timeout) if task.counts_vary else None,
         )  # fmt: skip
         if train.ema is not None:
             session.average = Average(model, train.ema)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from pipelines.training.device import seed_step
@@ -58,13 +59,19 @@ def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) ->
     norm = float(length)
     if not isfinite(loss_sum + norm):
         s.exchange.forget(s.state.step + 1)
-    finite = isfinite(loss_sum) and (isfinite(norm) or s.scaler.is_enabled())
+    finite = isfinite(loss_sum) and (isfinite(norm) or _overflowed(s.scaler))
     if s.exchange.alone(s.state.step):  # each copy has a gradient of its own
         finite = s.ranks.sum(float(not finite), device=s.device)[0] == 0
     if finite:
         s.scaler.step(s.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
-    s.scaler.update()
+    s.exchange.update(s.scaler)
     return Outcome(loss_sum, targets, rate, norm, stops, finite)
+
+
+def _overflowed(scaler: torch.amp.GradScaler) -> bool:
+    """Whether a gradient that isn't finite may be the scale's fault (fp16), which is halved then, and the step left
+    out. Below 1 it makes gradients smaller: they are broken by themselves, and no scale would help."""
+    return scaler.is_enabled() and scaler.get_scale() >= 1
 
 
 def _search(

@@ -220,7 +220,7 @@ def test_a_model_that_cannot_answer_leaves_the_old_package(make):
     with pytest.raises(ParamsError, match="does not answer its own input example"):
         package(ws)
     assert (ws.package / "MLmodel").read_bytes() == before
-    assert not list(ws.state.glob("package.*"))
+    assert not list(ws.package.parent.glob(".package.*"))
 
 
 def test_missing_inputs_are_named(make):

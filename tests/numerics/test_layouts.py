@@ -6,6 +6,7 @@ data-parallel layout have no sample. Two process groups, of 2 and of 4 ranks, ru
 
 from typing import Any
 
+import own_layout
 import pytest
 from layout_ranks import Case, changed, run_case, run_layouts
 from training_samples import SEQ_LEN, make_text
@@ -65,6 +66,12 @@ KEPT_APART = {
     "apart, tensor": APART | case(2, parallel={"tensor": 2}),
     "apart, 1F1B": APART | case(2, parallel={"pipeline": 2}),
 }
+#: A trainer of one's own. Of the val split's last batch, one rank has no sample.
+OWN: dict[str, dict[str, Any]] = {"stream": {"batch_size": 11}, "train": {"entrypoint": own_layout.NAME, "args": {}}}
+OF_ONES_OWN = {
+    name: OWN | {"train": OWN["train"] | {"ranks": 2, "parallel": {name.removeprefix("own, "): 2}}}
+    for name in ("own, tensor", "own, shard")
+}
 RAMP: Case = {"stream": {"batch_ramp": {0: 4, 2: 8}}}
 OTHERS = {
     "tensor with dropout": {
@@ -107,7 +114,7 @@ def one_of_documents(ws: Workspace) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two(ws: Workspace) -> dict[str, Any]:
-    return run_layouts(ws, EQUAL[2] | OF_DOCUMENTS | KEPT_APART | OTHERS, 2, ws.root.parent / "two")
+    return run_layouts(ws, EQUAL[2] | OF_DOCUMENTS | KEPT_APART | OF_ONES_OWN | OTHERS, 2, ws.root.parent / "two")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,16 @@ def test_documents_of_two_ranks_take_the_steps_of_one(
     name: str, one_of_documents: dict[str, Any], two: dict[str, Any]
 ) -> None:
     same_steps(one_of_documents, two[name])
+
+
+@pytest.mark.parametrize("name", OF_ONES_OWN)
+def test_a_trainer_of_ones_own_takes_the_same_steps_in_a_layout(ws: Workspace, name: str, two: dict[str, Any]) -> None:
+    """Its batches are weighed by the parts of the batch, not by ranks, which may share a part; and each rank takes part
+    in each validation."""
+    alone = run_case(changed(ws, OWN), Ranks())
+    assert samples_in(ws.zone("shards").manifest(), "val", SEQ_LEN) % 11 == 1
+    assert two[name]["loss"] == pytest.approx(alone["loss"], rel=TOLERANCE)
+    assert two[name]["val"] == pytest.approx(alone["val"], rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", EQUAL[4])

@@ -1,17 +1,24 @@
 """What copies send each other: compressed, in buckets, or only when they meet. Two ranks, started once."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from layout_ranks import STOPPED, run_groups, run_layouts
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from training_samples import make_text
 
 from pipelines.params import Network
 from pipelines.training.network import Exchange, Wire
 from pipelines.training.network.local import Meetings
+from pipelines.training.parallelism import Layout, SharedScaler
+from pipelines.training.ranks import Ranks
+from pipelines.training.signals import StopRequest
+from pipelines.training.step import _once
 
 pytestmark = pytest.mark.xdist_group("network")
 STEPS = 12
@@ -108,6 +115,48 @@ def test_transfers_are_timed(found: dict[str, dict[str, Any]]) -> None:
         Exchange(Wire(2), None, None, counted=True, timed=timed).metrics(1, 1.0).keys() for timed in (True, False)
     ]
     assert shares == [{"sent_mb_per_step", "network_share"}, {"sent_mb_per_step"}]  # a GPU only enqueues them
+
+
+def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:
+    """What an optimiser gets of PowerSGD's averages, in a group of one, where the loss's scale doubles so often."""
+    torch.manual_seed(0)
+    model, samples = nn.Linear(24, 24, bias=False), torch.randn(steps, 4, 24)
+    module, optimizer = DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.0)
+    network = Network.model_validate(POWERSGD | {"powersgd_rank": 1})
+    exchange = Exchange.of(network, module, optimizer, None, Wire(1))
+    scaler, seen = SharedScaler("cpu", enabled=True), []
+    scaler.set_growth_interval(growth_interval)
+
+    def forward_backward() -> tuple[torch.Tensor, int]:
+        loss = module(samples[session.state.step]).square().sum()
+        scaler.scale(loss).backward()
+        return loss.detach(), 1
+
+    def clip() -> torch.Tensor:
+        assert model.weight.grad is not None
+        seen.append(model.weight.grad.clone())
+        return model.weight.grad.norm()
+
+    session: Any = SimpleNamespace(
+        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), layout=Layout(), exchange=exchange,
+        scaler=scaler, optimizer=optimizer, clip=clip, ranks=Ranks(), device=torch.device("cpu"),
+    )  # fmt: skip
+    for session.state.step in range(steps):
+        _once(session, forward_backward, StopRequest(), 0.0)
+        optimizer.zero_grad()
+    assert scaler.get_scale() == 65536 * 2 ** (steps // growth_interval)
+    return seen
+
+
+def test_powersgds_errors_follow_the_scale_of_the_loss() -> None:
+    """In fp16 it doubles and halves, and gradients with it; what was not sent yet must not weigh half or double."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        constant, growing = unscaled_gradients(8, 100), unscaled_gradients(8, 3)
+    finally:
+        dist.destroy_process_group()
+    assert not torch.equal(constant[3], constant[4])
+    assert all(torch.equal(one, other) for one, other in zip(constant, growing, strict=True))
 
 
 class Alone(Meetings):

@@ -83,7 +83,7 @@ def train_ways(ws: Workspace, ranks: Ranks, *, folder: str, eval_every: int) -> 
     """What each rank does: the trainings one after the other, each kept in `folder` by rank 0. Raises Interrupted."""
     place, params = Path(folder), ws.params
     trains = {n: Train.model_validate(values) for n, values in json.loads((place / TRAINS).read_text()).items()}
-    device = pick_device(params.train.device, ranks.local_rank)
+    device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)
     with stop_on_signals(StopRequest()) as stop, joined(ranks, device, collective_timeout(params.compute)):
         missing = ranks.share([name for name in trains if not kept_file(place, name).is_file()])
         total = sum(trains[name].steps or 0 for name in missing)

@@ -6,7 +6,10 @@ python -m pipelines.training.launchers.agent FOLDER LAUNCHER_PID
 import json
 import os
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipelines import collector
 from pipelines.environment import expand
@@ -16,6 +19,8 @@ from pipelines.training.launchers.lifeline import die_with_parent
 from pipelines.training.launchers.placement import Placement, interfaces, place
 from pipelines.training.launchers.stacks import RECORDER
 from pipelines.training.launchers.watchdog import Late, Watchdog, kill
+from storage.atomic import write_atomically
+from storage.errors import Hung, ShardlineError
 
 AGENT_PID = "SHARDLINE_AGENT_PID"
 LOOPBACK = "127.0.0.1"
@@ -23,7 +28,7 @@ FAILURE, HUNG = "failure.json", "hung.json"
 
 
 def main(folder: str, launcher: str) -> int:
-    """Run the ranks; the first failure goes to failure.json. Returns the exit code."""
+    """Run the ranks; the first failure goes to failure.json. Returns the exit code, that of `Hung` where it was one."""
     die_with_parent(int(launcher))
     collector.rest()
     job = Job.load(Path(folder))
@@ -34,26 +39,35 @@ def main(folder: str, launcher: str) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as torchrun
 
-    def end(text: str, late: list[Late]) -> None:
-        """The ranks' end is torchrun's affair: it starts them again, or fails."""
-        print(f"shardline: {text}", file=sys.stderr, flush=True)
-        about = {"message": text, "processes": [rank.sign.pid for rank in late]}
-        (Path(folder) / HUNG).write_text(json.dumps(about))
-        kill(late)
-
+    ended: set[int] = set()
     try:
-        with Watchdog(Path(folder), compute.hang_timeout_s, end):
+        with Watchdog(Path(folder), compute.hang_timeout_s, partial(end_hung, Path(folder), ended)):
             torchrun([*_arguments(folder, job, placement), "-m", "pipelines.training.main", folder])
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         _fail(folder, rank=rank, exit_code=first.exitcode, process=first.pid)
-        return 1
+        return Hung.exit_code if first.pid in ended else 1
     except RendezvousError as error:
         _fail(folder, rendezvous=f"{type(error).__name__}: {error}")
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def end_hung(folder: Path, ended: set[int], text: str, late: list[Late]) -> None:
+    """Kill hung ranks, whose processes join `ended`; what follows is torchrun's affair: it starts them again, or fails.
+
+    Whether it can be said (hung.json, stderr) doesn't matter to that: the disk may be full, which may be why they hang.
+    """
+    processes = [rank.sign.pid for rank in late]
+    try:
+        with suppress(OSError):
+            print(f"shardline: {text}", file=sys.stderr, flush=True)
+        _write(folder / HUNG, {"message": text, "processes": processes})
+    finally:
+        ended.update(processes)
+        kill(late)
 
 
 def _prepare_environment(compute: Compute, placement: Placement) -> None:
@@ -95,7 +109,13 @@ def _arguments(folder: str, job: Job, placement: Placement) -> list[str]:
 
 
 def _fail(folder: str, **about: object) -> None:
-    (Path(folder) / FAILURE).write_text(json.dumps(about))
+    _write(Path(folder) / FAILURE, about)
+
+
+def _write(file: Path, about: dict[str, Any]) -> None:
+    """Whole or, on a full disk, not at all: the launcher then goes by the exit code."""
+    with suppress(OSError, ShardlineError):
+        write_atomically(file, json.dumps(about).encode())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ The last KEPT of a machine are kept. Ranks that something else has started have 
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -70,10 +71,10 @@ def write_outcome(folder: Path, error: BaseException | None) -> None:
 
 def _prune(parent: Path, host: str) -> None:
     """Remove the oldest folders of this machine; those of others on a shared disk are theirs, and so is one in use."""
-    ended = sorted(path.parent for path in parent.glob(f"*-{host}-*/{OUTCOME}"))
-    unfinished = [path for path in parent.glob(f"*-{host}-*") if path not in ended and not _in_use(path)]
+    of_this_one = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(host)}-\d+\+*")  # not of node-1, where this is node
+    own = sorted(path for path in parent.iterdir() if of_this_one.fullmatch(path.name))
     kept = KEPT * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    for folder in sorted([*ended, *unfinished])[:-kept]:
+    for folder in [path for path in own if (path / OUTCOME).is_file() or not _in_use(path)][:-kept]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -44,7 +44,8 @@ def answers(folder: Path, rank: int) -> Iterator[None]:
 def _record(folder: Path, rank: int) -> None:
     while True:
         signal.sigwait({signal.SIGUSR2})
-        write_flight(folder, rank)
+        with suppress(OSError):  # the disk may be full, and may have room the next time
+            write_flight(folder, rank)
 
 
 def write_flight(folder: Path, rank: int) -> Path | None:

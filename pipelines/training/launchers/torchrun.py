@@ -62,6 +62,8 @@ def explain(
     hung = _read(folder / HUNG)
     if hung and first.get("process") in hung["processes"]:
         return Hung(f"{hung['message']}\n{AGAIN}")
+    if code == Hung.exit_code:
+        return Hung(f"Training hung; which ranks did was said above, and could not be written to {folder}. {AGAIN}")
     if ours := [report for report in reports if report.ours]:
         return min(ours, key=lambda report: report.kind == Interrupted.__name__).error()
     if signum is not None:

@@ -72,7 +72,7 @@ class Watchdog:
         while not self._stop.wait(tick):
             now = time.monotonic()
             elapsed, last = min(now - last, 2 * tick), now
-            late = [sign for sign in _living(self._folder) if self._idle_for(sign, elapsed) > self._timeout]
+            late = [sign for sign in living(self._folder, self._only) if self._idle_for(sign, elapsed) > self._timeout]
             if late and (self._only is None or any(sign.pid == self._only for sign in late)):
                 self._hung()
                 self._idle.clear()
@@ -85,7 +85,7 @@ class Watchdog:
         return idle
 
     def _hung(self) -> None:
-        there = [sign for sign in _living(self._folder) if sign.step != RESTING]
+        there = [sign for sign in living(self._folder, self._only) if sign.step != RESTING]
         if self._only is not None:  # the others have watchdogs of their own, unless they are stopped
             there = [sign for sign in there if self._only == sign.pid or _status(sign.pid) in _MUTE]
         late = _where(self._folder, there, self._only)
@@ -110,9 +110,11 @@ class Watchdog:
         return "\n".join(lines)
 
 
-def _living(folder: Path) -> list[Sign]:
-    """The signs of ranks that still run; those that have died are torchrun's affair."""
-    return [sign for sign in signs(folder) if _status(sign.pid) not in ("gone", psutil.STATUS_ZOMBIE)]
+def living(folder: Path, only: int | None) -> list[Sign]:
+    """The signs of ranks that still run; those that have died are torchrun's affair. Without `only` they are this
+    process's children: the number of one that has died may have become another process's, which nobody must kill."""
+    there = [sign for sign in signs(folder) if _status(sign.pid) not in ("gone", psutil.STATUS_ZOMBIE)]
+    return there if only is not None else [sign for sign in there if _parent(sign.pid) == os.getpid()]
 
 
 def _where(folder: Path, there: list[Sign], only: int | None) -> list[Late]:
@@ -123,7 +125,7 @@ def _where(folder: Path, there: list[Sign], only: int | None) -> list[Late]:
         if sign.pid != only:
             ask(sign.pid)
             continue
-        with files[sign].open("a") as file:
+        with suppress(OSError), files[sign].open("a") as file:  # the disk may be full
             faulthandler.dump_traceback(file, all_threads=True)
         with suppress(Exception):  # without a recorder, the stacks have to do
             write_flight(folder, sign.rank)
@@ -150,6 +152,13 @@ def _status(pid: int) -> str:
         return str(psutil.Process(pid).status())
     except psutil.Error:
         return "gone"
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(psutil.Process(pid).ppid())
+    except psutil.Error:
+        return None
 
 
 def kill(late: list[Late]) -> None:

@@ -78,6 +78,18 @@ class Exchange:
         if self.power is not None:
             self.power.load({}, step)
 
+    def update(self, scaler: torch.amp.GradScaler) -> None:
+        """Let the loss scaler choose its next scale. What PowerSGD remembers are parts of scaled gradients: it
+        follows."""
+        if self.power is None or not scaler.is_enabled():
+            scaler.update()
+            return
+        before = scaler.get_scale()
+        scaler.update()
+        after = scaler.get_scale()
+        if after != before != 0:
+            self.power.rescale(after / before)
+
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Around a step's passes."""

@@ -83,6 +83,13 @@ class PowerSGD:
             if (factor := chunks.get(f"{FACTOR}/{name}")) is not None:
                 self.factors[parameter] = factor.data.to(parameter.device)
 
+    def rescale(self, factor: float) -> None:
+        """Between steps: gradients come `factor` times as large from now on. Makes new tensors, as a step does: those
+        of a checkpoint may not be written yet."""
+        self.errors = {parameter: error * factor for parameter, error in self.errors.items()}
+        for index, error in self.state.error_dict.items():
+            self.state.error_dict[index] = error * factor
+
     def _begin(self, step: int) -> None:
         """Without a memory; the random factors that it starts from are the same on all ranks."""
         self.errors, self.factors = {}, {}

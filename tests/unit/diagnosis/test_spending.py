@@ -83,7 +83,14 @@ def test_the_closing_line() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "first", "expected"),
-    [(None, 0, [0, 1]), (None, 2, [2, 3]), ("4, 6,7", 0, [4, 6]), ("4,6,7", 1, [6, 7]), ("GPU-8932f937", 0, [])],
+    [
+        (None, 0, [0, 1]),
+        (None, 2, [2, 3]),
+        ("4, 6,7", 0, [4, 6]),
+        ("4,6,7", 1, [6, 7]),
+        ("GPU-8932f937", 0, []),
+        ("4", 0, []),
+    ],
 )
 def test_energy_is_that_of_the_devices_in_use(visible: str | None, first: int, expected: list[int]) -> None:
     assert nvml_indices(first, 2, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected

@@ -1,6 +1,7 @@
 """Readers: what becomes rows, what is set aside and why."""
 
 import io
+import sys
 import tracemalloc
 
 import pyarrow as pa
@@ -75,10 +76,24 @@ def test_csv_values_may_hold_line_breaks_wherever_arrow_cuts_the_file() -> None:
 
 def test_jsonl_takes_the_memory_of_its_texts_once() -> None:
     data = b"".join(b'{"text": "%d %s"}\n' % (line, b"word " * 400) for line in range(2000))
+    read_jsonl("t.jsonl", data[:4000], Curate())  # imports what it needs
     tracemalloc.start()
     try:
         assert len(read_jsonl("t.jsonl", data, Curate()).ids) == 2000
         assert tracemalloc.get_traced_memory()[1] < 1.5 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_table_takes_little_more_of_python_s_memory_than_the_names_of_its_rows() -> None:
+    """Its cells are never Python's strings or numbers all at once."""
+    data = b"a,b,c,d,y\n" + b"0.12345,-1.98765,12.5,0.000012,cat\n" * 60_000
+    read_csv("t.csv", data[:4000], TABLE)  # imports what it needs
+    tracemalloc.start()
+    try:
+        names = read_csv("t.csv", data, TABLE).ids
+        peak, blocks = tracemalloc.get_traced_memory()[1], 3 << 20
+        assert peak < 1.2 * sum(8 + sys.getsizeof(name) for name in names) + blocks
     finally:
         tracemalloc.stop()
 
@@ -97,6 +112,16 @@ def test_parquet_reads_the_same_columns() -> None:
     assert read_parquet("bad.parquet", b"nonsense", TABLE).quarantined[0]["reason"].startswith("not a Parquet file")
 
 
+def test_a_parquet_file_with_a_damaged_page_is_set_aside() -> None:
+    file = io.BytesIO()
+    table = pa.table({"a": [number / 7 for number in range(20_000)], "y": [1] * 20_000})
+    pyarrow.parquet.write_table(table, file, compression="gzip", use_dictionary=False)
+    data = bytearray(file.getvalue())
+    data[1000:1100] = bytes(100)
+    (entry,) = read_parquet("t.parquet", bytes(data), TABLE).quarantined
+    assert (entry["name"], entry["reason"][:18]) == ("t.parquet", "not a Parquet file")
+
+
 def test_a_label_that_names_no_class_is_refused() -> None:
     sink = io.BytesIO()
     pyarrow.parquet.write_table(pa.table({"a": [1.0], "y": [[1, 2]]}), sink)
@@ -112,6 +137,12 @@ def test_images_must_decode_whole() -> None:
     assert rows.table.to_pydict() == {"image": [whole], "height": [4], "width": [5], "label": ["cat"]}
     assert "not decodable" in read_image("cat/1.png", whole[: len(whole) // 2], Curate()).quarantined[0]["reason"]
     assert "folder for each class" in read_image("1.png", whole, Curate()).quarantined[0]["reason"]
+
+
+def test_what_is_no_image_has_the_same_reason_each_time() -> None:
+    """The quarantine is part of the version."""
+    first, second = (read_image("cat/1.png", data, Curate()).quarantined for data in (b"none", b"no more"))
+    assert first == second == [{"name": "cat/1.png", "reason": "not decodable: of no known image format"}]
 
 
 def test_text_is_utf8() -> None:

@@ -12,7 +12,7 @@ from fsspec.implementations.ftp import FTPFileSystem
 from fsspec.implementations.github import GithubFileSystem
 
 from pipelines.ingest.fetch import IngestStage
-from pipelines.ingest.sources import _urls, list_sources
+from pipelines.ingest.sources import Fingerprints, _urls, list_sources
 from pipelines.params import Ingest
 from storage.errors import SourceError
 from storage.lake import Zone
@@ -97,6 +97,24 @@ def test_fingerprints_follow_content(tree: Path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"a.txt"}
 
 
+def test_a_scan_that_is_cut_off_goes_on_where_it_was(tree: Path) -> None:
+    paths = [tree / f"{number:03d}.txt" for number in range(150)]
+    for path in paths:
+        path.write_text(path.name)
+    marks = Fingerprints(tree / "state" / "fingerprints.db")
+    with marks, pytest.raises(IsADirectoryError):
+        marks.of([str(path) for path in (*paths, tree)])  # a folder has no digest
+    with marks:
+        assert set(map(str, paths[:128])) <= set(marks._known)
+
+
+def test_a_damaged_list_of_fingerprints_is_made_anew(tree: Path) -> None:
+    """By a power cut, say: it is a cache."""
+    before = names(tree, "in")
+    (tree / "state" / "fingerprints.db").write_text("no database at all, but as long as its head is" * 9)
+    assert names(tree, "in") == before
+
+
 def test_the_standard_library_is_there(tree: Path) -> None:
     listed = names(tree, "{python_stdlib}/*.py")
     assert {"ast.py", "os.py"} <= set(listed)
@@ -106,6 +124,21 @@ def test_links_to_files_count_in_folders_and_globs(tree: Path) -> None:
     (tree / "in" / "link.txt").symlink_to(tree / "in" / "a.txt")
     assert "link.txt" in names(tree, "in")
     assert "link.txt" in names(tree, "in/**")
+
+
+def test_links_to_nothing_are_named_unless_they_are_left_out(tree: Path) -> None:
+    for number in range(5):
+        (tree / "in" / f"lost{number}.txt").symlink_to(tree / "far" / f"{number}.txt")
+    (tree / "in" / "sub" / "circle.md").symlink_to("circle.md")
+    for source in ("in", "in/**", "in/**/*.txt"):
+        with pytest.raises(SourceError, match=r"links that lead to nothing: lost0\.txt → .*/far/0\.txt, .*, …\. Mend"):
+            names(tree, source)
+    with pytest.raises(
+        SourceError, match=r": 1 of its files are links that lead to nothing: circle\.md → circle\.md\."
+    ):
+        names(tree, "in/sub/*")
+    assert names(tree, "in/*/*.md", exclude=["**/circle.md"]) == ["sub/e.md"]
+    assert names(tree, "in/*.txt", exclude=["lost*"]) == ["a.txt"]
 
 
 def test_links_to_folders_are_followed_but_not_in_a_circle(tree: Path) -> None:

@@ -1,10 +1,13 @@
 """Plan, work, commit: what is worked again and what isn't."""
 
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from conftest import TINY, write_params
 
+from pipelines import locks
 from pipelines.executors import PoolExecutor
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import Item, Result, Summary, group, journal_of, run
@@ -177,3 +180,53 @@ def test_a_source_file_that_is_compressed_is_not_taken_for_damaged(recipe: Path)
         zone.verify(record["path"], record["digest"])
     assert curated.quarantined == 1
     assert make(recipe, "ingest")[0].worked == 0
+
+
+def test_two_runs_of_a_stage_take_turns(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what one commits would sweep away what the other has made, and names in a manifest of its own."""
+    make(recipe, "ingest")
+    ws = Workspace.open(recipe)
+    write_params(recipe, {**TINY, "curate": {**TINY["curate"], "files_per_object": 4}})  # type: ignore[dict-item]
+    waits = threading.Event()
+    monkeypatch.setattr(locks, "say", lambda text: waits.set())
+    other = threading.Thread(target=make, args=(recipe, "curate"))
+
+    class Meanwhile:
+        def map(self, work, items):  # type: ignore[no-untyped-def]
+            yield work(items[0])
+            other.start()
+            while other.is_alive() and not waits.wait(0.01):
+                pass
+            yield from map(work, items[1:])
+
+    zone = ws.zone("curated")
+    summary = run(data_stage("curate", ws), journal_of(ws, "curate"), ws.params.compute, Meanwhile())
+    other.join()
+    assert waits.is_set(), set(summary.manifest.table["path"].to_pylist()) - set(zone.sizes())
+    assert set(zone.manifest().table["path"].to_pylist()) == set(zone.sizes())
+    assert zone.manifest().table.num_rows > summary.manifest.table.num_rows  # the later run's
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_file_that_changes_while_it_is_ingested_is_not_known_by_what_it_was(recipe: Path, crashes: bool) -> None:
+    """Else, once it is again what it was, the zone would go on with the other content."""
+    file = recipe / "texts" / "doc000.txt"
+    before = file.read_text()
+    expected = make(recipe, "ingest")[0].manifest.digest
+    (recipe / "data" / "raw" / "manifest.arrow").unlink()
+    ws = Workspace.open(recipe)
+    stage, journal = data_stage("ingest", ws), journal_of(ws, "ingest")
+
+    class Changes:
+        def map(self, work, items):  # type: ignore[no-untyped-def]
+            file.write_text("other")
+            yield work(items[0])
+            if crashes:
+                raise KeyboardInterrupt
+            yield from map(work, items[1:])
+
+    with pytest.raises(KeyboardInterrupt) if crashes else nullcontext():
+        assert run(stage, journal, ws.params.compute, Changes()).manifest.digest != expected
+        assert make(recipe, "ingest")[0].worked == 0  # it is as it was read
+    file.write_text(before)
+    assert make(recipe, "ingest")[0].manifest.digest == expected

@@ -1,11 +1,12 @@
-"""What a packaged model needs installed, by what its own code imports."""
+"""What a packaged model needs installed, by what its own code imports; and how a package comes to its place."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 from training_samples import make_points
 
-from pipelines.release.build import _copy_code, imported_distributions
+from pipelines.release.build import _copy_code, _fresh_folder, _put_in_place, imported_distributions
 from pipelines.release.interface import requirements
 
 
@@ -40,3 +41,17 @@ def test_what_a_model_of_ones_own_imports_beside_it_comes_along(
     assert copied == {"model_of_mine.py", "layers_of_mine.py", "blocks_of_mine"}
     assert (tmp_path / "code" / "blocks_of_mine" / "one.py").is_file()
     assert not (tmp_path / "code" / "unused.py").exists()
+
+
+def test_a_package_comes_to_its_place_in_one_step_wherever_the_state_lies(tmp_path: Path) -> None:
+    """Whose folder is linked to another file system, say."""
+    ws = make_points(tmp_path / "recipe")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        ws.state.symlink_to(elsewhere)
+        (ws.package.parent / ".package.killed").mkdir()
+        for content in ("first", "second"):
+            with _fresh_folder(ws) as folder:
+                (folder / "MLmodel").write_text(content)
+                _put_in_place(folder, ws.package)
+            assert (ws.package / "MLmodel").read_text() == content
+            assert not list(ws.package.parent.glob(".package.*"))

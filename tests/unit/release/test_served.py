@@ -79,7 +79,11 @@ def test_columns_are_found_by_name_whatever_their_order():
     ("text", "message"),
     [
         ("width,height\n1,2\n", r"lacks 1 of the model's 3 columns: mean area\. It has: width, height"),
-        ("width,mean area,height\n1,2,3\n1,x,3\n", r"row 2, column 'mean area': 'x' is not a number"),
+        ("width,mean area,height\n1,2,3\n1,x,3\n", r"row 2, column 'mean area': 'x' is not a finite number"),
+        ("width,mean area,height\n1,2,3\n1,2,nan\n", r"row 2, column 'height': 'nan' is not a finite number"),
+        ("width,mean area,height\n1e39,2,3\n", r"row 1, column 'width': '1e39' is not a finite number"),
+        ("width,mean area,height\n1,,3\n", r"row 1, column 'mean area': '' is not a finite number"),
+        ("width,mean area,height,width\n1,2,3,4\n", r"the header has width twice"),
         ("width,mean area,height\n1,2\n", r"table\.csv:2: 2 fields where the header has 3"),
         (b"width\n\xff\xfe\n", r"not a CSV file in UTF-8"),
     ],
@@ -89,6 +93,14 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, text, message):
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
         list(predictions(served("table"), [file]))
+
+
+def test_tabs_separate_tsv_as_in_curate(tmp_path):
+    answers = []
+    for name, between in (("t.csv", ","), ("t.TSV", "\t")):
+        (tmp_path / name).write_text("width,other,mean area,height\n1,x,2,3\n".replace(",", between))
+        answers.append([answer for _, answer in predictions(served("table"), [tmp_path / name])])
+    assert answers[0] == answers[1]
 
 
 def test_rows_of_a_table_are_named_by_their_line(tmp_path):
@@ -143,6 +155,16 @@ def test_the_separator_ends_the_text():
 
 def test_an_empty_prompt_begins_a_document():
     assert served("text").encode("") == [TEXT["separator"]]
+
+
+@pytest.mark.parametrize("samples", ["windows", "documents"])
+def test_without_a_separator_a_prompt_begins_as_documents_do_and_an_empty_one_is_refused(samples):
+    spec = {name: value for name, value in TEXT.items() if name != "separator"} | {"vocab_size": 256}
+    config = ModelConfig({"name": "m", "args": {}}, spec, 16, "language", "0", samples=samples)
+    model = Served(torch.nn.Identity(), config)
+    assert model.encode("ab") == [97, 98]
+    with pytest.raises(DataError, match=r"prompt is empty.* no separator"):
+        model.encode("")
 
 
 def test_an_unknown_encoding_is_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.streaming import Ragged, Stream
-from storage.errors import LakeError, ParamsError
+from storage.errors import DataError, LakeError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import encode_samples, encode_tokens
@@ -42,13 +42,13 @@ def manifest(zone: Zone, documents: Documents) -> Manifest:
     return publish(zone, documents)
 
 
-def publish(zone: Zone, documents: Documents) -> Manifest:
+def publish(zone: Zone, documents: Documents, spec: dict[str, Any] = SPEC) -> Manifest:
     records, names = [], list(documents)
     for part in (names[:60], [], names[60:100], names[100:]):
         tokens = np.array([token for name in part for token in documents[name]], np.uint16)
         offsets = np.cumsum([0, *(len(documents[name]) for name in part)])
         records.append(record(zone, encode_tokens(tokens, offsets, part), len(part), len(tokens)))
-    return zone.commit(Manifest.build("shards", records, kind="tokens", spec=SPEC))
+    return zone.commit(Manifest.build("shards", records, kind="tokens", spec=spec))
 
 
 def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
@@ -162,3 +162,18 @@ def test_what_does_not_go_together_is_refused(zone: Zone, manifest: Manifest, tm
     samples = other.commit(Manifest.build("shards", [record(other, data, 3)], kind="samples", spec=spec))
     with pytest.raises(ParamsError, match=r"leave stream\.samples at windows"):
         make(other, samples)
+
+
+def test_documents_that_end_differently_are_not_mixed(zone: Zone, manifest: Manifest, documents: Documents) -> None:
+    """The tokens of one batch are gathered alike, so the other's would end with a token that its data never has."""
+    bare = {name: value for name, value in SPEC.items() if name != "separator"}
+    for spec, ends in ((SPEC | {"separator": 0}, "0"), (bare, "None")):
+        mixed = {"a": manifest, "b": publish(zone, documents, spec)}
+        with pytest.raises(
+            DataError, match=f"'a' and 'b' of the mixture have the separators 256 and {ends}, but whole"
+        ):
+            Stream(
+                dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9, samples="documents"
+            )
+        with Stream(dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9) as stream:
+            assert next(stream)["tokens"].shape == (6, 10)  # windows have separators as the shards have them

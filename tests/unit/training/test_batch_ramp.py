@@ -139,7 +139,7 @@ def test_epochs_rates_caches_and_other_trainers_know_the_ramp(tmp_path: Path) ->
     with open_session(ws, Ranks()) as session:
         assert session.steps == 14
         assert [planned(session, step) for step in (4, 5)] == [{"batch_size": 4.0}, {"batch_size": 8.0}]
-        loader = Loader(session.stream, session.task, session.ranks, session.device)
+        loader = Loader(session.stream, session.task, session.ranks, session.device, session.layout)
         assert [sum(1 for _ in loader) for _ in range(3)] == [11, 5, 5]
     assert len(list(_ahead(ws, 0, 2))) == 3
     params = ws.params.model_copy(update={"train": ws.params.train.model_copy(update={"ranks": 8})})

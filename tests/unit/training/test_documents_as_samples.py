@@ -150,7 +150,7 @@ def test_replays_and_loaders_count_what_counts(tmp_path: Path) -> None:
     ws = make(tmp_path)
     known = documents(ws, "train")
     with open_session(ws, Ranks()) as s:
-        for batch in islice(Loader(s.stream, s.task, s.ranks, s.device), 5):
+        for batch in islice(Loader(s.stream, s.task, s.ranks, s.device, s.layout), 5):
             assert batch["count"] == (batch["targets"] != IGNORED).sum()
             assert batch["weight"] * batch["count"] == 1
         s.stream.set_epoch(0)

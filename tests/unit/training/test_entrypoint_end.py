@@ -32,7 +32,7 @@ class Second(Ranks):
     def share(self, value: Any) -> Any:
         return self.saved
 
-    def sum(self, *values: float | torch.Tensor, device: torch.device) -> list[float]:
+    def sum(self, *values: float | torch.Tensor, device: torch.device, group: Any = None) -> list[float]:
         return [self.stopped + float(value) for value in values]
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from pipelines.params import Params
 from pipelines.training.launchers.logs import KEPT, OUTCOME, _Tee, job_folder
 from pipelines.training.launchers.stacks import read_place
+from pipelines.training.launchers.watchdog import living
 from pipelines.training.memory import out_of_memory
-from pipelines.training.pulse import RESTING, beat, pulse, rest, signs
+from pipelines.training.pulse import _RECORD, RESTING, beat, pulse, rest, signs
 from storage.errors import Hung, Interrupted, OutOfMemory
 
 
@@ -42,7 +44,8 @@ def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_runnin
     logs, host = tmp_path / "logs", socket.gethostname()
     running = logs / f"20200101-000000-{host}-{os.getpid()}"
     other = logs / "20200101-000000-other.host-1"
-    for folder in (running, other):
+    alike = [logs / f"20200101-000000-{name}-999999999" for name in (f"{host}-1", f"a-{host}")]
+    for folder in (running, other, *alike):
         folder.mkdir(parents=True)
     dead = logs / f"20200102-000000-{host}-999999999"
     dead.mkdir()
@@ -50,9 +53,9 @@ def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_runnin
         with job_folder(tmp_path) as newest:
             pass
     left = [path for path in logs.iterdir() if path.name != "latest"]
-    assert {running, other, newest} <= set(left)
+    assert {running, other, newest, *alike} <= set(left)
     assert dead not in left
-    assert len(left) == 2 + KEPT + 1  # the newest is made after the cut
+    assert len(left) == 2 + len(alike) + KEPT + 1  # the newest is made after the cut
 
 
 def test_signs_of_life(tmp_path: Path) -> None:
@@ -70,6 +73,16 @@ def test_signs_of_life(tmp_path: Path) -> None:
         rest()
         assert signs(tmp_path)[0].step == RESTING
     assert signs(tmp_path)[0].step == RESTING
+
+
+def test_a_process_that_has_a_dead_ranks_number_is_not_the_agents_to_kill(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        for local_rank, pid in enumerate((os.getppid(), child.pid)):
+            (tmp_path / f"pulse-{local_rank}").write_bytes(_RECORD.pack(local_rank, 2, pid, 3, 0.0))
+        assert [sign.rank for sign in living(tmp_path, None)] == [1]
+        child.kill()
+        child.wait()
+        assert living(tmp_path, None) == []
 
 
 DUMP = """

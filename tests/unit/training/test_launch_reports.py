@@ -111,3 +111,9 @@ def test_machines_that_do_not_meet_are_told_what_to_check(tmp_path: Path) -> Non
     text = str(meaning(tmp_path, 1))
     for said in ("did not meet", "compute.rendezvous", "compute.nodes=1", "same parameters"):
         assert said in text
+
+
+def test_a_hang_is_told_by_the_exit_code_where_nothing_could_be_written(tmp_path: Path) -> None:
+    found = meaning(tmp_path, 75)
+    assert isinstance(found, Hung)
+    assert "could not be written" in str(found)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_samples import make_points
+import torch.distributed as dist
+from training_samples import make_points, make_text
 
 from pipelines.training import loader
 from pipelines.training.device import arrived
 from pipelines.training.loader import Loader
+from pipelines.training.parallelism import Layout
 from pipelines.training.ranks import Ranks
 from pipelines.training.session import open_session
 
@@ -20,7 +22,7 @@ def test_a_batchs_memory_is_kept_until_the_device_has_copied_it(
     waited: list[int] = []
     with open_session(make_points(tmp_path), Ranks()) as s:
         monkeypatch.setattr(loader, "arrived", lambda device: lambda: waited.append(s.stream.state_dict()["step"]))
-        batches = iter(Loader(s.stream, s.task, s.ranks, s.device))
+        batches = iter(Loader(s.stream, s.task, s.ranks, s.device, s.layout))
         next(batches)
         assert waited == []
         next(batches)
@@ -28,3 +30,18 @@ def test_a_batchs_memory_is_kept_until_the_device_has_copied_it(
         batches.close()  # type: ignore[attr-defined]
         assert waited == [1, 2]
     assert arrived(torch.device("cpu"))() is None
+
+
+def test_targets_are_counted_without_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the device meta no value comes back, so nothing waits for it. A group of one stands for the ranks' hosts."""
+    monkeypatch.setattr(loader, "arrived", lambda device: lambda: None)
+    device, ranks = torch.device("meta"), Ranks(0, 2)
+    with open_session(make_text(tmp_path, stream={"batch_size": 8, "documents": True}), Ranks()) as s:
+        expected = s.task.counted(s.stream[0].arrays)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            for layout, count in ((Layout(), expected), (Layout((1, 1, 1, 2), 1), 1)):  # another rank speaks
+                batches = iter(Loader(s.stream, s.task, ranks, device, layout, ranks.host_group(device)))
+                assert next(batches)["count"] == count
+        finally:
+            dist.destroy_process_group()

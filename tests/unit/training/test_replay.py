@@ -54,10 +54,9 @@ def batches_of(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[tuple[lis
         seen.append((list(batch.ids()), float(loss) / targets))
         return loss, targets
 
-    monkeypatch.setattr(loop, "forward_backward", noting)
-    train(ws)
-    monkeypatch.undo()
-    without_mlflow()
+    with monkeypatch.context() as patch:  # undone at once; the fixture's patches stay, and are undone at the end
+        patch.setattr(loop, "forward_backward", noting)
+        train(ws)
     return seen
 
 

@@ -38,6 +38,20 @@ class Model(nn.Module):
         return self.head(x) * (float("nan") if self.training and first <= Model.calls <= last else 1.0)
 """
 
+#: Has a finite loss, and a gradient that is not a number: infinite times zero.
+ROOTLESS = """
+import torch
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self, *, in_features, num_classes, mean, std):
+        super().__init__()
+        self.head = nn.Linear(in_features, num_classes)
+
+    def forward(self, x):
+        return self.head(x) + torch.sqrt(self.head.weight.square().sum() * 0)
+"""
+
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -98,6 +112,16 @@ def test_backing_off_goes_on_from_the_checkpoint_with_a_lower_rate(
 def test_a_training_without_one_finite_step_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ws = with_train(make_broken(tmp_path / "none", monkeypatch, "1-9", nonfinite="skip"), steps=3)
     with pytest.raises(DataError, match="Not one of the 3 steps had a finite loss"):
+        train(ws)
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_a_training_in_fp16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss scaler leaves out each step, halves its scale, and would do so to the end, with nothing learnt."""
+    (tmp_path / "rootless.py").write_text(ROOTLESS)
+    ws = make_points(tmp_path, model={"name": "rootless:Model"}, train={"steps": 20, "precision": "fp16"})
+    with pytest.raises(DataError, match=r"Step 18: loss .*, gradient norm nan"):  # 65536 has been halved 17 times
         train(ws)
 
 
