@@ -29,6 +29,7 @@ from flows.version import version
 from flows.warm import warm
 from pipelines import versions
 from pipelines.caches import is_cached, keep_embedded
+from pipelines.repro import summary
 from pipelines.workspace import Workspace
 
 UP_TO_DATE = "up to date"
@@ -50,6 +51,7 @@ def pipeline(recipe: Recipe = RECIPE, force: Force = False, push: bool = True, r
             pushed = version(recipe, push=push)
         finally:
             publish_summary(ws, outcomes, pushed)
+    get_run_logger().info("\n%s", summary(ws))
     return {stage: outcome.did for stage, outcome in outcomes.items()}
 
 

@@ -4,7 +4,6 @@ import functools
 import inspect
 import signal
 import sys
-from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -66,7 +65,12 @@ def by_hand(flow: Flow[..., Any]) -> NoReturn:
     temporary server serves it where no PREFECT_API_URL is set, and ends with it, SIGTERM included."""
     signal.signal(signal.SIGTERM, _leave)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    run: Callable[..., Any] = functools.wraps(flow.fn)(lambda **parameters: flow(**parameters))
+
+    @functools.wraps(flow.fn)
+    def run(**parameters: Any) -> Any:
+        open_recipe(parameters["recipe"])  # says what is wrong with it, before a server starts for that
+        return flow(**parameters)
+
     app.command(help=inspect.getdoc(flow.fn))(run)
     try:
         app()

@@ -1,6 +1,8 @@
 """What a person asks of a project: its recipes, parameters, zones and runs."""
 
+import errno
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,13 +14,17 @@ from rich.table import Table
 from pipelines.ingest.stage import DUPLICATES, QUARANTINE, human_bytes
 from pipelines.params import FILENAME, describe, load_params, suggestion
 from pipelines.progress import progress, say
-from pipelines.workspace import Workspace, project_root
+from pipelines.workspace import INTO_THE_PROJECT, Workspace, project_root
 from pipelines.workspace import recipes as find_recipes
 from storage.errors import DataError, DigestError, LakeError, ParamsError, ShardlineError
 from storage.lake import ZONES
 
 if TYPE_CHECKING:
     from storage.manifest import Manifest
+
+
+_HIDDEN = ("key", "stats", "digest")  # columns of manifests that tell a person nothing
+_MOST = 10  # objects whose errors are shown
 
 
 def _table(*columns: str) -> Table:
@@ -33,8 +39,10 @@ def _print(table: Table) -> None:
 
 
 def show_recipes() -> None:
-    """One row a recipe."""
+    """One row a recipe. Raises ParamsError where there is none."""
     project = project_root()
+    if not find_recipes(project):
+        raise ParamsError(f"No recipes: {project} has neither {FILENAME} nor recipes/*/{FILENAME}. {INTO_THE_PROJECT}")
     table = _table("recipe", "sources", "model", "data", "promoted")
     for name, folder in find_recipes(project).items():
         try:
@@ -53,11 +61,20 @@ def show_params(prefix: str | None) -> None:
     """One row a parameter."""
     rows = [row for row in describe() if row[0].startswith(prefix or "")]
     if not rows:
-        raise ParamsError(f"No parameter starts with {prefix!r}{suggestion(str(prefix), [r[0] for r in describe()])}")
+        raise ParamsError(f"No parameter starts with {prefix!r}{_near(str(prefix))}")
     table = _table("parameter", "type", "default", "meaning")
     for row in rows:
         table.add_row(*row)
     _print(table)
+
+
+def _near(name: str) -> str:
+    """The parameters of that name in some section, else the nearest one, else the sections."""
+    names = [row[0].partition(" (")[0] for row in describe()]
+    if same := [known for known in names if known.endswith(f".{name}")]:
+        return f". Did you mean {' or '.join(dict.fromkeys(same))}?"
+    sections = list(dict.fromkeys(known.partition(".")[0] for known in names))
+    return suggestion(name, names, instead=sections)
 
 
 def show_zone(ws: Workspace, name: str) -> None:
@@ -78,9 +95,11 @@ def show_zone(ws: Workspace, name: str) -> None:
         say(f"set aside {sum(1 for _ in (zone.folder / QUARANTINE).open())}, see {zone.folder / QUARANTINE}")
     if (zone.folder / DUPLICATES).is_file():
         say(f"left out duplicates, see {zone.folder / DUPLICATES}")
-    columns = [c for c in manifest.table.column_names if c not in ("key", "stats", "digest")]
+    shown = [name for name in manifest.table.column_names if name not in _HIDDEN]
+    rows = manifest.table.slice(0, 10).select(shown).to_pylist()
+    columns = [name for name in shown if any(row[name] for row in rows)]
     table = _table(*columns)
-    for row in manifest.table.slice(0, 10).select(columns).to_pylist():
+    for row in rows:
         table.add_row(*(str(row[column]) for column in columns))
     _print(table)
     if manifest.table.num_rows > 10:
@@ -124,19 +143,41 @@ def verify_zones(ws: Workspace, name: str | None) -> None:
                 advance()
         say(f"{zone_name}: {manifest.table.num_rows - bad} objects as the manifest says, {bad} not")
     if damaged:
-        raise DataError("\n".join(damaged))
+        more = f"\n… and {len(damaged) - _MOST} more" if len(damaged) > _MOST else ""
+        raise DataError("\n".join(damaged[:_MOST]) + more)
 
 
 def open_ui(host: str, port: int) -> None:
-    """Become `mlflow ui` over the project's store."""
+    """Become `mlflow ui` over the project's store. Raises ParamsError for a folder without a project, and for a port
+    on which something listens."""
     project = project_root()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project}/.shardline/mlflow/mlflow.db"
     if uri.startswith(("http://", "https://")):
         say("The runs are on the server that MLFLOW_TRACKING_URI names: open its address in a browser.")
         return
+    if not (os.environ.get("MLFLOW_TRACKING_URI") or find_recipes(project)):  # a typo's empty store would be left
+        raise ParamsError(f"No runs: {project} is no project. {INTO_THE_PROJECT}")
+    _ask_for(host, port)
     # One worker is up in a fraction of the time of mlflow's four, and a person alone keeps none of them busy.
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     command += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # more processes, for judges of answers
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of MLflow's own code about its libraries
     say(f"http://{host}:{port} shows the runs of {uri}; Ctrl-C ends it.")
     os.execv(sys.executable, command)
+
+
+def _ask_for(host: str, port: int) -> None:
+    """Raises ParamsError where one cannot listen: MLflow's server would say so among its lines, and leave with 0."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a UI that has just ended
+            listener.bind(address)
+    except OSError as error:
+        taken = " Another program (another `make ui`?) listens there." if error.errno == errno.EADDRINUSE else ""
+        other = port % 65535 + 1
+        raise ParamsError(
+            f"The UI cannot listen on {host}, port {port}: {error.strerror or error}.{taken} Choose another place with "
+            f"--port or --host: `shardline ui --port {other}`, `make ui ARGS='--port {other}'`."
+        ) from error

@@ -17,8 +17,10 @@ from types import FrameType
 from typing import Any
 
 from pipelines.ingest.fetch import changed_sources
+from pipelines.preflight import check
 from pipelines.progress import say
-from pipelines.workspace import DEFAULT_RECIPE, Workspace, project_root, recipe_folder
+from pipelines.tracking.store import link
+from pipelines.workspace import DEFAULT_RECIPE, INTO_THE_PROJECT, Workspace, project_root, recipe_folder
 from storage.atomic import write_atomically
 from storage.errors import ParamsError, SourceError
 
@@ -40,7 +42,8 @@ def _repro(ws: Workspace, *, force: bool, until: str | None) -> int:
         changed = changed_sources(ws)
     except SourceError as error:  # a clone with pulled data, away from the sources
         changed = []
-        say(f"The sources were not asked for changes; going on with the raw data that is here. {error}")
+        if ws.zone("raw").complete:  # else ingest says the same
+            say(f"The sources were not asked for changes; going on with the raw data that is here. {error}")
     if changed:
         names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         say(f"{len(changed)} source files changed: {names}")
@@ -56,10 +59,18 @@ def open_recipe(recipe: str | None) -> Workspace:
     """The recipe's workspace, with its dvc.yaml in place: a copy of the project's where it has none of its own."""
     project = project_root()
     if not (project / ".dvc").is_dir():
-        raise ParamsError(f"{project} is no DVC project. Run `git init && dvc init` here, or change to one.")
+        raise ParamsError(
+            f"{project} is no DVC project. {INTO_THE_PROJECT} In a copy without git: `git init && dvc init`."
+        )
     folder = Path.cwd() if recipe is None else recipe_folder(project, recipe)
     ws = Workspace.open(folder)
+    check(ws)
     if not (folder / PIPELINE).is_file():
+        if not (project / PIPELINE).is_file():
+            raise ParamsError(
+                f"{folder} has no {PIPELINE}, which says what depends on what, and neither has {project}. Copy it from "
+                "the root of Shardline's repository, or put the recipe into its folder recipes/."
+            )
         write_atomically(folder / PIPELINE, (project / PIPELINE).read_bytes())
     return ws
 
@@ -124,7 +135,6 @@ def summary(ws: Workspace) -> str:
     """A few lines: data version, metric against its baseline, registry, how to open the run."""
     metrics = _json(ws.metrics("evaluate"))
     promotion = _json(ws.promotion)
-    run = _json(ws.model / "run.json")
     gate = ws.params.promote.gate
     value = _dig(metrics, gate.metric)
     line = f"{gate.metric} {value:.4f}" if isinstance(value, int | float) else f"{gate.metric} not measured"
@@ -138,9 +148,15 @@ def summary(ws: Workspace) -> str:
             f"data     {ws.zone('shards').manifest().digest[:12]} (shards; `shardline show{here}`)",
             f"result   {line}",
             f"model    {_outcome(promotion)}",
-            f"run      {run.get('run_id') or 'not tracked'} in experiment {name} (`make ui`, then http://127.0.0.1:5000)",
+            f"run      {where_is_the_run(ws)}",
         ]
     )
+
+
+def where_is_the_run(ws: Workspace) -> str:
+    """How to open the run that made the present model."""
+    run = _json(ws.model / "run.json").get("run_id")
+    return link(ws.tracking_uri, "runs", run) if run else "not tracked"
 
 
 def _outcome(promotion: dict[str, Any]) -> str:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipelines.params import FILENAME, Params, load_params
+from pipelines.params import FILENAME, Params, load_params, suggestion
 from storage.errors import ParamsError
 from storage.lake import Zone, open_zone
 
 STATE = ".shardline"
 DEFAULT_RECIPE = "python_lm"
+INTO_THE_PROJECT = "Change to the folder of your checkout (the one with dvc.yaml), or below it."
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -33,8 +34,8 @@ def recipe_folder(project: Path, recipe: str | None) -> Path:
         return project
     folder = project / "recipes" / recipe
     if not (folder / FILENAME).is_file():
-        known = ", ".join(recipes(project))
-        raise ParamsError(f"No recipe {recipe!r}: {folder / FILENAME} does not exist. Known recipes: {known}.")
+        near = suggestion(recipe, list(recipes(project)))
+        raise ParamsError(f"No recipe {recipe!r}: {folder / FILENAME} does not exist{near} See `shardline recipes`.")
     return folder
 
 

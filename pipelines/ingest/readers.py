@@ -206,7 +206,8 @@ def _features(name: str, columns: list[str], params: Curate) -> list[str]:
         if column not in columns:
             from pipelines.params import suggestion
 
-            raise DataError(f"{name}: no column {column!r}{suggestion(column, columns)}")
+            setting = "curate.label" if column == params.label else "curate.features"
+            raise DataError(f"{setting}: {name} has no column {column!r}{suggestion(column, columns)}")
     if twice := sorted({c for c in (params.label, *features) if columns.count(c) > 1}):
         raise DataError(f"{name}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
     if ID in features or "label" in features:

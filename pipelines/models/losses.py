@@ -86,12 +86,7 @@ def _find(name: str, task: Task) -> Criterion:
         return found
     if name in own:
         return own[name]
-    if name in {*CLASSES, *NUMBERS}:
-        raise ParamsError(f"train.loss={name!r} is not for {task.name}: that has {', '.join(own)}.")
-    raise ParamsError(
-        f"train.loss={name!r}: no such loss{suggestion(name, [AUTO, *own])} "
-        "A loss of your own is named by its import path, package.module:function."
-    )
+    raise ParamsError(f"train.loss={name!r} is not for {task.name}: that has {', '.join(own)}.")
 
 
 def _check_sum(name: str, criterion: Criterion, task: Task, spec: Mapping[str, Any]) -> None:

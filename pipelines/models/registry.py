@@ -54,6 +54,11 @@ def build_model(
             raise ParamsError(f"model.args.{arg}: model {name!r} takes no such argument{suggestion(arg, known)}")
     given = {key: value for key, value in facts.items() if key in named} | args
     missing = [p for p in named if parameters[p].default is inspect.Parameter.empty and p not in given]
+    if "vocab_size" in missing:
+        raise ParamsError(
+            f"model.name={name!r} is for text: it needs {', '.join(missing)}, which data of numbers or images has not. "
+            f"Facts of this data: {', '.join(facts)}. See docs/models.md for models of such data."
+        )
     if missing:
         raise ParamsError(
             f"model {name!r} needs {', '.join(missing)}, which the data does not give: set model.args.{missing[0]}. "

@@ -1,5 +1,6 @@
 """From sources to batches: lake, ingest, curate, shard, stream."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,9 @@ from pipelines.params.ramp import Ramp, check_ramp
 from pipelines.params.section import Section
 from storage.secret import mask
 
+#: What was meant as a URL and is none: s3//bucket, s3:/bucket.
+_HALF_A_URL = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?|memory)(?!://)[:/]+")
+
 
 class Lake(Section):
     """Where the zones lie."""
@@ -16,7 +20,17 @@ class Lake(Section):
     url: str | None = None
     """Root URL of the lake (s3://bucket/prefix, gs://…, a folder). None: beside the manifests, in data/."""
     zones: dict[Literal["raw", "curated", "shards"], str] = {}
-    """A URL of its own for a zone (hybrid and multi-cloud): {shards: s3://…}."""
+    """A URL of its own for a zone (hybrid and multi-cloud), a line each: shards: s3://…"""
+
+    @model_validator(mode="after")
+    def _are_urls_or_folders(self) -> "Lake":
+        for url in [self.url, *self.zones.values()]:
+            if url and (scheme := _HALF_A_URL.match(url)):
+                raise ValueError(
+                    f"{mask(url)} would be a folder of this machine. A URL begins with {scheme[1]}://; the folder is "
+                    f"named by ./{mask(url)}"
+                )
+        return self
 
 
 class Ingest(Section):

@@ -74,7 +74,19 @@ class Params(Section):
         for world in [one for one in range(ranks, high + 1, ranks) if one >= low] or [wanted]:
             try:
                 self.train.parallel.data_for(world, name)
+                self._gives_each_a_sample(world)
                 return self
             except ValueError as error:
                 failed = error
         raise ValueError(f"train.parallel: {failed}")
+
+    def _gives_each_a_sample(self, world: int) -> None:
+        """Said before so many ranks have started. Raises ValueError."""
+        layout, first = self.train.parallel, self.stream.first_batch
+        together = layout.tensor * layout.pipeline  # ranks that see the same samples
+        if world // together > first:
+            setting = "batch_ramp" if self.stream.batch_ramp else "batch_size"
+            raise ValueError(
+                f"batches of {first} samples (stream.{setting}) for {world // together} × {together} ranks, so that "
+                f"some would never get one: lower train.ranks to {first * together} in all, or raise the batch"
+            )

@@ -1,9 +1,10 @@
 """The nearest name that is known."""
 
 import difflib
+from collections.abc import Sequence
 
 
-def suggestion(name: str, known: list[str]) -> str:
-    """'. Did you mean x?' for the nearest of `known`, else the list of what there is."""
+def suggestion(name: str, known: Sequence[str], instead: Sequence[str] | None = None) -> str:
+    """'. Did you mean x?' for the nearest of `known`, else the list of what there is (`instead` of a long one)."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f". Did you mean {near[0]!r}?" if near else f". Known here: {', '.join(known)}."
+    return f". Did you mean {near[0]!r}?" if near else f". Known here: {', '.join(instead or known)}."

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.params.checkpoints import Checkpoints
+from pipelines.params.names import LossName, ModelName
 from pipelines.params.network import Network
 from pipelines.params.optimizer import AdamW, Optimizer
 from pipelines.params.parallel import Parallel
@@ -18,7 +19,7 @@ ENTRYPOINT = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|.+\.py)$"
 class Model(Section):
     """The model."""
 
-    name: str = "mlp"
+    name: ModelName = "mlp"
     """transformer, mlp, cnn, resnet, vit, or an import path package.module:Class of a torch.nn.Module."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
@@ -55,7 +56,7 @@ class Train(Section):
     """What a step does whose loss or gradient is not finite: stop, skip or backoff, or name and parameters."""
     accumulate: int = Field(1, ge=1)
     """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
-    loss: str = "auto"
+    loss: LossName = "auto"
     """auto, cross_entropy, focal; squared, absolute, huber; or package.module:function that sums over the targets."""
     loss_args: dict[str, Any] = {}
     """Keyword arguments of the loss."""

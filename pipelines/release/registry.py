@@ -70,10 +70,8 @@ def _of_recipe(ws: Workspace, tasks: Collection[str]) -> Registered:
         raise ParamsError(f"No registered model {name!r} at {redacted(store.uri)}. {_make(ws)}")
     if found.task not in tasks:
         fitting = [model for model in models if model.task in tasks]
-        raise ParamsError(
-            f"Model {name!r} is for {found.task}; this command needs one for {_either(tasks)}. "
-            f"Of these: {_listing(fitting)} Choose with --recipe."
-        )
+        choice = f"{_listing(fitting)} Choose with --recipe." if fitting else "None is registered yet."
+        raise ParamsError(f"Model {name!r} is for {found.task}; this command needs one for {_either(tasks)}. {choice}")
     return found
 
 

@@ -182,7 +182,9 @@ def _attach(run: Run, ws: Workspace, store: Store, run_id: str | None, name: str
     found = find_run(store, run_id)
     run.reopened = found is not None
     if found is None:
-        found = store.client.create_run(store.experiment(ws.params.recipe), run_name=name, tags=lineage_tags(ws))
+        tags = lineage_tags(ws)
+        called = name or tags.get("dvc.experiment")  # `dvc exp show` and MLflow's list of runs then say the same
+        found = store.client.create_run(store.experiment(ws.params.recipe), run_name=called, tags=tags)
     elif found.info.status == "FINISHED":
         run._ends = False
     elif found.info.status != "RUNNING":

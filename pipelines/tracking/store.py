@@ -73,14 +73,18 @@ class Store:
         return str(found.experiment_id)
 
     def link(self, *path: str) -> str:
-        """How a person opens a page of the store: its URL, or `make ui` and the page's path."""
-        page = "#/" + "/".join(path)
-        if self.uri.startswith(("http://", "https://")):
-            return f"{redacted(self.uri).rstrip('/')}/{page}"
-        return f"make ui, then http://127.0.0.1:5000/{page}"
+        return link(self.uri, *path)
 
     def run_link(self, experiment_id: str, run_id: str) -> str:
         return self.link("experiments", experiment_id, "runs", run_id)
+
+
+def link(uri: str, *path: str) -> str:
+    """How a person opens a page of the store at `uri`: its URL, or `make ui` and the page's path."""
+    page = "#/" + "/".join(path)
+    if uri.startswith(("http://", "https://")):
+        return f"{redacted(uri).rstrip('/')}/{page}"
+    return f"make ui, then http://127.0.0.1:5000/{page}"
 
 
 def connect(ws: Workspace) -> Store:

@@ -89,6 +89,7 @@ def test_wrong_input_by_hand(flow: Flow, tmp_path: Path, run: Run) -> None:
     run("dvc", "init", "--quiet", cwd=tmp_path)
     done = flow("pipeline", "--recipe", "nope", cwd=tmp_path, code=2)
     assert "No recipe 'nope'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # -- the leash -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import REPOSITORY
 from PIL import Image
 from release_samples import (
     IMAGE,
@@ -268,6 +270,17 @@ def test_the_champion_moves_only_for_a_better_model(make, capsys):
     assert promote(ws)["aliases"] == {"candidate": 3, "champion": 3}
 
 
+def test_rolling_back_as_the_page_says(make, monkeypatch):
+    ws = make()
+    release(ws, 0.90, seed=1)
+    release(ws, 0.95, seed=2)
+    monkeypatch.chdir(ws.project)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "registry.md").read_text(), re.DOTALL)
+    exec(code.replace("tabular", "image_test").replace('["git.commit"]', '.get("git.commit")'))  # no git here
+    result = release(ws, 0.92, seed=3)
+    assert result["aliases"] == {"candidate": 3, "champion": 3}, "it was to beat version 1, not 2"
+
+
 def test_a_model_that_comes_back_is_found_again(make):
     ws = make("image")
     release(ws, 0.90, seed=1)
@@ -394,7 +407,7 @@ def test_which_model_a_command_means(make, monkeypatch):
     assert resolve_model(None, everything).name == "table_test"
     with pytest.raises(ParamsError, match=r"'table_test' is for classification.*text_test \(language\)"):
         resolve_model("table_test", text)
-    with pytest.raises(ParamsError, match="Known recipes"):
+    with pytest.raises(ParamsError, match="Did you mean 'table_test'"):
         resolve_model("tabel_test", text)
 
 

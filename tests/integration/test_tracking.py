@@ -195,6 +195,9 @@ def test_lineage_names_git_dvc_data_and_prefect(ws, monkeypatch):
     assert len(tags["dvc.lock"]) == 64
     assert (tags["recipe"], tags["dvc.experiment"]) == ("image_test", "brave-lynx")
     assert (tags["prefect.flow_run_id"], tags["prefect.flow_run_url"]) == ("f1", "http://prefect/f1")
+    with open_run(ws) as run:
+        pass
+    assert connect(ws).client.get_run(run.id).info.run_name == "brave-lynx"
     with (ws.root / "params.yaml").open("a") as file:
         file.write("# changed\n")
     assert lineage_tags(ws)["git.dirty"] == "true"

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY, TINY, write_params
 
-from pipelines.params import Params, describe, load_params
+from pipelines.models import losses, registry
+from pipelines.params import Params, describe, load_params, names
 from storage.errors import ParamsError
 
 
@@ -32,6 +33,10 @@ def loaded(folder: Path, **sections: object) -> Params:
         ({"recipe": "a/b"}, r"recipe: .*pattern"),
         ({"promote": {"gate": {"metric": "accuracy", "mode": "largest"}}}, r"promote.gate.mode: .*'min' or 'max'"),
         ({"lake": {"zones": {"shard": "s3://x"}}}, r"lake.zones.shard"),
+        ({"lake": {"url": "s3//bucket/x"}}, r"lake: s3//bucket/x would be a folder .* begins with s3://"),
+        ({"lake": {"zones": {"raw": "gs:/bucket"}}}, r"lake: gs:/bucket would be a folder"),
+        ({"model": {"name": "transfomer"}}, r"model.name: no such model. Did you mean 'transformer'\?.*Class \("),
+        ({"train": {"steps": 3, "loss": "mse"}}, r"train.loss: no such loss. Known here: auto, .*huber"),
     ],
 )
 def test_a_wrong_parameter_is_named(tmp_path: Path, sections: dict[str, object], message: str) -> None:
@@ -60,6 +65,16 @@ def test_files_that_are_no_parameters(tmp_path: Path) -> None:
 def test_the_recipes_that_ship_are_valid(file: Path) -> None:
     params = load_params(file)
     assert params.recipe == (file.parent.name if file.parent != REPOSITORY else "python_lm")
+
+
+def test_names_that_parameters_take_are_those_that_there_are() -> None:
+    assert set(names.MODELS) == set(registry.MODELS)
+    assert set(names.LOSSES) == {losses.AUTO, *losses.CLASSES, *losses.NUMBERS}
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "file:///a", "memory://x", "s3-data/x", "data//x", "./s3//x", "/s3"])
+def test_urls_and_folders_are_taken(tmp_path: Path, url: str) -> None:
+    assert loaded(tmp_path, lake={"url": url}).lake.url == url
 
 
 def test_every_parameter_says_what_it_is() -> None:

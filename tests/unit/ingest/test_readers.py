@@ -34,7 +34,7 @@ def test_csv_sets_aside_rows_with_a_wrong_number_of_fields_or_no_number() -> Non
 
 
 def test_csv_names_a_column_that_is_missing() -> None:
-    with pytest.raises(DataError, match="no column 'y'"):
+    with pytest.raises(DataError, match=r"curate.label: t.csv has no column 'y'"):
         read_csv("t.csv", b"a,b\n1,2\n", TABLE)
     with pytest.raises(DataError, match=r"curate.label is not set"):
         read_csv("t.csv", b"a,b\n1,2\n", Curate())

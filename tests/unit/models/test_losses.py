@@ -83,7 +83,6 @@ def test_a_loss_of_ones_own_sees_tokens_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("spec", "train", "said"),
     [
-        (CLASSES, {"loss": "cross_entrpy"}, "Did you mean 'cross_entropy'?"),
         (CLASSES, {"loss": "huber"}, "is not for classification: that has cross_entropy, focal"),
         (NUMBER, {"loss": "cross_entropy"}, "is not for regression"),
         (CLASSES, {"loss": "own_losses:hinges"}, "Did you mean 'hinge'?"),

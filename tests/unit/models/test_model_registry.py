@@ -77,7 +77,7 @@ def test_an_argument_wins_over_a_fact(own_module: Path) -> None:
         ("my_models.nets:Needy", {}, "needs secret"),
         ("mlp", {"hiden": [3]}, "Did you mean 'hidden'?"),
         ("cnn", {"channels": "wide"}, "model.args={'channels': 'wide'}"),
-        ("transformer", {}, "needs vocab_size, seq_len"),
+        ("transformer", {}, "is for text: it needs vocab_size, seq_len"),
     ],
 )
 def test_what_cannot_be_made_is_explained(name: str, args: dict[str, object], said: str) -> None:

@@ -53,6 +53,9 @@ def test_data_is_what_the_other_sizes_leave() -> None:
         (2, {"parallel": {"microbatches": 2}}, "microbatches = 2, but pipeline = 1"),
         (2, {"parallel": {"offload": True}}, "offload = true, but shard = 1"),
         (2, {"parallel": {"zero": 4}}, "Input should be 1, 2 or 3"),
+        (9, {}, "batches of 8 samples (stream.batch_size) for 9 × 1 ranks, so that some would never get one"),
+        (16, {"parallel": {"tensor": 2}}, None),
+        (18, {"parallel": {"tensor": 2}}, "for 9 × 2 ranks, so that some would never get one: lower train.ranks to 16"),
     ],
 )
 def test_sizes_are_checked_when_made(ranks: int, train: dict[str, object], said: str | None) -> None:
@@ -63,6 +66,12 @@ def test_sizes_are_checked_when_made(ranks: int, train: dict[str, object], said:
     with pytest.raises(ValueError, match=r".") as caught:
         Params.model_validate(values)
     assert said in str(caught.value)
+
+
+def test_every_rank_gets_a_sample_of_the_first_batches() -> None:
+    values = TINY | {"train": {"steps": 9, "ranks": 4}, "stream": {"batch_size": 8, "batch_ramp": {0: 2, 5: 8}}}
+    with pytest.raises(ValueError, match=r"batches of 2 samples \(stream.batch_ramp\) for 4 × 1 ranks"):
+        Params.model_validate(values)
 
 
 @pytest.mark.parametrize(
