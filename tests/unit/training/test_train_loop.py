@@ -229,7 +229,7 @@ def test_an_absent_device_is_explained(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         device, said = "cuda:99", "needs cuda:99"
     else:
-        device, said = "cuda", "needs cuda:0, but this machine has 1 x cpu"
+        device, said = "cuda", "needs cuda:0, but what this rank sees is 1 x cpu"
     ws = make_points(tmp_path, train={"device": device})
     with pytest.raises(ParamsError, match=said):
         train(ws)
