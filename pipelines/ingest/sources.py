@@ -231,18 +231,22 @@ class Fingerprints:
         except sqlite3.OperationalError:  # no room, no permission, …
             raise
         except sqlite3.DatabaseError:  # damaged
-            self._db.close()
             for part in (self.file, self.file.with_name(f"{self.file.name}-journal")):
                 part.unlink(missing_ok=True)
             self._open()
         return self
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self.file)
-        self._db.execute("PRAGMA synchronous = OFF")
-        self._db.execute("CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT)")
-        with closing(self._db.execute("SELECT path, stamp, digest FROM known")) as cursor:
-            self._known = {path: (stamp, digest) for path, stamp, digest in cursor}
+        database = sqlite3.connect(self.file)
+        try:
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute("CREATE TABLE IF NOT EXISTS known (path TEXT PRIMARY KEY, stamp TEXT, digest TEXT)")
+            with closing(database.execute("SELECT path, stamp, digest FROM known")) as cursor:
+                self._known = {path: (stamp, digest) for path, stamp, digest in cursor}
+        except BaseException:
+            database.close()
+            raise
+        self._db = database
 
     def __exit__(self, *_: object) -> None:
         self._db.close()
