@@ -200,13 +200,13 @@ class Nightly:
         return self.deployed.checkout / "recipes" / "tiny"
 
 
-def alive_below(folder: Path) -> list[psutil.Process]:
-    """The processes that work in `folder`."""
-    found = []
+def alive_below(folder: Path) -> dict[psutil.Process, list[str]]:
+    """The processes that work in `folder`, and their commands: another moment later they may have ended."""
+    found = {}
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()).is_relative_to(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                found[process] = process.cmdline()
         except (psutil.Error, OSError):
             continue
     return found

@@ -75,7 +75,7 @@ def test_a_stopped_training_goes_on_and_a_cancelled_one_leaves_no_process(deploy
     assert len(first) == 2
 
     # The machine is taken away: the training is told from a failed one, and goes on.
-    next(p for p in alive_below(recipe) if p.cmdline()[-2:-1] != [] and p.cmdline()[-1] == "train").terminate()
+    next(p for p, command in alive_below(recipe).items() if command[1:] and command[-1] == "train").terminate()
     wait_for(lambda: len(ranks(recipe) - first) == 2 and newest_step(recipe) > saved + 4, "more steps", 120)
     log = prefect.logs(flow_run)
     assert "was stopped by signal 15" in log
@@ -85,7 +85,7 @@ def test_a_stopped_training_goes_on_and_a_cancelled_one_leaves_no_process(deploy
     assert prefect.wait(flow_run) == "CANCELLED"
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
-    assert alive_below(recipe) == []
+    assert not alive_below(recipe)
     assert prefect.logs(flow_run).count("its state is saved") >= 2
 
     # Nothing half-written.
@@ -93,7 +93,7 @@ def test_a_stopped_training_goes_on_and_a_cancelled_one_leaves_no_process(deploy
 
 
 def ranks(recipe: Path) -> set[psutil.Process]:
-    return {process for process in alive_below(recipe) if "pipelines.training.main" in process.cmdline()}
+    return {process for process, command in alive_below(recipe).items() if "pipelines.training.main" in command}
 
 
 def newest_step(recipe: Path) -> int:
