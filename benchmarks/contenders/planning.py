@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
 from benchmarks.contender import listen
 from benchmarks.contenders.memory import peak
 from pipelines.streaming import Order
+from pipelines.streaming.arrays import int64
 from storage.manifest import Manifest
 
 BATCH = 256
@@ -27,8 +25,7 @@ def make() -> Callable[..., dict[str, float]]:
     def resume(share: float) -> dict[str, float]:
         """Seconds from the loaded manifest to the shards and rows of the batch at `share` of an epoch."""
         begun = time.perf_counter()
-        rows = np.from_dlpack(pa.concat_arrays(manifest.table["rows"].chunks))  # to_numpy would import pandas
-        order = Order(rows, batch=BATCH, seed=1)
+        order = Order(int64(manifest.table["rows"]), batch=BATCH, seed=1)
         order.batch(EPOCH, int(order.steps * share))
         seconds = time.perf_counter() - begun
         return {"seconds": seconds, "peak": peak(), "loaded": loaded, "samples": order.rows}

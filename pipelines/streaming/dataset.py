@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.params import check_names, suggestion
-from pipelines.streaming.arrays import Ints
+from pipelines.streaming.arrays import Ints, int64
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.order import Weight
@@ -65,7 +65,7 @@ class Dataset:
         if self.manifest.header["kind"] != "tokens":
             if self.unit == "documents":
                 raise ParamsError("These shards hold no documents of tokens: leave stream.samples at windows.")
-            return _int64(self.table["rows"])
+            return int64(self.table["rows"])
         if self.seq_len is None:
             raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
         packs = self.manifest.header["spec"].get("pack_len")
@@ -80,8 +80,8 @@ class Dataset:
                 f"the windows too. Set stream.seq_len to {packs}, or shard.pack_len to {self.seq_len} or null."
             )
         if self.unit == "documents":
-            return _int64(self.table["rows"])
-        return np.maximum(_int64(self.table["tokens"]) - 1, 0) // self.seq_len
+            return int64(self.table["rows"])
+        return np.maximum(int64(self.table["tokens"]) - 1, 0) // self.seq_len
 
     @property
     def separator(self) -> int | None:
@@ -112,7 +112,7 @@ class Dataset:
 
     def _mean(self, column: str) -> float:
         """Of what the shards have of it, a sample's share."""
-        return float(_int64(self.table[column]).sum()) / max(1, int(self.samples.sum()))
+        return float(int64(self.table[column]).sum()) / max(1, int(self.samples.sum()))
 
     def why_empty(self, batch_size: int) -> str:
         """Why there is not one batch."""
@@ -133,11 +133,6 @@ class Dataset:
                 f"Lower stream.seq_len, raise curate.split.{split}, or add sources."
             )
         return f"{where} is empty. Raise curate.split.{split}, or add sources."
-
-
-def _int64(column: pa.ChunkedArray) -> Ints:
-    values: Ints = np.from_dlpack(column.combine_chunks()).astype(np.int64)  # to_numpy would import pandas
-    return values
 
 
 def chosen(
