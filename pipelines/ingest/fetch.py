@@ -69,10 +69,8 @@ class IngestStage:
             "bytes": stored.bytes,
             "rows": 1,
         }
-        if item.payload["digest"] not in (
-            None,
-            stored.digest,
-        ):  # it was changed since the plan: known by what it is now
+        planned = item.payload["digest"]
+        if planned is not None and planned != stored.digest:  # changed since the plan: known by what it is now
             record["key"] = _key(name, stored.digest, domain)
         return Result(item.key, [{**record, "name": name, **mark(domain)}])
 

@@ -70,7 +70,7 @@ class Layout:
         self._latest: tuple[int, EpochLayout] | None = None
 
     def epoch(self, epoch: int) -> EpochLayout:
-        """Of that epoch; some 15 ms a million shards, unless it is the latest that was asked for."""
+        """Of that epoch; some tens of milliseconds a million shards, unless it is the latest that was asked for."""
         latest = self._latest  # read once: another thread may replace it
         if latest is None or latest[0] != epoch:
             latest = self._latest = (epoch, self._lay(epoch))

@@ -23,8 +23,8 @@ class Order(Batches):
 
     `batch` may be a ramp, by global steps: then lanes, windows and shards are those of its smallest size, of which each
     lane gives its share of every batch. Every row comes exactly once an epoch; the last batch of an epoch is short when
-    they don't fill it, or left out (`rest`: "drop"). Costs some 40 ns a sample when planned in blocks, and some 15 ms a
-    million shards once an epoch.
+    they don't fill it, or left out (`rest`: "drop"). Costs some 40 ns a sample when planned in blocks, and some
+    tens of milliseconds a million shards once an epoch (benchmark `resume`).
     """
 
     def __init__(
