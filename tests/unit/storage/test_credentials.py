@@ -106,7 +106,7 @@ def test_a_command_of_the_profile_is_run_again_when_its_keys_expire(tmp_path: Pa
     script.write_text(
         'echo x >> "$(dirname "$0")/runs"; n=$(wc -l < "$(dirname "$0")/runs")\n'
         'echo "{\\"Version\\": 1, \\"AccessKeyId\\": \\"key$n\\", \\"SecretAccessKey\\": \\"s\\", '
-        '\\"SessionToken\\": \\"t\\", \\"Expiration\\": \\"$(date -u -d +1sec +%FT%TZ)\\"}"\n'
+        '\\"SessionToken\\": \\"t\\", \\"Expiration\\": \\"$(date -u -d +60sec +%FT%TZ)\\"}"\n'
     )
     (tmp_path / "config").write_text(f"[default]\ncredential_process = sh {script}\n")
     credentials = Credentials()
