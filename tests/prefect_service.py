@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -41,14 +42,17 @@ class Prefect:
     client: httpx.Client
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """A request to the API; again when the server is busy (503), as Prefect's own client does."""
+        """A request to the API; again when the server is busy (503, or no answer), as Prefect's own client does."""
         answers: list[httpx.Response] = []
 
         def ask() -> bool:
-            answers.append(self.client.request(method, f"{self.url}/api/{path}", json=body, timeout=30))
+            try:
+                answers.append(self.client.request(method, f"{self.url}/api/{path}", json=body, timeout=20))
+            except httpx.TimeoutException:
+                return False
             return answers[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
 
-        until(ask, f"{method} {path}")
+        until(ask, f"{method} {path}", 120)
         answers[-1].raise_for_status()
         return answers[-1].json() if answers[-1].content else None
 
@@ -59,7 +63,8 @@ class Prefect:
     def start(self, deployment: str, **parameters: Any) -> str:
         """Ask for a flow run; returns its id."""
         id = self.deployment(deployment)["id"]
-        return str(self.call("POST", f"deployments/{id}/create_flow_run", {"parameters": parameters})["id"])
+        once = {"parameters": parameters, "idempotency_key": str(uuid4())}  # asked again, it is the same run
+        return str(self.call("POST", f"deployments/{id}/create_flow_run", once)["id"])
 
     def latest(self, flow: str) -> str:
         """The newest finished run of a flow."""
