@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.progress import progress
 from pipelines.workspace import Workspace
+from storage.atomic import atomic_path
 from storage.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -147,12 +147,26 @@ def _create_database(file: Path) -> None:
     with _lock(file.with_name(f".{file.name}.lock")):
         if file.exists():
             return
-        folders = tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent)
-        with folders as folder, progress("a new MLflow store", None):
-            fresh = Path(folder) / file.name
+        with atomic_path(file) as fresh, progress("a new MLflow store", None), _unsynced():
             migrate: Any = mlflow.db.upgrade.callback  # what `mlflow db upgrade URL` calls
             migrate(f"{_SQLITE}{fresh}")
-            fresh.replace(file)
+
+
+@contextmanager
+def _unsynced() -> Iterator[None]:
+    """SQLite doesn't wait for the disk after each of a new database's many transactions: nobody sees the file before
+    it is whole and synced."""
+    from sqlalchemy import Engine, event
+
+    def hasten(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA journal_mode = MEMORY")
+
+    event.listen(Engine, "connect", hasten)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", hasten)
 
 
 @contextmanager
