@@ -61,15 +61,16 @@ def ask(setting: Setting) -> Outcome:
 
 
 def _race(recipe: str, setting: Setting) -> dict[str, Loop]:
-    """All loops of a recipe, in one process of this environment."""
+    """All loops of a recipe, in one process of this environment, a new one each round: where a model's weights happen
+    to lie makes it a percent faster or slower, as long as the process lives."""
     against = ("bare", *(PEERS if setting.peers else ()))
     entrant = Entrant("loops", "loops", recipe, job={"against": against}, env={"OMP_WAIT_POLICY": "PASSIVE"})
     found = {who: Loop() for who in ("ours", "stream", *against)}
-    with started([entrant], f"step-{recipe}", setting) as processes:
-        process = processes["loops"]
-        steps, count = _warm(process, list(found), setting)
-        pairs = ["ours", "bare", "bare", "ours"] * (count // 2)
-        for turn in range(1 if setting.tiny else 2 if setting.quick else 5):
+    for turn in range(1 if setting.tiny else 2 if setting.quick else 5):
+        with started([entrant], f"step-{recipe}", setting) as processes:
+            process = processes["loops"]
+            steps, count = _warm(process, list(found), setting)
+            pairs = ["ours", "bare", "bare", "ours"] * (count // 2)
             say(f"step {recipe}: round {turn + 1}, {len(pairs)} blocks of {steps} steps")
             for turns, length in ((pairs, steps), (["stream", *against[1:]], max(steps, LOGGED // 2))):
                 for who, block in zip(turns, process.ask(turns=turns, steps=length)["blocks"], strict=True):
