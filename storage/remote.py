@@ -2,9 +2,10 @@
 
 Requests are repeated with exponential back-off and jitter; a read that breaks off goes on where it broke; credentials
 that the server calls expired are looked for anew. An operation without progress for `compute.lake_timeout` seconds
-fails, and its LakeError names the object.
+fails, and its LakeError names the object; whoever waits for it is told so after a few seconds.
 """
 
+import logging
 import os
 import random
 import threading
@@ -34,6 +35,9 @@ _CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
     "az": " (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, …)",
 }
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
+_SILENCE = 1 / 16  # of the time-out: so long without progress that nobody need hear of it
+_TOLD_EVERY = 30.0  # seconds between two lines about a place
+_log = logging.getLogger(__name__)
 
 
 class RangeReader:
@@ -47,6 +51,7 @@ class RangeReader:
         self.url, self.options, self.timeout = url.rstrip("/"), dict(options or {}), timeout
         self._lock = threading.Lock()
         self._opened: tuple[int, Client] | None = None
+        self._told = float("-inf")
 
     def read_into(
         self, path: str, offset: int, out: Buffer, on_range: Callable[[int, int], None] | None = None
@@ -121,7 +126,7 @@ class RangeReader:
         """Do `attempt` until it succeeds, fails for good, or is without progress for the time-out, of which one attempt
         takes `attempt_share` at most."""
         client = self._client()
-        patience = _Patience(self.describe(path), client, self.timeout, attempt_share)
+        patience = _Patience(self.describe(path), client, self.timeout, attempt_share, self._tell)
         while True:
             try:
                 return attempt(client, patience)
@@ -129,6 +134,15 @@ class RangeReader:
                 raise
             except Exception as error:
                 patience.after(error)
+
+    def _tell(self, line: str) -> None:
+        """A warning, unless there has just been one: many operations meet the same trouble at once."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._told < _TOLD_EVERY:
+                return
+            self._told = now
+        _log.warning(line)
 
 
 class _Job:
@@ -209,8 +223,10 @@ class _Callback(Exception):
 class _Patience:
     """Decides after each failed attempt whether there is another one, and when."""
 
-    def __init__(self, what: str, client: Client, timeout: float, attempt_share: float) -> None:
-        self.what, self.client, self.timeout = what, client, timeout
+    def __init__(
+        self, what: str, client: Client, timeout: float, attempt_share: float, tell: Callable[[str], None]
+    ) -> None:
+        self.what, self.client, self.timeout, self.tell = what, client, timeout, tell
         self.latest_start = timeout * (1 - attempt_share)  # seconds after the last progress
         self.renewed = False
         self.progress()
@@ -246,6 +262,11 @@ class _Patience:
                 f"no progress in {elapsed:.1f} s, {self.failures} attempts (compute.lake_timeout={self.timeout:g}): "
                 f"{failure.reason}"
             ) from error
+        if elapsed > _SILENCE * self.timeout:
+            self.tell(
+                f"{self.what}: no progress for {elapsed:.0f} s ({failure.reason}); trying on until "
+                f"compute.lake_timeout={self.timeout:g} s."
+            )
         time.sleep(pause)
 
     def _error(self, reason: str) -> LakeError:

@@ -28,11 +28,13 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
 
     model, config = load_model(ws.model)
     result = measure(model, config, zone, manifest, ws.params)
-    drawn = {name: draw() for name, draw in result.figures.items()}
-    for name, figure in drawn.items():
-        write_atomically(ws.plots(f"{FOLDER}/{name}.png"), png(figure))
-    for name, rows in result.tables.items():
-        write_atomically(ws.plots(f"{FOLDER}/{name}.csv"), _csv(rows))
+    files = {f"{name}.png": png(draw()) for name, draw in result.figures.items()}
+    files |= {f"{name}.csv": _csv(rows) for name, rows in result.tables.items()}
+    for name, content in files.items():
+        write_atomically(ws.plots(f"{FOLDER}/{name}"), content)
+    for old in ws.plots(FOLDER).iterdir():  # of an evaluation with other tables: DVC removes them, a command alone not
+        if old.name not in files:
+            old.unlink()
     write_atomically(ws.metrics("evaluate"), (json.dumps(result.metrics, indent=2) + "\n").encode())
     where = _record(ws, result)
     say(_summary(result.metrics) + (f"\n  run: {where}" if where else ""))

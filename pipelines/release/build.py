@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.stage import numbers
+from pipelines.locks import alone
 from pipelines.progress import say, stepping
 from pipelines.release.identity import METADATA, Identity, evaluation
 from pipelines.release.logged import log_package
@@ -52,7 +53,8 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     config = load_config(ws.model)
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
-    with stepping("package", 4) as begin, run, _fresh_folder(ws) as folder:
+    one = alone(ws.state / "package.lock", ws.package)
+    with one, stepping("package", 4) as begin, run, _fresh_folder(ws) as folder:
         _fill(ws, folder, config, metrics, run, begin)
         begin("log it to the run")
         model_id = log_package(ws, run, folder)

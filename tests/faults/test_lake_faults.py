@@ -170,10 +170,13 @@ def test_a_trickle_is_no_progress(proxy: FaultyProxy, zone: Zone, stored: Stored
 
 
 def test_a_refused_connection_is_named_and_one_that_comes_back_is_used(
-    proxy: FaultyProxy, zone: Zone, stored: StoredObject
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.down()
     fails(zone, stored, "no progress")
+    (warning,) = caplog.messages  # of four ranges, and many attempts
+    assert stored.path in warning
+    assert "trying on until compute.lake_timeout=1.5 s" in warning
     proxy.up()
 
     def drop(start: int, stop: int) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from release_samples import (
     write_model,
     write_shards,
 )
-from servers import free_port
+from servers import free_port, wait_for
 
 from pipelines.evaluation import evaluate_model
+from pipelines.locks import alone
 from pipelines.models import load_model
 from pipelines.release import generate, package, predict, promote
 from pipelines.release.registry import resolve_model
@@ -221,6 +223,17 @@ def test_a_model_that_cannot_answer_leaves_the_old_package(make):
         package(ws)
     assert (ws.package / "MLmodel").read_bytes() == before
     assert not list(ws.package.parent.glob(".package.*"))
+
+
+def test_two_runs_take_turns(make, capsys):
+    """The second one clears away what it finds half-made: it must not be the first one's."""
+    ws = make("image")
+    with ThreadPoolExecutor(1) as pool:
+        with alone(ws.state / "package.lock", ws.package):
+            second = pool.submit(package, ws)
+            wait_for(lambda: "another run is at work here" in capsys.readouterr().out, "it waits")
+            assert not second.done()
+        assert second.result(60)["model_id"]
 
 
 def test_missing_inputs_are_named(make):

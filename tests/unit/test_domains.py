@@ -226,7 +226,10 @@ def test_training_mixes_by_weights_that_change_with_the_step(
     sizes = {domain: samples_in(shards(ws), "val", 32, domain) for domain in losses}
     whole = sum(losses[domain] * size for domain, size in sizes.items()) / sum(sizes.values())
     assert found["val_loss"] == pytest.approx(whole, abs=2e-6)
+    ws.plots("evaluate").mkdir()
+    ws.plots("evaluate/roc.png").touch()  # of an evaluation before, which is not what this one finds
     measured = evaluate(ws)
+    assert {file.stem for file in ws.plots("evaluate").iterdir()} == {"bits_per_byte", "domains"}
     assert list(measured["domains"]) == ["code", "prose"]
     assert json.loads(ws.metrics("evaluate").read_text()) == measured
     assert f"by domain: code {measured['domains']['code']['bits_per_byte']:.4f}, prose " in capsys.readouterr().out
