@@ -33,7 +33,7 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
     for name, content in files.items():
         write_atomically(ws.plots(f"{FOLDER}/{name}"), content)
     for old in ws.plots(FOLDER).iterdir():  # of an evaluation with other tables: DVC removes them, a command alone not
-        if old.name not in files:
+        if old.is_file() and old.name not in files:
             old.unlink()
     write_atomically(ws.metrics("evaluate"), (json.dumps(result.metrics, indent=2) + "\n").encode())
     where = _record(ws, result)

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.progress import progress
 from pipelines.workspace import Workspace
-from storage.atomic import atomic_path
+from storage.atomic import sync_folder
 from storage.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -147,26 +148,35 @@ def _create_database(file: Path) -> None:
     with _lock(file.with_name(f".{file.name}.lock")):
         if file.exists():
             return
-        with atomic_path(file) as fresh, progress("a new MLflow store", None), _unsynced():
+        folders = tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent)
+        with folders as folder, progress("a new MLflow store", None):
+            fresh = Path(folder) / file.name  # not `atomic_path`, whose lock on a network's disk would be SQLite's, too
             migrate: Any = mlflow.db.upgrade.callback  # what `mlflow db upgrade URL` calls
-            migrate(f"{_SQLITE}{fresh}")
+            with _unsynced(fresh):
+                migrate(f"{_SQLITE}{fresh}")
+            with fresh.open("rb+") as made:
+                os.fsync(made.fileno())
+            fresh.replace(file)
+            sync_folder(file.parent)
 
 
 @contextmanager
-def _unsynced() -> Iterator[None]:
-    """SQLite doesn't wait for the disk after each of a new database's many transactions: nobody sees the file before
-    it is whole and synced."""
+def _unsynced(file: Path) -> Iterator[None]:
+    """SQLite doesn't wait for the disk after each transaction on `file`, which nobody sees before it is whole."""
     from sqlalchemy import Engine, event
 
-    def hasten(connection: Any, record: Any) -> None:
+    def hasten(dialect: Any, record: Any, arguments: list[Any], options: Any) -> Any:
+        if dialect.name != "sqlite" or Path(arguments[0]) != file:
+            return None  # somebody else's
+        connection = dialect.connect(*arguments, **options)
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("PRAGMA journal_mode = MEMORY")
+        return connection
 
-    event.listen(Engine, "connect", hasten)
+    event.listen(Engine, "do_connect", hasten)
     try:
         yield
     finally:
-        event.remove(Engine, "connect", hasten)
+        event.remove(Engine, "do_connect", hasten)
 
 
 @contextmanager
