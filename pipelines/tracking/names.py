@@ -11,7 +11,7 @@ def mlflow_name(name: str) -> str:
     """`name` with a code for each character that MLflow refuses: test.f1.<=50K → test.f1._3c_3d50K. As it is, where
     MLflow takes it. One refused name would take all that is sent with it along."""
     clean = _REFUSED.sub(_code, name)[:LENGTH]
-    if normpath(clean) != clean or clean.startswith("/"):  # it must be a path, and no detour
+    if normpath(clean) != clean or clean.startswith(("/", "..")):  # it must be a path, and no detour
         clean = clean.replace("/", "_2f")[:LENGTH]
     return "_2e" + clean[1 : LENGTH - 2] if clean in ("", ".") or clean.startswith("..") else clean
 
