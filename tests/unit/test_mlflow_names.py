@@ -26,6 +26,7 @@ def test_mlflow_takes_every_name(name: str) -> None:
 def test_names_that_it_takes_stay_and_the_others_differ() -> None:
     for name in ("val_loss/code", "test.f1.Grün 3: x-y", "mixture/a"):
         assert mlflow_name(name) == name
+    assert mlflow_name("../..") == "_2e._2f.."  # found by chance
     classes = ["<=50K", ">50K", "C+", "C#", "C", "n/a", "a//b", "a/../b", "a/b/"]
     assert len({mlflow_name(f"f1.{name}") for name in classes}) == len(classes)
     assert mlflow_name("test.f1.<=50K") == "test.f1._3c_3d50K"
