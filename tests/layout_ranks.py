@@ -71,8 +71,10 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
         return run_own(ws, ranks)
     with open_session(ws, ranks) as session:
         collectives = counting(session)
-        fit(session, Reporter(None, lambda *_, **__: None, "", session.steps), StopRequest())
+        report = Reporter(None, lambda *_, **__: None, "", session.steps)
+        fit(session, report, StopRequest())
         weights = session.final_weights()
+        sampler = session.exchange.sampler
         return {
             "loss": [point["train_loss"] for point in session.state.train_curve],
             "norm": [point["gradient_norm"] for point in session.state.train_curve],
@@ -80,6 +82,8 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
             "names": sorted(weights),
             "sent": session.exchange.wire.bytes,
             "busy": session.exchange.wire.seconds,
+            "network_share": sampler.share() if sampler is not None else None,
+            "step_seconds": report.seconds / report.done,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
             "digest": digest_bytes(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))),
             "alike": alike(session),

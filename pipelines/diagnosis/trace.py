@@ -21,7 +21,7 @@ _PRODUCTS = re.compile(  # operators and kernels whose time grows faster than th
     r"gemm|cutlass|xmma|wgmma|implicit_conv|flash_(fwd|bwd)|fmha|cudnn",
     re.IGNORECASE,
 )
-_COLLECTIVE = re.compile(r"^(c10d::|gloo:|nccl:|xccl:|mpi:)|nccl(Dev)?Kernel", re.IGNORECASE)
+COLLECTIVE = re.compile(r"^(c10d::|gloo:|nccl:|xccl:|mpi:)|nccl(Dev)?Kernel", re.IGNORECASE)
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _CALL = 5e-6  # seconds: an operator whose own time is less is mere calling
 
@@ -71,20 +71,20 @@ def analyse(events: Sequence[Mapping[str, Any]]) -> Traced:
     intervals: dict[str, list[Interval]] = defaultdict(list)
     for piece in work:
         intervals[names[piece.name]].append((piece.start, piece.end))
-    busy = _union(intervals["compute"] + intervals["memory"])
-    collectives = [(s.start, s.end) for s in spans if _COLLECTIVE.search(s.name)]
+    busy = union(intervals["compute"] + intervals["memory"])
+    collectives = [(s.start, s.end) for s in spans if COLLECTIVE.search(s.name)]
     covered = {
-        "compute": _union(intervals["compute"]),
-        "memory": _without(_union(intervals["memory"]), _union(intervals["compute"])),
-        "network": _without(_union(collectives + intervals["network"]), busy),
-        "data": _without(_union([(s.start, s.end) for s in host if s.name == BATCH]), busy),
+        "compute": union(intervals["compute"]),
+        "memory": _without(union(intervals["memory"]), union(intervals["compute"])),
+        "network": _without(union(collectives + intervals["network"]), busy),
+        "data": _without(union([(s.start, s.end) for s in host if s.name == BATCH]), busy),
     }
     covered["network"] = _without(covered["network"], covered["data"])
     steps = list(pairwise(bounds))
     parts = [{part: _within(found, *step) for part, found in covered.items()} for step in steps]
     for step, found in zip(steps, parts, strict=True):
         found["overhead"] = max(0.0, step[1] - step[0] - sum(found.values()))
-    optimizer = _union([(s.start, s.end) for s in host if s.name.startswith("Optimizer.step#")])
+    optimizer = union([(s.start, s.end) for s in host if s.name.startswith("Optimizer.step#")])
     whole = bounds[-1] - bounds[0]
     return Traced(
         [end - start for start, end in steps],
@@ -155,7 +155,7 @@ def _operators(pieces: Iterable[_Span], steps: int) -> list[Operator]:
 def _part(name: str, call: float) -> str:
     if name == BATCH:
         return "data"
-    if _COLLECTIVE.search(name):
+    if COLLECTIVE.search(name):
         return "network"
     if _PRODUCTS.search(name):
         return "compute"
@@ -182,7 +182,7 @@ def _memory(events: Sequence[Mapping[str, Any]], bounds: Sequence[float]) -> lis
 # -- intervals ---------------------------------------------------------------------------------------------------------
 
 
-def _union(intervals: Iterable[Interval]) -> list[Interval]:
+def union(intervals: Iterable[Interval]) -> list[Interval]:
     """Sorted, without overlaps."""
     merged: list[Interval] = []
     for start, end in sorted(intervals):

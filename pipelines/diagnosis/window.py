@@ -158,7 +158,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
 
     ranks = Ranks(rank, world, local_rank, world)
     with stop_on_signals(StopRequest()) as stop, open_session(window.workspace, ranks) as session:
-        session.validates = False
+        session.validates, session.exchange.sampler = False, None
         run = _Runner(session, stop)
         found = Found(
             precision=str(session.precision.dtype).removeprefix("torch."), device=str(session.device),

@@ -17,7 +17,7 @@ from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.ema import Average
-from pipelines.training.network import Exchange, Wire
+from pipelines.training.network import Exchange, Sampler, Wire
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
 from pipelines.training.pulse import collective_timeout
@@ -229,7 +229,8 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
-        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire)
+        sampler = Sampler(device) if mesh is not None and ranks.leads else None
+        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire, sampler)
         place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
         saver = stack.enter_context(
             closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))

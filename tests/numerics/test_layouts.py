@@ -168,6 +168,18 @@ def same_steps(one: dict[str, Any], many: dict[str, Any]) -> None:
     assert many["alike"]
 
 
+@pytest.mark.parametrize("name", EQUAL[2] | EQUAL[4])
+def test_transfers_are_timed_each_or_in_a_sample_of_the_steps(
+    name: str, two: dict[str, Any], four: dict[str, Any]
+) -> None:
+    found = (two | four)[name]
+    if found["network_share"] is None:
+        assert found["busy"] > 0
+    else:
+        assert found["busy"] == 0
+        assert 0 < found["network_share"] < 1
+
+
 def test_two_ranks_keep_documents_apart_as_one_does(ws: Workspace, one: dict[str, Any], two: dict[str, Any]) -> None:
     alone = run_case(changed(ws, APART), Ranks())
     assert alone["loss"] != pytest.approx(one["loss"], rel=1e-4)

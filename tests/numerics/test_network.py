@@ -1,5 +1,6 @@
 """What copies send each other: compressed, in buckets, or only when they meet. Two ranks, started once."""
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from late_rank import LATE
 from layout_ranks import STOPPED, run_groups, run_layouts
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training_samples import make_text
 
 from pipelines.params import Network
-from pipelines.training.network import Exchange, Wire
+from pipelines.training.network import Exchange, Sampler, Wire, sampling
 from pipelines.training.network.local import Meetings
+from pipelines.training.network.sampling import FIRST, under_way
 from pipelines.training.parallelism import Layout, SharedScaler
 from pipelines.training.ranks import Ranks
 from pipelines.training.signals import StopRequest
@@ -37,6 +40,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "diloco": {"network": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
     "sharded": {"parallel": {"shard": 2}},
 }
+LATE_RANK = {"model": {"name": "late_rank:Model", "args": {}}}
 #: Of a model with batch norm.
 MOVING: dict[str, dict[str, Any]] = {"moving, DDP": {}, "moving, sharded": {"parallel": {"shard": 2}, "lr": 0.02}}
 
@@ -47,6 +51,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     ws = make_text(folder / "ws", train={"steps": STEPS, "log_every": 4, "checkpoint_every": 1000})
     cases: dict[str, Any] = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
     cases["powersgd resumed"] = {"train": {"ranks": 2, "network": POWERSGD}, STOPPED: {"steps": 7}}
+    late = {"ranks": 2, "steps": 4, "eval_every": 4}
+    cases["late, copies"] = LATE_RANK | {"train": late}
+    cases["late, sharded"] = LATE_RANK | {"train": late | {"parallel": {"shard": 2}}}
     for name, train in MOVING.items():
         cases[name] = {"model": {"name": "moving_buffers:Model", "args": {}}, "train": {"ranks": 2, **LOCAL, **train}}
         cases[f"{name} resumed"] = {**cases[name], STOPPED: {"steps": 7}}
@@ -108,13 +115,74 @@ def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: di
     assert share == pytest.approx(1.5, rel=0.01)
 
 
-def test_transfers_are_timed(found: dict[str, dict[str, Any]]) -> None:
-    assert found["whole"]["busy"] > 0
-    assert found["sharded"]["busy"] == 0  # not known there
-    shares = [
-        Exchange(Wire(2), None, None, counted=True, timed=timed).metrics(1, 1.0).keys() for timed in (True, False)
-    ]
-    assert shares == [{"sent_mb_per_step", "network_share"}, {"sent_mb_per_step"}]  # a GPU only enqueues them
+def test_waiting_for_a_late_rank_is_seen_in_every_step_or_in_a_sample(found: dict[str, dict[str, Any]]) -> None:
+    copies, sharded = found["late, copies"], found["late, sharded"]
+    assert copies["busy"] > 4 * LATE * 0.9  # all four steps are timed
+    assert copies["network_share"] is None  # so none is sampled
+    assert sharded["busy"] == 0
+    assert sharded["network_share"] * sharded["step_seconds"] > LATE / 2  # the share is of a step like the others
+
+
+def test_a_share_is_told_once() -> None:
+    sampler = Sampler(torch.device("cpu"))
+    exchange = Exchange(Wire(2), None, None, counted=True, sampler=sampler)
+    for _ in range(FIRST):
+        assert exchange.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
+        with exchange.timing():
+            torch.ones(8).sum()
+    assert exchange.metrics(1, 1.0)["network_share"] == 0.0
+    assert exchange.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
+
+
+def test_what_sampling_costs_is_paid_off_before_the_next_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: a sample costs one second here, the steps between take 0.1 each."""
+    now, watched = 0.0, []
+    sampler = Sampler(torch.device("cpu"))
+    monkeypatch.setattr(sampling, "perf_counter", lambda: now)
+
+    class Watch:
+        kineto_results = SimpleNamespace(events=list)
+
+        def __enter__(self) -> "Watch":
+            watched.append(now)
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            nonlocal now
+            now += 1.0
+
+    monkeypatch.setattr(sampling.profiler, "profile", lambda **_: Watch())
+    for _ in range(4100):
+        with sampler.step():
+            now += 0.1
+    assert len(watched) == 3
+    assert [later - sooner for sooner, later in pairwise(watched)] == pytest.approx([201.1, 201.1], abs=0.2)
+
+
+def test_a_profiler_of_somebody_else_is_left_alone() -> None:
+    sampler = Sampler(torch.device("cpu"))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(FIRST + 1):
+            with sampler.step():
+                torch.ones(8).sum()
+    assert sampler.share() is None
+    assert any(event.name == "aten::sum" for event in profiler.events())
+
+
+def test_transfers_that_overlap_count_once_and_a_device_counts_before_its_host() -> None:
+    def event(name: str, start: int, end: int, device: str = "CPU") -> Any:
+        kind = getattr(torch.autograd.DeviceType, device)
+        return SimpleNamespace(
+            name=lambda: name, start_ns=lambda: start, end_ns=lambda: end, device_type=lambda: kind
+        )  # fmt: skip
+
+    host = [
+        event("c10d::allreduce_", 0, 10), event("gloo:all_reduce", 5, 40), event("gloo:send", 60, 70),
+        event("aten::mm", 0, 100),
+    ]  # fmt: skip
+    assert under_way(host) == pytest.approx(50e-9)
+    assert under_way([*host, event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 20, 90, "CUDA")]) == pytest.approx(70e-9)
+    assert under_way([event("aten::mm", 0, 100)]) == 0.0
 
 
 def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
 """One training's exchange between its ranks: when copies step alone and when they meet, and what is sent."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from pipelines.training.network.count import CountSent
 from pipelines.training.network.hooks import count_and_compress
 from pipelines.training.network.local import Meetings
 from pipelines.training.network.powersgd import PowerSGD
+from pipelines.training.network.sampling import Sampler
 from pipelines.training.network.wire import Wire
 
 MOMENTUM = "momentum"  # group of a checkpoint's chunks
@@ -22,29 +23,45 @@ MOMENTUM = "momentum"  # group of a checkpoint's chunks
 class Exchange:
     """`meetings` is None where gradients are averaged at every step, `power` where they are not compressed by PowerSGD.
 
-    Transfers of DDP and of meetings are counted one by one, and on the CPU timed (an accelerator's are only enqueued);
-    in other layouts those of the first step are counted, and each step sends the same.
+    Transfers of DDP and of meetings are counted one by one, and on the CPU timed (an accelerator's are only enqueued).
+    In other layouts those of the first step are counted, and each step sends the same; where `sampler` is given, it
+    times them in a step now and then.
     """
 
     def __init__(
-        self, wire: Wire, meetings: Meetings | None, power: PowerSGD | None, counted: bool, timed: bool = False
+        self,
+        wire: Wire,
+        meetings: Meetings | None,
+        power: PowerSGD | None,
+        counted: bool,
+        timed: bool = False,
+        sampler: Sampler | None = None,
     ) -> None:
         self.wire, self.meetings, self.power, self.counted, self.timed = wire, meetings, power, counted, timed
+        self.sampler = sampler
         self._each_step: float | None = None
 
     @classmethod
     def of(
-        cls, network: Network, module: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh | None, wire: Wire
+        cls,
+        network: Network,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        mesh: DeviceMesh | None,
+        wire: Wire,
+        sampler: Sampler | None = None,
     ) -> "Exchange":
         """Of `module`, which is what the step calls: in DistributedDataParallel where whole copies are. From now on
-        these average their gradients as `network` says."""
+        these average their gradients as `network` says. `sampler`: of the rank that tells, where there are several."""
         if not isinstance(module, DistributedDataParallel):
-            return cls(wire, None, None, counted=mesh is None)
+            return cls(wire, None, None, counted=mesh is None, sampler=sampler)
         power, meetings = count_and_compress(module, network, wire), None
         if network.local_steps > 1:
             meetings = Meetings(network, module.module, optimizer, module.process_group, wire)
         timed = all(parameter.device.type == "cpu" for parameter in module.parameters())
-        return cls(wire, meetings, power, counted=True, timed=timed)
+        # Of local steps few send anything, and these would hardly be among the sampled ones.
+        sampler = None if timed or meetings is not None else sampler
+        return cls(wire, meetings, power, counted=True, timed=timed, sampler=sampler)
 
     def alone(self, step: int) -> bool:
         """Whether each copy takes `step` (from 0) for itself."""
@@ -101,11 +118,16 @@ class Exchange:
             yield
         self.wire.add_sent(self._each_step or 0.0)
 
+    def timing(self) -> AbstractContextManager[None]:
+        """Around a whole step, some of which are sampled."""
+        return nullcontext() if self.sampler is None else self.sampler.step()
+
     def metrics(self, steps: int, seconds: float) -> dict[str, float]:
-        """Of the last `steps` steps, which took `seconds`: MB that this rank sent a step; where transfers are timed one
-        by one, also the share of the time in which one was under way (overlapped or not)."""
+        """Of the last `steps` steps, which took `seconds`: MB that this rank sent a step, and the share of the time in
+        which a transfer was under way (overlapped or not), where that is known: of all steps or of a sample."""
         if self.wire.ranks == 1:
             return {}
         sent, busy = self.wire.taken()
-        timed = {"network_share": busy / seconds} if self.timed else {}
+        share = busy / seconds if self.timed else self.sampler.share() if self.sampler else None
+        timed = {} if share is None else {"network_share": share}
         return {"sent_mb_per_step": sent / steps / 1e6, **timed}
