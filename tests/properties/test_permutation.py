@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order.permutation import LIMIT, permute
+from pipelines.streaming.order import permutation
+from pipelines.streaming.order.permutation import LIMIT, permute, shuffled, spread
 
 keys = st.integers(0, 2**64 - 1)
 
@@ -68,6 +69,20 @@ def test_neighbours_land_at_any_distance(size: int) -> None:
 def test_an_index_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match="outside its range"):
         permute(np.array([3, 100], dtype=np.uint32), np.array([100], dtype=np.uint32), np.array([1], dtype=np.uint64))
+
+
+@given(st.integers(0, 3000), keys, st.integers(1, 5))
+def test_a_whole_permutation_is_that_of_the_hashes_however_it_is_sorted(count: int, key: int, groups: int) -> None:
+    group = np.arange(count) % groups
+    numbers = np.arange(count, dtype=np.uint64)
+    below = np.uint64((1 << max(1, (count - 1).bit_length())) - 1)
+    for of, bits in ((None, 0), (group, int(group.max(initial=0)).bit_length())):
+        hashes = (spread(numbers, np.uint64(key)) >> np.uint64(bits)) & ~below
+        expected = np.lexsort((numbers, hashes, np.zeros(count) if of is None else of))
+        assert np.array_equal(shuffled(count, key, of), expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(permutation, "_SORTED_ALONE", 2)
+            assert np.array_equal(shuffled(count, key, of), expected)
 
 
 def surprise(counts: np.ndarray) -> float:

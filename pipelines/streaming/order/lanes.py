@@ -59,7 +59,8 @@ class Lanes:
         shuffle: bool,
     ) -> None:
         self.shard_rows: Ints = np.asarray(shard_rows, dtype=np.int64).reshape(-1)
-        if (self.shard_rows < 0).any():
+        fewest = int(self.shard_rows.min(initial=1))
+        if fewest < 0:
             raise ValueError(f"shard_rows: shard {int(self.shard_rows.argmin())} has a negative number of rows")
         self.rows = int(self.shard_rows.sum())
         chosen = choose_lanes(batch, self.rows, window)
@@ -70,10 +71,12 @@ class Lanes:
             )
         self.count = (lanes or chosen) if shuffle else 1
         self.window, self.keep_lanes, self.shuffle = window, keep_lanes and shuffle, shuffle
-        filled = max(1, int(np.count_nonzero(self.shard_rows)))
+        filled = max(1, len(self.shard_rows) if fewest else int(np.count_nonzero(self.shard_rows)))
         start = max(batch // self.count, -(-self.rows // filled)) if first_window is None else max(1, first_window)
         self.first_window = min(window, start)
-        self.layout = Layout(self.shard_rows, self.count, seed, window, self.first_window, self.keep_lanes, shuffle)
+        self.layout = Layout(
+            self.shard_rows, self.rows, self.count, seed, window, self.first_window, self.keep_lanes, shuffle
+        )
 
     def settings(self) -> dict[str, Any]:
         """What the order of the rows depends on besides the data and the seed."""

@@ -55,15 +55,22 @@ class _Pieces:
 
 
 class Layout:
-    """`shard_rows` (int64 [S]) in `lanes` lanes, whose windows grow from about `first_window` rows up to `window`. With
-    `keep_lanes` a shard stays on its lane in all epochs; without `shuffle` shards come as stored."""
+    """`shard_rows` (int64 [S]; `rows` in all) in `lanes` lanes, whose windows grow from about `first_window` rows up to
+    `window`. With `keep_lanes` a shard stays on its lane in all epochs; without `shuffle` shards come as stored."""
 
     def __init__(
-        self, shard_rows: Ints, lanes: int, seed: int, window: int, first_window: int, keep_lanes: bool, shuffle: bool
+        self,
+        shard_rows: Ints,
+        rows: int,
+        lanes: int,
+        seed: int,
+        window: int,
+        first_window: int,
+        keep_lanes: bool,
+        shuffle: bool,
     ) -> None:
-        self.shard_rows, self.lanes, self.seed = shard_rows, lanes, seed
+        self.shard_rows, self.rows, self.lanes, self.seed = shard_rows, rows, lanes, seed
         self.window, self.first_window, self.shuffle = window, first_window, shuffle
-        self.rows = int(shard_rows.sum())
         self.bounds = np.array([lane * self.rows // lanes for lane in range(lanes + 1)], dtype=np.int64)
         self.starts, self.lane_rows = self.bounds[:-1], np.diff(self.bounds)
         self._kept = self._kept_pieces() if keep_lanes else None
