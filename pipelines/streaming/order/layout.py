@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.streaming.arrays import Ints
-from pipelines.streaming.order.permutation import Words, shuffled, spread
+from pipelines.streaming.order.permutation import Words, in_halves, shuffled, spread
 from pipelines.streaming.order.windows import Windows
 from storage.digest import keyed_uint64
 
@@ -94,7 +94,8 @@ class Layout:
             rows = self.shard_rows
         bounds = np.zeros(len(shards) + 1, dtype=np.int64)  # all in one array: new memory costs more than the sums
         starts, ends = bounds[:-1], bounds[1:]
-        np.take(rows, place, out=ends, mode="clip")  # four times as fast as indexing
+        # Clipping is four times as fast as indexing.
+        in_halves(len(shards), lambda part: np.take(rows, place[part], out=ends[part], mode="clip"))
         np.cumsum(ends, out=ends)
         turns = np.zeros(self.lanes, dtype=np.int64)
         if self.rows and kept is None:  # kept pieces begin where lanes do

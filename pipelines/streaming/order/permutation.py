@@ -6,6 +6,7 @@ Rogaway, "Ciphers with arbitrary finite domains", 2002). All in 32-bit words, wh
 fast as 64-bit ones.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ _ROUNDS = 6  # what ranges of 4096 and more need to pass for random permutations
 _TWICE = 4096  # smaller ranges go through twice as many
 _RANKED = 64  # up to here, hashes are ranked
 _HASHED = 1 << 15  # numbers hashed at a time
-_SORTED_ALONE = 1 << 17  # words that are sorted in the time in which a thread starts and ends a few times
+_ALONE = 1 << 17  # fewer numbers take no longer than a second thread takes to start
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: the increment of SplitMix64
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 # Arrays of one word, which ufuncs take faster than scalars.
@@ -139,27 +140,33 @@ def shuffled(count: int, key: int, groups: Ints | None = None) -> Ints:
     """
     number_bits = max(1, (count - 1).bit_length())
     group_bits = 0 if groups is None or not count else int(groups.max()).bit_length()
-    words = np.arange(count, dtype=np.uint64)
-    below = np.uint64((1 << number_bits) - 1)
-    for start in range(0, count, _HASHED):
-        part = words[start : start + _HASHED]
-        hashed = (spread(part, np.uint64(key)) >> np.uint64(group_bits)) & ~below
-        if groups is not None and group_bits:
-            hashed |= groups[start : start + _HASHED].view(np.uint64) << np.uint64(64 - group_bits)
-        part |= hashed
-    _sort(words)
+    words, below = np.empty(count, dtype=np.uint64), np.uint64((1 << number_bits) - 1)
+
+    def fill(part: slice) -> None:
+        for start in range(part.start, part.stop, _HASHED):
+            some = slice(start, min(start + _HASHED, part.stop))
+            numbers = np.arange(some.start, some.stop, dtype=np.uint64)
+            hashed = (spread(numbers, np.uint64(key)) >> np.uint64(group_bits)) & ~below
+            if groups is not None and group_bits:
+                hashed |= groups[some].view(np.uint64) << np.uint64(64 - group_bits)
+            np.bitwise_or(hashed, numbers, out=words[some])
+
+    in_halves(count, fill)
+    if count:
+        words.partition(count // 2)  # a tenth of a sort
+    in_halves(count, lambda part: words[part].sort())
     words &= below
     return words.view(np.int64)
 
 
-def _sort(words: Words) -> None:
-    """Of many, the halves in two threads: a partition takes a tenth of a sort, and neither holds the GIL."""
-    if len(words) < _SORTED_ALONE:
-        words.sort()
+def in_halves(count: int, work: Callable[[slice], object]) -> None:
+    """`work` on the halves of [0, count), where these are large in two threads: of what NumPy does without the GIL."""
+    lower, upper = slice(0, count // 2), slice(count // 2, count)
+    if count < _ALONE:
+        work(lower)
+        work(upper)
         return
-    half = len(words) // 2
-    words.partition(half)
     with ThreadPoolExecutor(1) as other:
-        lower = other.submit(words[:half].sort)
-        words[half:].sort()
-        lower.result()
+        done = other.submit(work, lower)
+        work(upper)
+        done.result()
