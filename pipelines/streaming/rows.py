@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipelines.streaming.arrays import Ints
 
-_SCRATCH = 64 << 10  # bytes: within the second-level cache, and below what the allocator returns to the kernel
+_SCRATCH = 240 << 10  # bytes: within the second-level cache, and so many that starting a copy costs little
 _MAX_EXTENT = 1 << 62  # bytes of an array that NumPy can describe
 
 

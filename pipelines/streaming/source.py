@@ -127,19 +127,20 @@ class Source:
         """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
         gatherer, share, samples = self.gatherer, self._share(epoch, step), block.samples
         part = slice(first * share, (first + count) * share)
-        arrays = {} if gatherer.by_batch else gatherer.gather(block, part)
+        together = None if gatherer.by_batch else gatherer.gather(block, part)
         shard, row = samples.shard[part], samples.row[part]
+        full, last = self.epochs.full(epoch, step), self.epochs.size(epoch, step + count - 1)
         batches = []
         for index in range(count):
-            part = slice(index * share, min((index + 1) * share, len(row)))
-            origin = (gatherer, shard[part], row[part])
-            if gatherer.by_batch:
-                own = gatherer.gather(block, slice(first * share + part.start, first * share + part.stop))
+            start, stop = index * share, min((index + 1) * share, len(row))
+            if together is None:
+                own = gatherer.gather(block, slice(part.start + start, part.start + stop))
             else:
-                own = arrays if count == 1 else gatherer.part(arrays, part.start, part.stop)
+                own = together if count == 1 else gatherer.part(together, start, stop)
             if self.pad:
-                own = gatherer.padded(own, len(origin[1]), share)
-            batches.append(Batch(own, epoch, step + index, self.epochs.size(epoch, step + index), origin))
+                own = gatherer.padded(own, stop - start, share)
+            origin = (gatherer, shard[start:stop], row[start:stop])
+            batches.append(Batch(own, epoch, step + index, full if index < count - 1 else last, origin))
         return batches
 
     def batch(self, epoch: int, step: int) -> Batch:
