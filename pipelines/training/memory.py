@@ -47,25 +47,32 @@ def _kind(error: BaseException) -> str:
 
 def advice(params: Params) -> str:
     """The settings to change, the cheapest first."""
-    train, ways = params.train, []
-    ways.append(
-        f"raise train.accumulate (now {train.accumulate}), which cuts the batch into pieces and keeps the result"
-    )
-    parallel = getattr(train, "parallel", None)
-    if parallel is not None:
-        if not parallel.activation_checkpointing:
-            ways.append("set train.parallel.activation_checkpointing, which computes activations twice, not keeps them")
-        ways.append(
-            f"raise train.parallel.shard (now {parallel.shard}) on more ranks, which shares out weights and optimiser"
-        )
-        if not parallel.offload:
-            ways.append("set train.parallel.offload, which moves shards to the host")
-    if train.precision in ("auto", "fp32"):
-        ways.append("set train.precision to bf16, which halves the activations")
+    ways = _of_the_loop(params) if params.train.entrypoint is None else _of_ones_own(params.train.entrypoint)
     ways.append(f"lower stream.batch_size (now {params.stream.batch_size})")
     ways.append(f"for text, lower stream.seq_len (now {params.stream.seq_len})")
     ways.append("lower compute.prefetch, compute.ahead_mb and compute.memory_mb, if the host's memory is what ran out")
     return "What helps, the cheapest first: " + "; ".join(ways) + "."
+
+
+def _of_the_loop(params: Params) -> list[str]:
+    train, parallel = params.train, params.train.parallel
+    ways = [f"raise train.accumulate (now {train.accumulate}), which cuts the batch into pieces and keeps the result"]
+    if not parallel.activation_checkpointing:
+        ways.append("set train.parallel.activation_checkpointing, which computes activations twice, not keeps them")
+    ways.append(
+        f"raise train.parallel.shard (now {parallel.shard}) on more ranks, which shares out weights and optimiser"
+    )
+    if not parallel.offload:
+        ways.append("set train.parallel.offload, which moves shards to the host")
+    if train.precision in ("auto", "fp32"):
+        ways.append("set train.precision to bf16, which halves the activations")
+    return ways
+
+
+def _of_ones_own(entrypoint: str) -> list[str]:
+    return [
+        f"let {entrypoint} take a batch in pieces, compute in fewer bits or shard its model (train.args is its own)"
+    ]
 
 
 def kernel_kills() -> int | None:

@@ -36,7 +36,8 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
         from pipelines.training.entrypoint import run_entrypoint
 
         collector.work()
-        run_entrypoint(ws, ranks, stop)
+        with memory_explained(ws.params):
+            run_entrypoint(ws, ranks, stop)
         return
     with (
         memory_explained(ws.params),

@@ -18,7 +18,7 @@ from pipelines.training import train
 from pipelines.training.curves import Curves
 from pipelines.training.handoff import handoff
 from pipelines.workspace import Workspace
-from storage.errors import Interrupted, ParamsError, ShardlineError
+from storage.errors import Interrupted, OutOfMemory, ParamsError, ShardlineError
 
 TRAINER = """
 import torch
@@ -50,6 +50,9 @@ def other(job):
 def talkative(job):
     job.report({"model": object})
     job.save_model(job.build_model())
+
+def starves(job):
+    raise MemoryError
 
 def breaks(job):
     raise RuntimeError("of its own making")
@@ -137,6 +140,7 @@ def test_a_script_gets_its_job_from_handoff(tmp_path: Path) -> None:
         ("trainer:number", {}, ParamsError, "is no function"),
         ("trainer:nothing", {}, ParamsError, "is called with job, but takes ()"),
         ("trainer:train", {"lrr": 1.0}, ParamsError, "Did you mean 'lr'?"),
+        ("trainer:starves", {}, OutOfMemory, "cheapest first: let trainer:starves take a batch in pieces"),
         ("trainer:forgetful", {}, ShardlineError, "returned without a model: call job.save_model"),
         ("trainer:other", {}, ParamsError, "these weights don't fit model.name='mlp'"),
         ("trainer:talkative", {}, ShardlineError, "job.report: not a JSON value"),
