@@ -1,6 +1,8 @@
 """When memory runs out: which settings to change."""
 
 import re
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,8 +38,19 @@ def out_of_memory(error: BaseException, params: Params, step: int | None = None)
     if not named and not _SIGNS.search(text):
         return None
     where = f"in step {step + 1} " if step is not None else ""
+    if params.train.entrypoint is not None:
+        where += _place(error)
     said = f" It said: {text.splitlines()[0][:300]}" if text else ""
     return OutOfMemory(f"Out of memory {where}({_kind(error)}). {advice(params)}{said}")
+
+
+def _place(error: BaseException) -> str:
+    """Where in a trainer of one's own: the innermost line that is neither a library's nor ours."""
+    ours = Path(__file__).parents[2]
+    others = (sys.prefix, sys.base_prefix, "<", str(ours / "pipelines"), str(ours / "storage"))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f"in {Path(own[-1].filename).name}, line {own[-1].lineno} " if own else ""
 
 
 def _kind(error: BaseException) -> str:

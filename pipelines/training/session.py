@@ -229,7 +229,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         model = arranged.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
-        sampler = Sampler(device) if mesh is not None and ranks.leads else None
+        sampler = Sampler.of(device) if mesh is not None and ranks.leads else None
         exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire, sampler)
         place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
         saver = stack.enter_context(

@@ -52,16 +52,17 @@ def talkative(job):
     job.save_model(job.build_model())
 
 def starves(job):
-    raise MemoryError
+    torch.empty(1 << 60)
 
 def breaks(job):
-    raise RuntimeError("of its own making")
+    raise RuntimeError("of its own making, with memory")
 
 def nothing():
     pass
 
 number = 3
 """
+STARVES = TRAINER.splitlines().index("    torch.empty(1 << 60)") + 1
 SCRIPT = """
 import sys
 from pipelines.training.handoff import handoff
@@ -141,10 +142,11 @@ def test_a_script_gets_its_job_from_handoff(tmp_path: Path) -> None:
         ("trainer:nothing", {}, ParamsError, "is called with job, but takes ()"),
         ("trainer:train", {"lrr": 1.0}, ParamsError, "Did you mean 'lr'?"),
         ("trainer:starves", {}, OutOfMemory, "cheapest first: let trainer:starves take a batch in pieces"),
+        ("trainer:starves", {}, OutOfMemory, f"Out of memory in trainer.py, line {STARVES} (RuntimeError)"),
         ("trainer:forgetful", {}, ShardlineError, "returned without a model: call job.save_model"),
         ("trainer:other", {}, ParamsError, "these weights don't fit model.name='mlp'"),
         ("trainer:talkative", {}, ShardlineError, "job.report: not a JSON value"),
-        ("trainer:breaks", {}, RuntimeError, "of its own making"),
+        ("trainer:breaks", {}, RuntimeError, "of its own making, with memory"),
         ("scirpt.py", {}, ParamsError, "does not exist. Did you mean 'script.py'?"),
         ("script.py", {"code": 3}, ShardlineError, "left with sys.exit(3)"),
     ],

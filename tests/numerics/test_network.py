@@ -1,5 +1,6 @@
 """What copies send each other: compressed, in buckets, or only when they meet. Two ranks, started once."""
 
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,30 +160,88 @@ def test_what_sampling_costs_is_paid_off_before_the_next_sample(monkeypatch: pyt
     assert [later - sooner for sooner, later in pairwise(watched)] == pytest.approx([201.1, 201.1], abs=0.2)
 
 
-def test_a_profiler_of_somebody_else_is_left_alone() -> None:
+@pytest.mark.parametrize("waits", [0, 1])
+def test_a_profiler_of_somebody_else_is_left_alone(waits: int) -> None:
+    """Also one that has not begun yet, whose session a second one would use up."""
     sampler = Sampler(torch.device("cpu"))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for _ in range(FIRST + 1):
+    schedule = torch.profiler.schedule(wait=waits, warmup=FIRST, active=2, repeat=1)
+    seen: list[str] = []
+
+    def note(profiler: torch.profiler.profile) -> None:
+        seen.extend(event.name for event in profiler.events())
+
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds, schedule=schedule, on_trace_ready=note) as profiler:
+        for _ in range(waits + FIRST + 2):
             with sampler.step():
                 torch.ones(8).sum()
+            profiler.step()
     assert sampler.share() is None
-    assert any(event.name == "aten::sum" for event in profiler.events())
+    assert "aten::sum" in seen
+    with sampler.step():
+        torch.ones(8).sum()
+    assert sampler.share() == 0.0  # it is over
 
 
-def test_transfers_that_overlap_count_once_and_a_device_counts_before_its_host() -> None:
-    def event(name: str, start: int, end: int, device: str = "CPU") -> Any:
-        kind = getattr(torch.autograd.DeviceType, device)
-        return SimpleNamespace(
-            name=lambda: name, start_ns=lambda: start, end_ns=lambda: end, device_type=lambda: kind
-        )  # fmt: skip
+def test_what_ends_a_watched_step_ends_it_as_it_is() -> None:
+    sampler = Sampler(torch.device("cpu"))
+    for _ in range(FIRST):
+        with suppress(KeyboardInterrupt), sampler.step():
+            raise KeyboardInterrupt
+    assert not sampling.profiler._is_profiler_enabled
+    assert sampler.share() is None
+    with sampler.step():
+        torch.ones(8).sum()
+    assert sampler.share() == 0.0
 
-    host = [
-        event("c10d::allreduce_", 0, 10), event("gloo:all_reduce", 5, 40), event("gloo:send", 60, 70),
-        event("aten::mm", 0, 100),
-    ]  # fmt: skip
-    assert under_way(host) == pytest.approx(50e-9)
-    assert under_way([*host, event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 20, 90, "CUDA")]) == pytest.approx(70e-9)
+
+def event(name: str, start: int, end: int, device: str = "CPU") -> Any:
+    kind = getattr(torch.autograd.DeviceType, device)
+    return SimpleNamespace(name=lambda: name, start_ns=lambda: start, end_ns=lambda: end, device_type=lambda: kind)
+
+
+HOST = [
+    event("c10d::allreduce_", 0, 10), event("gloo:all_reduce", 5, 40), event("gloo:send", 60, 70),
+    event("aten::mm", 0, 100),
+]  # fmt: skip
+KERNEL = event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 20, 90, "CUDA")
+
+
+def test_transfers_that_overlap_count_once() -> None:
+    assert under_way(HOST) == pytest.approx(50e-9)
     assert under_way([event("aten::mm", 0, 100)]) == 0.0
+
+
+def test_on_an_accelerator_its_kernels_count_not_the_calls_that_enqueue_them() -> None:
+    assert under_way([*HOST, KERNEL], on_device=True) == pytest.approx(70e-9)
+    assert under_way(HOST, on_device=True) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_an_accelerators_kernels_are_asked_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what torch makes of the arguments; there is no such device here, so it doesn't begin."""
+    made: list[Any] = []
+
+    class Watch(sampling.profiler.profile):
+        def __enter__(self) -> "Watch":
+            made.append(self)
+            raise KeyboardInterrupt
+
+    activity = getattr(torch.profiler.ProfilerActivity, kind.upper())
+    device = torch.device(kind)
+    assert Sampler.of(device) is None  # nor does torch see one
+    monkeypatch.setattr(sampling, "supported_activities", lambda: {activity})
+    monkeypatch.setattr(getattr(torch, kind), "is_available", lambda: True)
+    monkeypatch.setattr(getattr(torch, kind), "synchronize", lambda: None)
+    monkeypatch.setattr(sampling.profiler, "kineto_available", lambda: True)
+    monkeypatch.setattr(sampling.profiler, "_supported_activities", lambda: {activity}, raising=False)
+    monkeypatch.setattr(sampling.profiler, "profile", Watch)
+    sampler = Sampler.of(device)
+    assert sampler is not None
+    for _ in range(FIRST):
+        with suppress(KeyboardInterrupt), sampler.step():
+            pass
+    assert activity in made[0].kineto_activities
 
 
 def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:

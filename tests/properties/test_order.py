@@ -3,10 +3,11 @@
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import Order
+from pipelines.streaming.order import Order, permutation
 from pipelines.streaming.order.lanes import choose_lanes
 
 Rows = list[tuple[int, int]]
@@ -40,6 +41,16 @@ def batches(order: Order, epoch: int, rank: int = 0, world: int = 1) -> list[Row
 def test_every_sample_comes_exactly_once_in_an_epoch(order: Order, epoch: int) -> None:
     got = [sample for batch in batches(order, epoch) for sample in batch]
     assert sorted(got) == [(shard, row) for shard, rows in enumerate(order.shard_rows) for row in range(rows)]
+
+
+@given(orders(), st.integers(0, 5))
+def test_shards_laid_out_in_two_threads_lie_as_in_one(order: Order, epoch: int) -> None:
+    """So orders of very many shards are those that the other properties are about."""
+    alone = batches(order, epoch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(permutation, "_ALONE", 2)
+        order._lanes.layout._latest = None
+        assert batches(order, epoch) == alone
 
 
 @given(orders())

@@ -24,8 +24,8 @@ class Exchange:
     """`meetings` is None where gradients are averaged at every step, `power` where they are not compressed by PowerSGD.
 
     Transfers of DDP and of meetings are counted one by one, and on the CPU timed (an accelerator's are only enqueued).
-    In other layouts those of the first step are counted, and each step sends the same; where `sampler` is given, it
-    times them in a step now and then.
+    In other layouts those of the first step are counted, and each step sends the same. Where transfers can't be timed
+    one by one, `sampler` times all collectives in a step now and then.
     """
 
     def __init__(
