@@ -41,7 +41,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
             return
 
         began, waited = perf_counter(), s.stream.wait_seconds
-        with s.exchange.timing():
+        with s.exchange.timing(s.state.step):
             batch = next(batches)  # the last one's copy to the device is done: its loss is known
             outcome = take_step(s, partial(forward_backward, s, batch), stop)
         stopping |= outcome.stops > 0  # on any rank: so all of them leave after the same step

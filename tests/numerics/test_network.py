@@ -129,10 +129,28 @@ def test_a_share_is_told_once() -> None:
     exchange = Exchange(Wire(2), None, None, counted=True, sampler=sampler)
     for _ in range(FIRST):
         assert exchange.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
-        with exchange.timing():
+        with exchange.timing(0):
             torch.ones(8).sum()
     assert exchange.metrics(1, 1.0)["network_share"] == 0.0
     assert exchange.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
+
+
+def test_where_copies_step_by_themselves_only_their_meetings_are_timed() -> None:
+    """As on an accelerator, whose gradients' transfers are only seen in a sample."""
+    model = nn.Linear(4, 4)
+    wire, network = Wire(2), Network(local_steps=2, local_after=FIRST)
+    group: Any = SimpleNamespace(size=lambda: 2)
+    meetings = Meetings(network, model, torch.optim.SGD(model.parameters()), group, wire)
+    exchange = Exchange(wire, meetings, None, counted=True, sampler=Sampler(torch.device("cpu")))
+    for step in range(FIRST):
+        with exchange.timing(step):
+            torch.ones(8).sum()
+    wire.seconds = 0.5  # in which calls were enqueued
+    assert exchange.metrics(FIRST, 1.0)["network_share"] == 0.0
+    with exchange.timing(FIRST):
+        assert not sampling.profiler._is_profiler_enabled
+    wire.seconds = 0.25
+    assert exchange.metrics(1, 1.0)["network_share"] == 0.25
 
 
 def test_what_sampling_costs_is_paid_off_before_the_next_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,9 @@ MOMENTUM = "momentum"  # group of a checkpoint's chunks
 class Exchange:
     """`meetings` is None where gradients are averaged at every step, `power` where they are not compressed by PowerSGD.
 
-    Transfers of DDP and of meetings are counted one by one, and on the CPU timed (an accelerator's are only enqueued).
-    In other layouts those of the first step are counted, and each step sends the same. Where transfers can't be timed
-    one by one, `sampler` times all collectives in a step now and then.
+    Transfers of DDP and of meetings are counted one by one; meetings are timed so too, and on the CPU also DDP's (an
+    accelerator's are only enqueued). In other layouts those of the first step are counted, and each step sends the
+    same. Where transfers can't be timed one by one, `sampler` times all collectives in a step now and then.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Exchange:
     ) -> None:
         self.wire, self.meetings, self.power, self.counted, self.timed = wire, meetings, power, counted, timed
         self.sampler = sampler
+        self._apart = False  # whether the latest step was one that each copy took for itself
         self._each_step: float | None = None
 
     @classmethod
@@ -59,9 +60,7 @@ class Exchange:
         if network.local_steps > 1:
             meetings = Meetings(network, module.module, optimizer, module.process_group, wire)
         timed = all(parameter.device.type == "cpu" for parameter in module.parameters())
-        # Of local steps few send anything, and these would hardly be among the sampled ones.
-        sampler = None if timed or meetings is not None else sampler
-        return cls(wire, meetings, power, counted=True, timed=timed, sampler=sampler)
+        return cls(wire, meetings, power, counted=True, timed=timed, sampler=None if timed else sampler)
 
     def alone(self, step: int) -> bool:
         """Whether each copy takes `step` (from 0) for itself."""
@@ -118,9 +117,10 @@ class Exchange:
             yield
         self.wire.add_sent(self._each_step or 0.0)
 
-    def timing(self) -> AbstractContextManager[None]:
-        """Around a whole step, some of which are sampled."""
-        return nullcontext() if self.sampler is None else self.sampler.step()
+    def timing(self, step: int) -> AbstractContextManager[None]:
+        """Around the whole of `step` (from 0): some are sampled, of those in which gradients are averaged."""
+        self._apart = self.alone(step)
+        return nullcontext() if self.sampler is None or self._apart else self.sampler.step()
 
     def metrics(self, steps: int, seconds: float) -> dict[str, float]:
         """Of the last `steps` steps, which took `seconds`: MB that this rank sent a step, and the share of the time in
@@ -128,6 +128,9 @@ class Exchange:
         if self.wire.ranks == 1:
             return {}
         sent, busy = self.wire.taken()
-        share = busy / seconds if self.timed else self.sampler.share() if self.sampler else None
+        if self.timed or self._apart:
+            share: float | None = busy / seconds
+        else:
+            share = self.sampler.share() if self.sampler is not None else None
         timed = {} if share is None else {"network_share": share}
         return {"sent_mb_per_step": sent / steps / 1e6, **timed}

@@ -95,9 +95,12 @@ class Meetings:
 
     def _average(self, tensors: list[Tensor]) -> None:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
+        settle = getattr(torch, flat.device.type).synchronize  # meetings are few: to be timed, they may be waited for
+        settle()
         self.wire.begin(flat.nbytes)
         try:
             dist.all_reduce(flat, group=self.group)
+            settle()
         finally:
             self.wire.end()
         flat.div_(self.group.size())
