@@ -71,8 +71,7 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
         return run_own(ws, ranks)
     with open_session(ws, ranks) as session:
         collectives = counting(session)
-        report = Reporter(None, lambda *_, **__: None, "", session.steps)
-        fit(session, report, StopRequest())
+        fit(session, Reporter(None, lambda *_, **__: None, "", session.steps), StopRequest())
         weights = session.final_weights()
         sampler = session.exchange.sampler
         return {
@@ -82,8 +81,8 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
             "names": sorted(weights),
             "sent": session.exchange.wire.bytes,
             "busy": session.exchange.wire.seconds,
+            "sampled": sampler._busy if sampler is not None else 0.0,
             "network_share": sampler.share() if sampler is not None else None,
-            "step_seconds": report.seconds / report.done,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
             "digest": digest_bytes(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))),
             "alike": alike(session),

@@ -1,7 +1,7 @@
 """When memory runs out: which settings to change."""
 
 import re
-import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,7 +47,8 @@ def out_of_memory(error: BaseException, params: Params, step: int | None = None)
 def _place(error: BaseException) -> str:
     """Where in a trainer of one's own: the innermost line that is neither a library's nor ours."""
     ours = Path(__file__).parents[2]
-    others = (sys.prefix, sys.base_prefix, "<", str(ours / "pipelines"), str(ours / "storage"))
+    libraries = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    others = ("<", str(ours / "pipelines"), str(ours / "storage"), *libraries)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(others)]
     return f"in {Path(own[-1].filename).name}, line {own[-1].lineno} " if own else ""

@@ -118,10 +118,10 @@ def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: di
 
 def test_waiting_for_a_late_rank_is_seen_in_every_step_or_in_a_sample(found: dict[str, dict[str, Any]]) -> None:
     copies, sharded = found["late, copies"], found["late, sharded"]
-    assert copies["busy"] > 4 * LATE * 0.9  # all four steps are timed
+    assert copies["busy"] > 4 * LATE / 2  # all four steps are timed
     assert copies["network_share"] is None  # so none is sampled
     assert sharded["busy"] == 0
-    assert sharded["network_share"] * sharded["step_seconds"] > LATE / 2  # the share is of a step like the others
+    assert sharded["sampled"] > LATE / 2  # of one step at least
 
 
 def test_a_share_is_told_once() -> None:

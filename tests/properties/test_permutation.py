@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import permutation
+from pipelines.streaming.order import halves
 from pipelines.streaming.order.permutation import LIMIT, permute, shuffled, spread
 
 keys = st.integers(0, 2**64 - 1)
@@ -81,7 +81,7 @@ def test_a_whole_permutation_is_that_of_the_hashes_in_one_thread_or_two(count: i
         expected = np.lexsort((numbers, hashes, np.zeros(count) if of is None else of))
         assert np.array_equal(shuffled(count, key, of), expected)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(permutation, "_ALONE", 2)
+            patch.setattr(halves, "ALONE", 2)
             assert np.array_equal(shuffled(count, key, of), expected)
 
 

@@ -1,8 +1,8 @@
 """Which samples come when: a pure function (seed, epoch, step) → (shard, row). It knows no bytes, and no files.
 
-permutation, windows → layout → lanes  ┐
-              ramp → epochs → batches  ├→ order, mixture → buckets
-                     weights → quotas  ┘
+halves → permutation, windows → layout → lanes  ┐
+                       ramp → epochs → batches  ├→ order, mixture → buckets
+                              weights → quotas  ┘
 """
 
 from pipelines.streaming.order.batches import Batches

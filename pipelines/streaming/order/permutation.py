@@ -6,14 +6,13 @@ Rogaway, "Ciphers with arbitrary finite domains", 2002). All in 32-bit words, wh
 fast as 64-bit ones.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.streaming.arrays import Ints
+from pipelines.streaming.order.halves import in_halves
 from storage.digest import keyed_uint64
 
 Words = npt.NDArray[np.uint64]
@@ -27,7 +26,6 @@ _ROUNDS = 6  # what ranges of 4096 and more need to pass for random permutations
 _TWICE = 4096  # smaller ranges go through twice as many
 _RANKED = 64  # up to here, hashes are ranked
 _HASHED = 1 << 15  # numbers hashed at a time
-_ALONE = 1 << 17  # fewer numbers take no longer than a second thread takes to start
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: the increment of SplitMix64
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 # Arrays of one word, which ufuncs take faster than scalars.
@@ -157,16 +155,3 @@ def shuffled(count: int, key: int, groups: Ints | None = None) -> Ints:
     in_halves(count, lambda part: words[part].sort())
     words &= below
     return words.view(np.int64)
-
-
-def in_halves(count: int, work: Callable[[slice], object]) -> None:
-    """`work` on the halves of [0, count), where these are large in two threads: of what NumPy does without the GIL."""
-    lower, upper = slice(0, count // 2), slice(count // 2, count)
-    if count < _ALONE:
-        work(lower)
-        work(upper)
-        return
-    with ThreadPoolExecutor(1) as other:
-        done = other.submit(work, lower)
-        work(upper)
-        done.result()
