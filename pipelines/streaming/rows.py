@@ -1,10 +1,9 @@
 """Copies of rows from anywhere in this process's memory, each in one vectorised pass.
 
-NumPy has two gathers that suit. `take` writes where it is told to, but wants rows that lie on one grid; fancy indexing
-takes rows at any address, but makes an array of its own. So rows on one grid (a shard's rows always are, and sometimes
-those of several shards) are taken straight to their place, others by way of a scratch array that stays in the
-processor's cache. Measured against `np.take` of one array into a reused buffer: 1.4 times its speed, and, by
-machine, 0.5 to 1.0.
+There are three ways. NumPy's `take` writes where it is told to, but wants rows that lie on one grid: a shard's rows
+always do, and sometimes those of several shards. Long rows at any address are copied by pointers (see `pointers`).
+Short ones, of which a pointer each is too much, are taken by NumPy's fancy indexing, which makes an array of its own:
+they go by way of a scratch array that stays in the processor's cache.
 
 The callers vouch for the addresses: of rows inside shards that stay open meanwhile.
 """
@@ -16,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.streaming.arrays import Ints
+from pipelines.streaming.pointers import copy_rows
 
+_LONG = 512  # bytes of rows from which on pointers are faster: by a half at 4 KiB, and slower by a half at 8 bytes
 _SCRATCH = 240 << 10  # bytes: within the second-level cache, and so many that starting a copy costs little
-_MAX_EXTENT = 1 << 62  # bytes of an array that NumPy can describe
 
 
 class _Memory:
@@ -37,7 +37,7 @@ class _Memory:
 @dataclass(frozen=True)
 class Rows:
     """Rows of `nbytes` bytes: row i is cell `cells[i]`, int64 [n], of the memory from `start` to `stop`, where a cell
-    begins at each multiple of `stride`; stride 0 where that memory is too long to be described."""
+    begins at each multiple of `stride`. Where `stride` is 0, `cells` are addresses."""
 
     nbytes: int
     cells: Ints
@@ -48,11 +48,9 @@ class Rows:
     @classmethod
     def at(cls, addresses: Ints, nbytes: int) -> "Rows":
         """The rows that begin at `addresses` [n]."""
-        if not len(addresses) or not nbytes:
+        if not len(addresses) or not 0 < nbytes < _LONG:
             return cls(nbytes, addresses)
         low, high = int(addresses.min()), int(addresses.max())
-        if (high - low + 1) * nbytes >= _MAX_EXTENT:
-            return cls(nbytes, addresses)
         return cls(nbytes, addresses - low, low, high + nbytes, 1)
 
     @classmethod
@@ -69,34 +67,17 @@ class Rows:
         flat = out.reshape(-1).view(f"V{self.nbytes}")
         cells = self.cells[part]
         if not self.stride:
-            _copy_far(cells, flat)
+            copy_rows(cells, self.nbytes, flat)
             return
-        count = (self.stop - self.start - self.nbytes) // self.stride + 1
-        memory = np.asarray(_Memory(self.start, count, self.stride, self.nbytes))
         begin = flat.__array_interface__["data"][0]
         apart = begin >= self.stop or begin + flat.nbytes <= self.start  # else `take` would go by way of a copy
+        count = (self.stop - self.start - self.nbytes) // self.stride + 1
+        memory = np.asarray(_Memory(self.start, count, self.stride, self.nbytes))
         if self.stride == self.nbytes and apart:
             np.take(memory, cells, out=flat, mode="clip")  # and with mode "raise" too
+        elif self.nbytes >= _LONG:
+            copy_rows(self.start + cells * self.stride, self.nbytes, flat)
         else:
-            _copy(memory, cells, flat)
-
-
-def _copy(memory: npt.NDArray[np.void], cells: Ints, out: npt.NDArray[np.void]) -> None:
-    together = _SCRATCH // out.itemsize
-    if together > 1:
-        for start in range(0, len(out), together):
-            out[start : start + together] = memory[cells[start : start + together]]
-    else:
-        for index, cell in enumerate(cells.tolist()):
-            out[index : index + 1] = memory[cell : cell + 1]
-
-
-def _copy_far(addresses: Ints, out: npt.NDArray[np.void]) -> None:
-    """Huge rows in far corners of the address space: halve the distance until it can be described."""
-    low, high = int(addresses.min()), int(addresses.max())
-    upper = addresses > low + (high - low) // 2
-    for half in (upper, ~upper):
-        piece = np.empty(int(half.sum()), out.dtype)
-        if len(piece):
-            Rows.at(addresses[half], out.itemsize).copy(slice(None), piece)
-        out[half] = piece
+            together = max(1, _SCRATCH // self.nbytes)
+            for first in range(0, len(flat), together):
+                flat[first : first + together] = memory[cells[first : first + together]]

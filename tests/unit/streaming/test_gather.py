@@ -108,8 +108,11 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
     assert gatherer.ids(shard, row) == ["10+4", "02+6", "00+0", "10+0", "01+6"]
 
 
-def test_shards_in_far_corners_of_memory(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "_MAX_EXTENT", 4000)
+@pytest.mark.parametrize("long", [1, 1 << 20])
+def test_rows_are_copied_alike_by_pointers_and_by_way_of_a_scratch_array(
+    long: int, zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_LONG", long)
     check(make_samples(zone))
 
 
