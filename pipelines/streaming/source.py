@@ -69,13 +69,14 @@ class Source:
         return self.order.share(epoch, step, self.rank, self.world)
 
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
-        """All batches from (epoch, step) on, as lists of a few; with `ahead`, planned in a thread."""
+        """All batches from (epoch, step) on, as lists of a few; with `ahead`, their shards are fetched before."""
         fetcher = self.gatherer.fetcher
         self.gatherer.reserve(self.share * self._together, _RESERVED)
         plans, course = self._plans(epoch, step, epochs), None
         if ahead:
             course = fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
-            plans = Prefetcher(plans, 1, "shardline-plan")
+        if course is not None:
+            plans = Prefetcher(plans, 1, "shardline-plan")  # where shards come from afar, planning waits for them
         try:
             together = 1  # so that the first batch comes soon
             for at, first, count, block in plans:

@@ -1,6 +1,6 @@
 """The stream: an iterator of ready batches with a tiny state.
 
-Batches are planned in blocks, gathered whole, and prepared ahead by one thread. The state counts what the consumer
+Batches are planned in blocks, gathered whole, and prepared ahead by one thread where the consumer is busy. The state counts what the consumer
 has taken, not what was prepared, so it is exact at every step.
 """
 
@@ -41,7 +41,7 @@ class Stream:
     differ in length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are
     shuffled (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
     `epochs` the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in
-    threads; with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
+    a thread while the consumer is busy (see `Prefetcher`); with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files

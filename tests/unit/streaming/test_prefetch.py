@@ -1,0 +1,133 @@
+"""Items are prepared ahead in a thread; a consumer that is back at once makes them itself; never two threads do."""
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.streaming import prefetch
+from pipelines.streaming.prefetch import Prefetcher
+from tests.servers import wait_for
+
+DEPTH = 2
+
+
+def recording(made_by: list[int], count: int = 50) -> Iterator[int]:
+    for item in range(count):
+        made_by.append(threading.get_ident())
+        yield item
+
+
+def test_a_consumer_that_is_back_at_once_makes_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 60)
+    made_by: list[int] = []
+    prefetcher = Prefetcher(recording(made_by), DEPTH)
+    assert list(prefetcher) == list(range(50))
+    assert set(made_by[DEPTH + 1 :]) == {threading.get_ident()}
+    prefetcher.close()
+
+
+def test_one_that_is_away_for_longer_finds_them_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 0)
+    made_by: list[int] = []
+    prefetcher = Prefetcher(recording(made_by), DEPTH)
+    assert list(prefetcher) == list(range(50))
+    assert set(made_by) == {prefetcher._thread.ident}
+    prefetcher.close()
+
+
+def test_the_thread_works_when_a_quick_consumer_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, now=0.0)
+    monkeypatch.setattr(prefetch, "time", clock)
+    made_by: list[int] = []
+    prefetcher = Prefetcher(recording(made_by), DEPTH)
+    taken = [next(prefetcher) for _ in range(10)]
+    assert made_by[-1] == threading.get_ident()
+    wait_for(lambda: bool(prefetcher._changed._waiters), "the thread waits", every=0.001)  # type: ignore[attr-defined]
+    clock.now += 1
+    wait_for(lambda: len(made_by) == 10 + DEPTH, "what comes next is made ahead")
+    assert made_by[-1] == prefetcher._thread.ident
+    assert [*taken, *prefetcher] == list(range(50))
+    prefetcher.close()
+
+
+@given(away=st.lists(st.booleans(), min_size=20, max_size=20), depth=st.integers(1, 3))
+def test_every_item_comes_once_and_in_order(away: list[bool], depth: int) -> None:
+    made_by: list[int] = []
+    clock = SimpleNamespace(perf_counter=lambda: clock.now, now=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefetch, "time", clock)
+        prefetcher = Prefetcher(recording(made_by, len(away)), depth)
+        taken = []
+        for longer in away:
+            clock.now += longer
+            taken.append(next(prefetcher))
+            assert len(made_by) <= len(taken) + depth + 1
+        assert taken == list(range(len(away)))
+        for _ in range(2):
+            with pytest.raises(StopIteration):
+                next(prefetcher)
+        prefetcher.close()
+    assert not prefetcher._thread.is_alive()
+
+
+@pytest.mark.parametrize("brief", [0, 60])
+def test_an_error_comes_after_what_was_made_before_it(brief: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", brief)
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise KeyError("five")
+
+    prefetcher = Prefetcher(items(), DEPTH)
+    assert [next(prefetcher) for _ in range(5)] == list(range(5))
+    for _ in range(2):
+        with pytest.raises(KeyError, match="five"):
+            next(prefetcher)
+    prefetcher.close()
+    assert not prefetcher._thread.is_alive()
+
+
+@pytest.mark.parametrize("brief", [0, 60])
+def test_closing_closes_the_iterator_in_the_thread(brief: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", brief)
+    closed_by: list[int] = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(50)
+        finally:
+            closed_by.append(threading.get_ident())
+
+    prefetcher = Prefetcher(items(), DEPTH)
+    for _ in range(10):
+        next(prefetcher)
+    prefetcher.close()
+    assert closed_by == [prefetcher._thread.ident]
+    with pytest.raises(StopIteration):
+        next(prefetcher)
+
+
+def test_closing_waits_for_the_item_that_another_consumer_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 60)
+    amid, gate = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(10)
+        amid.set()
+        assert gate.wait(60)
+        yield 10
+
+    prefetcher, taken = Prefetcher(items(), 1), list[int]()
+    consumer = threading.Thread(target=lambda: taken.extend(next(prefetcher) for _ in range(11)))
+    consumer.start()
+    assert amid.wait(60)
+    prefetcher.close(wait=False)
+    assert prefetcher._thread.is_alive()
+    gate.set()
+    prefetcher.close()
+    consumer.join(60)
+    assert taken == list(range(11))
