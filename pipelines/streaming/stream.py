@@ -1,7 +1,7 @@
 """The stream: an iterator of ready batches with a tiny state.
 
-Batches are planned in blocks, gathered whole, and prepared ahead by one thread where the consumer is busy. The state counts what the consumer
-has taken, not what was prepared, so it is exact at every step.
+Batches are planned in blocks, gathered whole, and prepared ahead by one thread where the consumer is busy. The state
+counts what the consumer has taken, not what was prepared, so it is exact at every step.
 """
 
 import os
@@ -36,12 +36,13 @@ class Stream:
 
     `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
     is the one that others grow to (see `Order`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
-    document each token is of and where in it (see `Tokens`). Where `samples` are documents, each comes whole,
-    cut to so many tokens, and a batch is padded to a multiple of `pad_multiple` (see `WholeDocuments`). Samples that
-    differ in length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are
-    shuffled (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With
-    `epochs` the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in
-    a thread while the consumer is busy (see `Prefetcher`); with 0 there is no thread. Close it, use it as a context manager or forget it: no thread is left behind.
+    document each token is of and where in it (see `Tokens`). Where `samples` are documents, each comes whole, cut to so
+    many tokens, and a batch is padded to a multiple of `pad_multiple` (see `WholeDocuments`). Samples that differ in
+    length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are shuffled
+    (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs`
+    the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in a thread while
+    the consumer is busy (see `Prefetcher`); with 0 there is no thread. Close it, use it as a context manager or forget
+    it: no thread is left behind.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
