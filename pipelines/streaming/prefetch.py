@@ -106,6 +106,7 @@ class Prefetcher(Iterator[T]):
         finally:
             self._waiting = False
         if self._ready:
+            self._changed.notify_all()  # there is room now
             return self._ready.popleft()
         raise self._error or StopIteration
 

@@ -10,6 +10,7 @@ from pipelines.streaming.prefetch import Prefetcher, close_items
 
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 8 << 20  # bytes up to which batches are gathered and handed over together: threads take turns at a cost
+_SMALL = 1 << 10  # bytes of samples that take about as long to plan as to copy
 _RESERVED = 6  # groups that are alive at once: made, handed over, in use
 
 Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
@@ -58,7 +59,9 @@ class Source:
         self.epochs = order.epochs
         own = order.slots(rank, world)
         self.share: int = own.stop - own.start  #: samples of a full batch that are this rank's; of a ramp's largest one
-        nbytes = self.share * sum(field.nbytes for field in gatherer.fields)
+        sample = sum(field.nbytes for field in gatherer.fields)
+        nbytes = self.share * sample
+        self._small = sample < _SMALL
         self._together = max(1, _HANDED_OVER // max(1, nbytes))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
 
@@ -69,14 +72,17 @@ class Source:
         return self.order.share(epoch, step, self.rank, self.world)
 
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
-        """All batches from (epoch, step) on, as lists of a few; with `ahead`, their shards are fetched before."""
+        """All batches from (epoch, step) on, as lists of a few; with `ahead`, their shards are fetched before.
+
+        They are planned in a thread where that waits for shards from afar, or is much of the work.
+        """
         fetcher = self.gatherer.fetcher
         self.gatherer.reserve(self.share * self._together, _RESERVED)
         plans, course = self._plans(epoch, step, epochs), None
         if ahead:
             course = fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
-        if course is not None:
-            plans = Prefetcher(plans, 1, "shardline-plan")  # where shards come from afar, planning waits for them
+        if course is not None or (ahead and self._small):
+            plans = Prefetcher(plans, 1, "shardline-plan")
         try:
             together = 1  # so that the first batch comes soon
             for at, first, count, block in plans:

@@ -131,3 +131,25 @@ def test_closing_waits_for_the_item_that_another_consumer_makes(monkeypatch: pyt
     prefetcher.close()
     consumer.join(60)
     assert taken == list(range(11))
+
+
+def test_the_next_item_is_made_while_one_that_was_waited_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 0)
+    gates = [threading.Event(), threading.Event()]
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item, gate in enumerate(gates):
+            begun.append(item)
+            assert gate.wait(60)
+            yield item
+
+    prefetcher = Prefetcher(items(), 1)
+    consumer = threading.Thread(target=lambda: next(prefetcher))
+    consumer.start()
+    wait_for(lambda: prefetcher._waiting, "the consumer waits", every=0.001)
+    gates[0].set()
+    consumer.join(60)
+    wait_for(lambda: begun == [0, 1], "the next item is begun", seconds=10)
+    gates[1].set()
+    prefetcher.close()
