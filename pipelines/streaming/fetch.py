@@ -100,6 +100,16 @@ class Fetcher:
             with self._changed:
                 self._drop(course, index)
 
+    def is_here(self, index: int) -> bool:
+        """Whether shard `index` can be opened without waiting for one on its way. Without a course there is none."""
+        self._guard()
+        course = self._course
+        if course is None:
+            return True
+        with self._changed:
+            future = course.here.get(index)
+        return future is not None and future.done()
+
     def _find(self, index: int) -> tuple[Tiered, pa.Table, int]:
         """What a shard comes through, its table, and its row there."""
         part = int(np.searchsorted(self._ends, index, side="right"))

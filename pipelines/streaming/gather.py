@@ -90,7 +90,7 @@ class Gatherer:
     def locate(self, shard: Ints, row: Ints, least: int | None = None) -> Block:
         """The samples at (shard, row), int64 [n] each, with their shards open. Where one cannot be opened, the samples
         before the first that needs it, and why. With `least`, so many and as many more as a quarter of the memory
-        holds."""
+        holds and no shard on its way is needed for."""
         least = len(shard) if least is None else least
         if self._process != os.getpid():  # forked: another thread of the parent may have held the lock
             self._reset()
@@ -146,6 +146,8 @@ class Gatherer:
         held, (indices, first) = 0, np.unique(shard, return_index=True)
         for place in np.argsort(first).tolist():
             index, begin = int(indices[place]), int(first[place])
+            if begin >= least and not self._used[index] and not self.fetcher.is_here(index):
+                return begin, None
             try:
                 if not self._used[index]:
                     with self.meter.time("fetch"):

@@ -95,19 +95,21 @@ class Source:
             fetcher.stop(course)
 
     def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[Plan]:
-        """Blocks of batches with their shards open. Raises what keeps a batch from being had, after those before it."""
+        """Blocks of batches with their shards open, the first of those whose shards are here already. Raises what keeps
+        a batch from being had, after those before it."""
         for at, first, planned, shard, row in self._order(epoch, step, epochs):
-            done, share = 0, self._share(at, first)
+            done, share, reach = 0, self._share(at, first), planned
             while done < planned:
-                rest = slice(done * share, None)
-                block = self.gatherer.locate(shard[rest], row[rest], least=share)
-                whole = len(block.samples.row) == len(row[rest])
-                count = planned - done if whole and block.error is None else len(block.samples.row) // share
+                some = slice(done * share, (done + reach) * share)
+                block = self.gatherer.locate(shard[some], row[some], least=share)
+                whole = len(block.samples.row) == len(row[some]) and block.error is None
+                count = min(reach, planned - done) if whole else len(block.samples.row) // share
                 if count:
                     yield at, first + done, count, block
                 if block.error is not None:
                     raise block.error
                 done += count
+                reach = 2 * count  # so that looking at what cannot be had yet takes no more than what can
 
     def _order(self, epoch: int, step: int, epochs: int | None) -> Iterator[tuple[int, int, int, Ints, Ints]]:
         """(epoch, first step, number of batches, shard, row) of some batches at a time; of few at first."""

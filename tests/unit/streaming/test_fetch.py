@@ -15,6 +15,7 @@ from servers import wait_for
 
 from pipelines.streaming import Stream, fetch, source
 from pipelines.streaming.fetch import Fetcher
+from pipelines.streaming.gather import Gatherer
 from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
@@ -25,17 +26,17 @@ ROWS, SHARDS = 32, 8
 
 
 class Watched(Tiered):
-    """A cache that notes what is opened, and holds it back while `gate` is closed."""
+    """A cache that notes what is opened, and holds it back while `gate` is closed: all, or what is `held`."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Zone, held: str = "") -> None:
         super().__init__(zone)
         self.opened: list[str] = []
-        self.gate = threading.Event()
+        self.gate, self.held = threading.Event(), held
         self.gate.set()
 
     def open(self, obj: StoredObject) -> tuple[pa.Buffer, bool]:
         self.opened.append(obj.path)
-        assert self.gate.wait(60)
+        assert self.held not in ("", obj.path) or self.gate.wait(60)
         return super().open(obj)
 
 
@@ -253,6 +254,42 @@ def test_a_bad_shard_is_named_by_the_first_batch_that_needs_it(
                 next(stream)
         fs.pipe_file(f"{root}/{path}", whole)
         assert [batch["label"].tolist() for batch in stream] == [labels.tolist() for labels in expected[first:]]
+
+
+def test_batches_come_as_far_as_the_shards_that_are_here(zone: Zone, manifest: Manifest) -> None:
+    with make(Tiered(zone), manifest, epochs=1) as stream:
+        expected = [batch["label"].tolist() for batch in stream]
+    first = [
+        next(step for step, some in enumerate(expected) if shard in np.floor_divide(some, ROWS))
+        for shard in range(SHARDS)
+    ]
+    last = int(np.argmax(first))
+    tiers = Watched(zone, held=paths(manifest)[last])
+    tiers.gate.clear()
+    with make(tiers, manifest, epochs=1) as stream:
+        seen = [next(stream)["label"].tolist() for _ in range(first[last])]
+        tiers.gate.set()
+        seen.extend(batch["label"].tolist() for batch in stream)
+    assert seen == expected
+    assert first[last] > 8  # of the 32 that are planned together
+
+
+def test_to_look_for_what_is_here_takes_no_longer_than_what_comes(
+    zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for, locate = 0, Gatherer.locate
+
+    def noted(self: Gatherer, shard: Any, row: Any, least: int | None = None) -> Any:
+        nonlocal looked_for
+        looked_for += len(shard)
+        return locate(self, shard, row, least)
+
+    monkeypatch.setattr(Gatherer, "locate", noted)
+    monkeypatch.setattr(Fetcher, "is_here", lambda self, index: False)
+    with make(Tiered(zone), manifest, epochs=1, batch_size=1) as stream:
+        rows = len(list(stream))
+    assert rows == ROWS * SHARDS
+    assert looked_for <= 4 * rows  # once when planned, and twice what the time before found
 
 
 @pytest.mark.parametrize("where", ["local", "remote"])
