@@ -231,13 +231,17 @@ PROBLEMS = [Rosenbrock([-1.2, 1.0]), Rosenbrock([-1.2, 1.0] * 5), Quadratic([3.0
     ids=["polak_ribiere", "hager_zhang", "lbfgs"],
 )
 def test_as_good_as_scipy(settings: dict[str, Any], method: str) -> None:
-    """To 1e-10 in the value, at gradients of 1e-6, in at most 1.6 times the evaluations (Hager and Zhang: 2)."""
-    factor = 2.0 if settings.get("formula") == "hager_zhang" else 1.6
+    """To 1e-10 in the value, at gradients of 1e-6, in at most 1.6 times the evaluations: over several starts, since how
+    many one takes depends on the last bit of the processor's arithmetic."""
+    rng, ours, theirs = np.random.default_rng(0), 0, 0
     for problem in PROBLEMS:
-        theirs, evaluations = by_scipy(type(problem)(problem.start), method, 1e-6)
-        value, own = minimise(type(problem)(problem.start), settings, 1e-6)
-        assert value == pytest.approx(theirs, abs=1e-10)
-        assert own <= factor * evaluations + 5, f"{own} against {evaluations}"
+        for spread in (0.0, 0.1, 0.1, 0.1):
+            start = list(problem.start + spread * rng.standard_normal(len(problem.start)))
+            expected, evaluations = by_scipy(type(problem)(start), method, 1e-6)
+            value, own = minimise(type(problem)(start), settings, 1e-6)
+            assert value == pytest.approx(expected, abs=1e-10)
+            ours, theirs = ours + own, theirs + evaluations
+    assert ours <= 1.6 * theirs, f"{ours} against {theirs}"
 
 
 @pytest.mark.parametrize("settings", [{"name": "cg", "carry": True, "c2": 0.01}, {"name": "lbfgs", "c2": 0.01}])
