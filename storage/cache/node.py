@@ -49,7 +49,10 @@ class Claim:
         path = self.cache.path(self.digest)
         try:
             write(self.descriptor, view, direct=direct)
-            os.rename(self.cache.temporary(self.digest), path)
+            temporary = self.cache.temporary(self.digest)
+            if not is_at(self.descriptor, temporary):  # the folder was deleted; what is there now is another's
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(temporary))
+            os.rename(temporary, path)
         except OSError as error:
             self.cache.complain(error)
             self.abandon()
@@ -177,13 +180,14 @@ class NodeCache:
             index.ring.pop(digest, None)
             held = {key: nbytes for key, nbytes in index.ring.items() if self.path(key).exists()}
             arriving = sum(index.ring.values()) - sum(held.values())
+            pinned = index.bytes - sum(index.ring.values())  # more than its part where the index was lost, and its ring
             decision = decide(
                 size,
-                pinned=index.bytes - sum(index.ring.values()),
+                pinned=pinned,
                 pinned_limit=self.budget - self.ring_limit,
                 idle=self._idle(index),
                 ring=list(held.items()),
-                ring_limit=self.ring_limit - arriving,
+                ring_limit=min(self.ring_limit, self.budget - pinned) - arriving,
             )
             for dropped in decision.drop:
                 self._unlink(dropped, index)
@@ -200,11 +204,11 @@ class NodeCache:
         """Remove a temporary file and uncount its `size` bytes, then let its lock go."""
         try:
             with suppress(OSError), self._index() as index:
-                if size:  # else the file that is there may be another's
-                    index.bytes -= size
-                    index.ring.pop(digest, None)
-                if is_at(descriptor, self.temporary(digest)):
+                if is_at(descriptor, self.temporary(digest)):  # else it went with its folder, and isn't counted
                     self.temporary(digest).unlink(missing_ok=True)
+                    if size:  # else what the ring has of that name is another's
+                        index.bytes -= size
+                        index.ring.pop(digest, None)
         finally:
             unlock(descriptor)
 
@@ -285,12 +289,15 @@ class NodeCache:
             yield digest, size
 
     def _unlink(self, digest: str, index: Index, counted: int | None = None) -> int:
-        """Remove a file and uncount it, by the size that it was `counted` with if it has another now."""
+        """Remove a file and uncount it, by the size that it was `counted` with if it has another now. One that is being
+        fetched stays."""
         path = self.path(digest)
         try:
             size = path.stat().st_size if counted is None else counted
             path.unlink()
         except FileNotFoundError:
+            if self.temporary(digest).exists():
+                return 0
             size = 0
         index.bytes -= index.ring.pop(digest, size)
         return size
