@@ -8,7 +8,9 @@ Arrow's `take` reserves memory by the span of the addresses, and `numpy.concaten
 For long rows (8 to 32 KB at random places of 334 MB) one call for all was tried in place of memmove and its 6.3 GB/s:
 a flatten of Arrow's list views 6.1, process_vm_readv of this process 3.4, pwritev into a memory file 4.7, NumPy's
 gather of cells of 4 KiB 4.3. Two threads, a byte of each page read beforehand, and rows by address gained nothing.
-Those are the best of short slices, on a machine that did other work; one memcpy of bytes that lie together reached 15.)
+Those are the best of short slices, on a machine that did other work; one memcpy of bytes that lie together reached 15.
+A loop over memcpy in C, with the same rows, was measured as a limit: 0.52 - 0.58 of the one memcpy into a buffer that
+stays in the cache, 0.38 - 0.53 into buffers of 8 MiB in turn; this module's loop 0.41 - 0.46 and 0.29 - 0.33.)
 
 The callers vouch for the addresses: of rows inside shards that stay open meanwhile.
 """
