@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 from conftest import TINY, Run, write_params
 from prefect_service import Prefect
@@ -14,9 +16,11 @@ from servers import S3, redis_server
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import journal_of
 from pipelines.ingest.stage import run as run_stage
+from pipelines.training.parallelism import Layout
+from pipelines.training.session import open_stream
 from pipelines.warm import drop, show, warm
 from pipelines.workspace import Workspace
-from storage.cache import NodeCache
+from storage.cache import NodeCache, Tiered
 from storage.errors import ParamsError
 from storage.manifest import Manifest
 
@@ -35,6 +39,21 @@ def train_shards(recipe: Path) -> dict[str, int]:
     """Digest → plain bytes."""
     table = Manifest.load(recipe / "data" / "shards").select("train")
     return dict(zip(table["digest"].to_pylist(), table["plain_bytes"].to_pylist(), strict=True))
+
+
+def order_of_training(ws: Workspace) -> list[str]:
+    """Digests of the train split, in the order in which the only rank of a training first needs them."""
+    zone = ws.zone("shards")
+    tiers, device = Tiered(zone), torch.device("cpu")
+    with open_stream(ws.params, tiers, zone.manifest(), Layout(), "train", device, train=True) as stream:
+        ahead = np.concatenate(list(stream.order.ahead(0, 0)))
+        return [stream.stored(shard).digest for shard in ahead.tolist()]
+
+
+def first_of(digests: list[str], shards: dict[str, int], budget: float) -> dict[str, int]:
+    """As many of the shards that come first as fit into the budget."""
+    fitting = np.cumsum([shards[digest] for digest in digests]) <= budget
+    return {digest: shards[digest] for digest, fits in zip(digests, fitting, strict=True) if fits}
 
 
 def test_warm_show_drop(
@@ -69,12 +88,15 @@ def test_warm_show_drop(
         assert "hit ratio" in done.stdout
         assert "s3cret" not in done.stdout + done.stderr
 
-        budget = {"budget_mb": 1.2 * max(shards.values()) / (1 << 20), "ring_mb": 0}
-        small = {"node": {"folder": "small", **budget}}
+        budget = 1.5 * max(shards.values())
+        small = {"node": {"folder": "small", "budget_mb": budget / (1 << 20), "ring_mb": 0}}
         write_params(recipe, {**TINY, "lake": LAKE, "cache": small})
         part = warm(Workspace.open(recipe))
         assert 1 <= part["shards"] < len(shards) == part["shards"] + part["left"]
-        assert len(NodeCache(recipe / "small", 0).digests()) == part["shards"]
+        there = NodeCache(recipe / "small", 0).digests()
+        assert len(there) == part["shards"]
+        assert there == first_of(order_of_training(ws), shards, budget)
+        assert there != first_of(list(shards), shards, budget), "a bad example: as the manifest lists them"
 
         drop(ws, "hot")
         assert redis.client.hlen("{shardline}:sizes") == 0

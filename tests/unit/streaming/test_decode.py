@@ -2,12 +2,16 @@
 
 import io
 import pickle
+import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from servers import wait_for
 
 from pipelines.streaming import decode
 from pipelines.streaming.decode import Decoder
@@ -19,6 +23,13 @@ def encoded(height: int, width: int, kind: str, seed: int) -> bytes:
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(small).resize((width, height)).save(file, kind)
+    return file.getvalue()
+
+
+def noisy(size: int) -> bytes:
+    """A JPEG that takes long to decode."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -53,6 +64,41 @@ def test_threads_decode_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder((8, 8, 1), 3)
     decoder.into([b""] * 6, np.zeros((6, 8, 8, 1), np.uint8), str)
     decoder.close()
+
+
+def held_up(work: Callable[[], object]) -> float:
+    """The longest stretch of `work` in which another thread of Python could not go on, as a share of its time."""
+    ticks: list[float] = []
+    done, interval = threading.Event(), sys.getswitchinterval()
+
+    def tick() -> None:
+        while not done.wait(0.0005):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    sys.setswitchinterval(60)  # so that it goes on only where `work` lets go of the interpreter's lock by itself
+    try:
+        thread.start()
+        wait_for(lambda: len(ticks) > 0, "the other thread", every=0.001)
+        begun = time.perf_counter()
+        work()
+        ended = time.perf_counter()
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        thread.join()
+    moments = [begun, *(moment for moment in ticks if begun < moment < ended), ended]
+    return float(np.diff(moments).max()) / (ended - begun)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_an_image_is_decoded_without_the_interpreters_lock(kind: str) -> None:
+    """A busy machine may hold the other thread up, but not each time; work that keeps the lock does."""
+    image = noisy(1800) if kind == "JPEG" else encoded(1800, 1800, "PNG", 1)  # each takes tens of milliseconds
+    out = np.empty((1800, 1800, 3), np.uint8)
+    decode_image(image, out)  # imports what it needs
+    assert held_up(lambda: sum(range(2_000_000))) == 1
+    assert any(held_up(lambda: decode_image(image, out)) < 0.5 for _ in range(20))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

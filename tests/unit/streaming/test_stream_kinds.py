@@ -1,8 +1,10 @@
 """Streams of blobs, images, documents and mixtures, and what other frameworks see of a batch."""
 
 import io
+import itertools
 import multiprocessing
 import pickle
+import threading
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.streaming import Ragged, Stream
+from pipelines.streaming import Order, Ragged, Stream, decode, fields
+from storage.cache import Tiered
 from storage.errors import DataError, ParamsError
 from storage.images import decode_image
 from storage.lake import Zone
@@ -88,6 +91,46 @@ def test_blobs_and_decoded_images(zone: Zone, manifest: Manifest, prefetch: int)
     assert set(times.shares()) == {"wait", "fetch", "plan", "decode", "gather"}
     again = pickle.loads(pickle.dumps(batches[3]))
     check(again)
+
+
+HELD = 0.8  # seconds
+
+
+@pytest.mark.parametrize("zone", ["memory"], indirect=True)
+@pytest.mark.parametrize(
+    ("part", "owner", "name", "settings"),
+    [
+        ("fetch", Tiered, "open", {"prefetch": 0}),
+        ("fetch", Tiered, "open", {"prefetch": 2}),
+        ("fetch", Tiered, "open", {"prefetch": 2, "bucket_batches": 2}),  # planning opens shards for their lengths
+        ("plan", Order, "block", {"prefetch": 0}),  # without fetching ahead, which asks for blocks as well
+        ("decode", decode, "decode_image", {"prefetch": 2}),
+        ("gather", fields, "copy_ragged", {"prefetch": 2}),
+    ],
+)
+def test_the_meter_tells_which_part_is_slow(
+    zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, part: str, owner: Any, name: str, settings: Any
+) -> None:
+    """One part is held up from its first call on, for HELD seconds: the consumer waits so long, and no other part."""
+    with make(zone, manifest, epochs=1, **settings) as stream:
+        expected = [batch["label"].tolist() for batch in stream]  # and what is imported at first is there
+    gate, calls, real = threading.Event(), itertools.count(), getattr(owner, name)
+    timer = threading.Timer(HELD, gate.set)
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 0:
+            timer.start()
+        assert gate.wait(60)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, slow)
+    with make(zone, manifest, epochs=1, **settings) as stream:
+        assert [batch["label"].tolist() for batch in stream] == expected
+        times = stream.meter.snapshot()
+    timer.join()
+    took = {name: getattr(times, name) for name in times.shares()}
+    assert {name for name, seconds in took.items() if seconds > HELD / 2} == {part, "wait"}, took
+    assert took[part] < 2 * HELD
 
 
 def test_padding_adds_black_images_and_empty_blobs(zone: Zone, manifest: Manifest) -> None:

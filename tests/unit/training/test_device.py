@@ -1,15 +1,22 @@
-"""Where a rank computes."""
+"""Where a rank computes, and what memory it reads batches into."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training_samples import make_points
 
 from pipelines.params import Train
-from pipelines.training import device
-from pipelines.training.device import device_index, device_of, repeatable, sees_its_own
+from pipelines.streaming import Batch, Stream
+from pipelines.streaming.buffers import allocate
+from pipelines.training import device, session
+from pipelines.training.device import device_index, device_of, host_memory, pinned, repeatable, sees_its_own
 from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.training.ranks import Ranks
+from pipelines.training.session import open_session
 from storage.errors import ParamsError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "4711"}
@@ -100,3 +107,63 @@ def test_more_ranks_than_devices_are_told_on_every_rank(monkeypatch: pytest.Monk
 def test_the_place_on_a_machine_is_torchruns_or_slurms(environment: dict[str, str], ranks: Ranks) -> None:
     """Without it, all ranks of a machine would take its first device."""
     assert Ranks.from_environment(environment) == ranks
+
+
+# -- memory for batches ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pinned_tensors(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What torch is asked to pin from now on: ordinary tensors here, where no GPU is."""
+    tensors: list[torch.Tensor] = []
+    real = torch.empty
+
+    def empty(*size: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        tensor = real(*size, **options)
+        if pin_memory:
+            tensors.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", empty)
+    return tensors
+
+
+def test_pinned_memory_is_torchs(pinned_tensors: list[torch.Tensor]) -> None:
+    memory = pinned(12_345)
+    [tensor] = pinned_tensors
+    assert (memory.dtype.name, memory.shape, memory.flags.writeable) == ("uint8", (12_345,), True)
+    assert (memory.ctypes.data, memory.nbytes) == (tensor.data_ptr(), tensor.nbytes)
+
+
+def test_only_a_gpu_has_its_batches_in_pinned_memory() -> None:
+    assert [host_memory(torch.device(name)) for name in ("cuda", "cuda:3")] == [pinned, pinned]
+    assert [host_memory(torch.device(name)) for name in ("cpu", "mps", "meta")] == [allocate] * 3
+
+
+class Enough(Exception):
+    """Ends a training that needs a GPU from there on."""
+
+
+@pytest.mark.parametrize(("kind", "pins"), [("cuda", True), ("cpu", False)])
+def test_a_training_reads_its_batches_into_its_devices_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned_tensors: list[torch.Tensor], kind: str, pins: bool
+) -> None:
+    batches: list[Batch] = []
+
+    def first_batch(*arguments: Any, **settings: Any) -> None:
+        with Stream(*arguments, **settings) as stream:
+            batches.append(next(stream))
+        raise Enough
+
+    monkeypatch.setattr(session, "pick_device", lambda *_: torch.device(kind))
+    monkeypatch.setattr(session, "Stream", first_batch)
+    with pytest.raises(Enough):
+        open_session(make_points(tmp_path, train={"precision": "fp32"}), Ranks()).__enter__()
+    [batch] = batches
+    assert set(batch) == {"x", "label"}
+    for values in batch.values():
+        begin = values.ctypes.data
+        around = [
+            t for t in pinned_tensors if t.data_ptr() <= begin <= begin + values.nbytes <= t.data_ptr() + t.nbytes
+        ]
+        assert len(around) == pins
