@@ -1,7 +1,9 @@
 """A reader of shards through the tiers, in processes of its own: `python cache_reader.py '{"lake": …}'`.
 
 Prints one JSON line a process: what it read (path → BLAKE3) and its counters. With `stop_at` it prints `stopped` there
-and goes no further: `lease` before it reads the lake, `half` when half has arrived, `write` before the last step.
+and goes no further: `lease` before it reads the lake, `half` when half has arrived, `write` before the file is written,
+`writing` when half of it is, `rename` when all of it is and it has no name yet. In these three all has come to Redis,
+where the lease isn't given back.
 """
 
 import json
@@ -14,6 +16,7 @@ from typing import Any
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache import node as node_module
 from storage.cache import push as push_module
+from storage.cache.write import write
 from storage.digest import digest_bytes
 from storage.lake import StoredObject, Zone
 from storage.remote import RangeReader
@@ -36,9 +39,15 @@ def stop_at(place: str) -> None:
             stop()
 
         RangeReader.read_into = half  # type: ignore[method-assign]
-    elif place == "write":
-        node_module.Claim.commit = stop  # type: ignore[method-assign,assignment]
-        push_module.Pusher._finish = stop  # type: ignore[method-assign]
+    else:
+
+        def partly(descriptor: int, view: memoryview, *, direct: bool = False) -> None:
+            count = {"write": 0, "writing": len(view) // 2, "rename": len(view)}[place]
+            write(descriptor, view[:count], direct=direct)
+            stop()
+
+        node_module.write = partly  # type: ignore[attr-defined]
+        push_module.Pusher._finish = lambda *_, **__: signal.pause()  # type: ignore[method-assign]
 
 
 def read(job: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -184,34 +185,51 @@ def _pings(client: Any) -> bool:
         return False
 
 
-@contextmanager
-def redis_cluster(folder: Path) -> Iterator[str]:
-    """The URL of a cluster of three masters."""
-    with ExitStack() as stack:
-        nodes = [
-            stack.enter_context(
-                redis_server(
-                    folder / str(number), cluster_enabled="yes", cluster_port=str(free_port()),
-                    cluster_config_file="nodes.conf",
-                )
-            )
-            for number in range(3)
-        ]  # fmt: skip
-        bounds = [0, 5461, 10923, 16384]
-        for number, node in enumerate(nodes):
-            node.client.execute_command("CLUSTER ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+class Cluster:
+    """Three masters, `nodes`, which hold a third of the slots each; `url` is for clients of the project."""
+
+    _SLOTS = (0, 5461, 10923, 16384)  # where those of each begin, and the end
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self._buses = [free_port() for _ in range(3)]
+        self.nodes = [self._start(number) for number in range(3)]
+        for number, node in enumerate(self.nodes):
+            first, end = self._SLOTS[number : number + 2]
+            node.client.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
             node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-        bus = [json.loads(json.dumps(node.client.config_get("cluster-port")))["cluster-port"] for node in nodes]
-        for node, port in zip(nodes[1:], bus[1:], strict=True):
-            nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port, port)
+        for node, bus in zip(self.nodes[1:], self._buses[1:], strict=True):
+            self.nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus)
+        wait_for(self._agrees, "the cluster to agree", seconds=30)
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
-        def agreed() -> bool:
-            infos = [node.client.execute_command("CLUSTER INFO") for node in nodes]
-            return all(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3" for info in infos)
+    def holder(self, key: str) -> int:
+        """The number of the master that has `key`."""
+        slot = int(self.nodes[0].client.execute_command("CLUSTER KEYSLOT", key))
+        return bisect(self._SLOTS, slot) - 1
 
-        wait_for(agreed, "the cluster to agree", seconds=30)
-        hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-        yield f"redis+cluster://{hosts}"
+    def restart(self, number: int) -> None:
+        """Start a master again that was killed: in its old place, with its slots and nothing in them."""
+        self.nodes[number] = self._start(number, self.nodes[number].port)
+        wait_for(self._agrees, "the cluster to agree again", seconds=30)
+
+    def _start(self, number: int, port: int | None = None) -> Redis:
+        server = redis_server(
+            self._folder / str(number), port=port, cluster_enabled="yes", cluster_port=str(self._buses[number]),
+            cluster_config_file="nodes.conf",
+        )  # fmt: skip
+        return self._stack.enter_context(server)
+
+    def _agrees(self) -> bool:
+        infos = [node.client.execute_command("CLUSTER INFO") for node in self.nodes]
+        return all(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3" for info in infos)
+
+
+@contextmanager
+def redis_cluster(folder: Path) -> Iterator[Cluster]:
+    """A cluster of three masters."""
+    with ExitStack() as stack:
+        yield Cluster(folder, stack)
 
 
 @contextmanager

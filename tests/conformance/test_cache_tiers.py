@@ -36,7 +36,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield server.url
             server.close()
         elif form == "cluster":
-            yield stack.enter_context(redis_cluster(folder))
+            yield stack.enter_context(redis_cluster(folder)).url
         elif form == "sentinel":
             yield stack.enter_context(redis_sentinel(folder))
         elif form == "acl":
@@ -112,7 +112,6 @@ def test_what_one_reader_fetched_the_next_one_finds(shop: Shop, size: int) -> No
     assert tier_of(second).usage()["counters"]["hits"] == 1
 
 
-@pytest.mark.parametrize("place", ["node", "tcp"], indirect=True)
 def test_the_budget_is_kept_and_the_pinned_stay(shop: Shop) -> None:
     """Four of eight shards have a place and one the ring: every later epoch finds the four, in any order."""
     shop.budget, shop.ring = 10 * PART, 2 * PART
@@ -140,7 +139,6 @@ def test_readers_that_start_at_once_read_the_lake_once(shop: Shop) -> None:
         reader.close()
 
 
-@pytest.mark.parametrize("place", ["node", "tcp"], indirect=True)
 def test_what_was_dropped_is_fetched_again(shop: Shop) -> None:
     objects = [shop.publish(2 * PART) for _ in range(3)]
     with shop.open() as cache:
@@ -154,7 +152,6 @@ def test_what_was_dropped_is_fetched_again(shop: Shop) -> None:
         assert lake_reads(cache) == 1
 
 
-@pytest.mark.parametrize("place", ["node", "tcp"], indirect=True)
 def test_a_shard_that_nobody_reads_gives_its_place(shop: Shop) -> None:
     shop.budget, shop.ring = 2 * PART, 0
     old, new = shop.publish(2 * PART), shop.publish(2 * PART)
@@ -187,7 +184,6 @@ def read_elsewhere(cache: Tiered, objects: list[StoredObject], results: Any) -> 
     results.put((sizes, lake_reads(cache)))
 
 
-@pytest.mark.parametrize("place", ["node", "tcp"], indirect=True)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_another_process_shares_the_cache(shop: Shop, method: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from servers import Proxy, Redis, redis_server, wait_for
+from servers import Proxy, Redis, redis_cluster, redis_server, wait_for
 
 from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import hot as hot_module
 from storage.cache import node as node_module
 from storage.cache.node import Claim
+from storage.cache.push import BATCH
+from storage.cache.receive import get_into
 from storage.digest import digest_bytes
 from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
@@ -187,6 +191,69 @@ def test_a_redis_that_was_never_there(zone: Zone, objects: list[StoredObject], t
         with Tiered(zone, None, hot(url)) as cache:
             assert read_all(cache, objects) < 10
             assert cache.counters()["lake"].hits == 8
+
+
+@pytest.mark.parametrize(("fault", "holds"), [("killed", "the index"), ("killed", "parts"), ("paused", "parts")])
+def test_a_master_of_a_cluster_that_dies_amid_a_read(
+    zone: Zone,
+    objects: list[StoredObject],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+    holds: str,
+) -> None:
+    """Four threads read; of the largest shard the first parts have come. What isn't there any more comes from the lake,
+    within a few time-outs, and is in the cluster again when the master is."""
+    objects = [zone.publish(os.urandom(20 * PART), ".arrow"), *objects]
+    with redis_cluster(tmp_path / "redis") as cluster, ThreadPoolExecutor(4) as pool:
+        with Tiered(zone, None, hot(cluster.url, timeout=5)) as cache:
+            read_all(cache, objects)
+        lost = (cluster.holder("{shardline}:sizes") + (holds == "parts")) % 3
+        process = cluster.nodes[lost].process
+
+        def harm(client: Any, keys: list[str], places: list[memoryview]) -> list[bool]:
+            found = get_into(client, keys, places)
+            if len(keys) == BATCH:
+                monkeypatch.setattr(hot_module, "get_into", get_into)
+                process.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+            return found
+
+        cache = Tiered(zone, None, hot(cluster.url, lease=1))
+        monkeypatch.setattr(hot_module, "get_into", harm)
+        begun = time.monotonic()
+        for source, obj in zip(pool.map(cache.fetch, objects), objects, strict=True):
+            assert digest_of(source) == obj.digest
+        assert time.monotonic() - begun < 5
+        assert read_all(cache, objects * 2) < 5  # a time-out for each would be 9 s
+        assert "The lake is read instead" in lines(caplog)[0]
+        assert cache.hot is not None
+        breaker = cache.hot.link._breaker
+        until = breaker.until
+
+        def tries_again() -> bool:
+            assert read_all(cache, objects[1:2]) < 3
+            return breaker.until > until
+
+        wait_for(tries_again, "another attempt while the master is away", seconds=20, every=0.2)
+        if fault == "killed":
+            process.wait()
+            cluster.restart(lost)
+        else:
+            process.send_signal(signal.SIGCONT)
+
+        def comes_back() -> bool:
+            hits = cache.counters()["hot"].hits
+            read_all(cache, objects)
+            return cache.counters()["hot"].hits == hits + len(objects)
+
+        wait_for(comes_back, "all shards to be in the hot cache again", seconds=20, every=0.2)
+        cache.close()
+        with Tiered(zone, None, hot(cluster.url, timeout=5)) as cache:
+            read_all(cache, objects)
+            assert cache.counters()["lake"].hits == 0
+            assert cache.hot is not None
+            assert cache.hot.usage()["bytes"] == sum(obj.bytes for obj in objects)
 
 
 def test_what_is_read_is_kept_for_longer(zone: Zone, objects: list[StoredObject], redis: Redis) -> None:
@@ -429,22 +496,31 @@ def stopped_reader(job: str) -> Iterator["subprocess.Popen[str]"]:
             reader.kill()
 
 
-@pytest.mark.parametrize("place", ["lease", "half", "write"])
+@pytest.mark.parametrize("place", ["lease", "half", "write", "writing", "rename"])
 def test_a_reader_killed_leaves_nothing(
     zone: Zone, objects: list[StoredObject], redis: Redis, tmp_path: Path, place: str
 ) -> None:
-    """Killed while it fetches through both tiers: the next one gets everything, and the tiers count right."""
+    """Killed while it fetches through both tiers: the next one gets everything, and the tiers count right.
+
+    What it leaves has the size of the whole from the start, and is never taken for it: it has no shard's name.
+    """
     folder = tmp_path / "cache"
     job = job_of(zone, objects[:1], node=str(folder), hot=redis.url, stop_at=place, lease=1)
     with stopped_reader(job):
         assert len(leases(redis)) == 1
-        assert len(list(folder.rglob("*.tmp"))) == 1
-        arrived = {"lease": 0, "half": 1, "write": 4}[place]
+        arrived = {"lease": 0, "half": 1}.get(place, 4)
         wait_for(lambda: len(parts(redis)) == arrived, "what has arrived to be pushed")
+    [left] = (folder / "objects").iterdir()
+    size = objects[0].bytes
+    written = {"writing": size // 2, "rename": size}.get(place, 0)
+    assert left.suffix == ".tmp"
+    assert left.read_bytes() == bytes(zone.read(objects[0].path)[:written]).ljust(size, b"\0")
     with Tiered(zone, NodeCache(folder, 64 * PART), hot(redis.url, lease=1, timeout=5)) as cache:
         assert read_all(cache, objects) < 20
-    assert cache.counters()["lake"].hits == (7 if place == "write" else 8)  # all its parts had been pushed
-    assert not list(folder.rglob("*.tmp"))
+    assert cache.counters()["lake"].hits == (7 if arrived == 4 else 8)  # all its parts had been pushed
+    assert cache.counters()["node"].hits == 0
+    kept = {file.name: digest_of(file) for file in (folder / "objects").iterdir()}
+    assert kept == {f"{obj.digest}.arrow": obj.digest for obj in objects}
     wait_for(lambda: not leases(redis), "the lease to expire")
     total = sum(obj.bytes for obj in objects)
     assert json.loads((folder / "index.json").read_text())["bytes"] == total
@@ -452,9 +528,10 @@ def test_a_reader_killed_leaves_nothing(
     assert len(parts(redis)) == 4 * len(objects)
 
 
-def test_stale_temporary_files_are_swept(zone: Zone, objects: list[StoredObject], tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["half", "writing", "rename"])
+def test_stale_temporary_files_are_swept(zone: Zone, objects: list[StoredObject], tmp_path: Path, place: str) -> None:
     folder = tmp_path / "cache"
-    with stopped_reader(job_of(zone, objects[:1], node=str(folder), stop_at="half")):
+    with stopped_reader(job_of(zone, objects[:1], node=str(folder), stop_at=place)):
         pass
     assert len(list(folder.rglob("*.tmp"))) == 1
     index = json.loads((folder / "index.json").read_text())

@@ -108,10 +108,22 @@ def test_errors_that_pass_are_tried_again(
 
 
 def test_errors_that_last_are_named(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
-    proxy.answer(lambda _: s3_error(503, "SlowDown"))
+    """After few attempts: each pause but the first is a sixteenth of the time-out at least, and a quarter of it is left
+    for the last attempt."""
+    attempts = 2 + 3 / 4 * 16
+
+    def refuse(kind: bytes) -> None:
+        proxy.answer(lambda head: s3_error(503, "SlowDown") if head.startswith(kind) else None)
+        proxy.requests.clear()
+
+    refuse(b"GET")
     fails(zone, stored, "503", "compute.lake_timeout=1.5")
-    with pytest.raises(LakeError, match=r"objects/.*503"):
-        Zone(zone.folder, zone.url, timeout=TIMEOUT).publish(b"other", ".bin")
+    assert RANGES < len(proxy.requests) <= RANGES * attempts
+    for kind in (b"HEAD", b"PUT"):
+        refuse(kind)
+        with pytest.raises(LakeError, match=r"objects/.*503"):
+            Zone(zone.folder, zone.url, timeout=TIMEOUT).publish(b"other", ".bin")
+        assert 1 < sum(head.startswith(kind) for head in proxy.requests) <= attempts
 
 
 def test_a_request_that_is_wrong_is_not_tried_again(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:

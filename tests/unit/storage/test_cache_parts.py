@@ -19,12 +19,13 @@ from redis.exceptions import ResponseError
 from servers import Redis, redis_server
 
 from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import tiered as tiered_module
 from storage.cache.address import check
 from storage.cache.arrival import Memory, Verifier
 from storage.cache.node import Claim
 from storage.cache.receive import get_into
 from storage.cache.write import write
-from storage.digest import digest_bytes
+from storage.digest import digest_bytes, digest_file
 from storage.lake import Zone
 from storage.secret import mask
 
@@ -165,6 +166,26 @@ def test_what_is_opened_cannot_be_changed(tmp_path: Path) -> None:
     for node in (None, NodeCache(tmp_path / "node", 1 << 20)):
         with Tiered(zone, node) as tiers:
             assert not tiers.open(obj)[0].is_mutable
+
+
+@pytest.mark.parametrize("place", ["node cache", "local lake"])
+def test_a_file_of_this_machine_is_checked_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = Zone(tmp_path / "lake", f"memory://{tmp_path}" if place == "node cache" else None)
+    obj = zone.publish(b"12345678", ".arrow")
+    node = NodeCache(tmp_path / "node", 1 << 20) if place == "node cache" else None
+    file = zone.local_path(obj.path) if node is None else node.path(obj.digest)
+    with Tiered(zone, node) as first:
+        first.open(obj)
+    checked: list[Path] = []
+
+    def count(path: Path) -> str:
+        checked.append(path)
+        return digest_file(path)
+
+    monkeypatch.setattr(tiered_module, "digest_file", count)
+    with Tiered(zone, node) as tiers:
+        assert [tiers.open(obj)[0].to_pybytes() for _ in range(2)] == [b"12345678"] * 2
+    assert checked == [file]
 
 
 @pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 4095, (8 << 20) + 5])
