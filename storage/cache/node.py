@@ -204,11 +204,13 @@ class NodeCache:
         """Remove a temporary file and uncount its `size` bytes, then let its lock go."""
         try:
             with suppress(OSError), self._index() as index:
-                if is_at(descriptor, self.temporary(digest)):  # else it went with its folder, and isn't counted
+                if is_at(descriptor, self.temporary(digest)):
                     self.temporary(digest).unlink(missing_ok=True)
                     if size:  # else what the ring has of that name is another's
                         index.bytes -= size
                         index.ring.pop(digest, None)
+                elif size:  # it went with its folder, and perhaps with the index that had counted it
+                    self._recount(index)
         finally:
             unlock(descriptor)
 
