@@ -88,6 +88,23 @@ def s3_server(folder: Path) -> Iterator[S3]:
         process.wait()
 
 
+class S3Machine:
+    """The S3 server, which can be killed and started again on the same data. `place` is its (host, port) of now."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stack = folder, ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        self.s3: S3 = self.stack.enter_context(s3_server(self.folder))
+        host, port = self.s3.endpoint.removeprefix("http://").split(":")
+        self.place = (host, int(port))
+
+    def kill(self) -> None:
+        self.s3.process.kill()
+        self.s3.process.wait()
+
+
 def _start_weed(folder: Path, tries: int) -> "tuple[subprocess.Popen[bytes], str]":
     """It wants eight ports at once; where another process takes one of them first, others are tried."""
     master, master_grpc, volume, volume_grpc, filer, filer_grpc, port, s3_grpc = (free_port() for _ in range(8))
@@ -103,7 +120,9 @@ def _start_weed(folder: Path, tries: int) -> "tuple[subprocess.Popen[bytes], str
     with (folder / "weed.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        wait_for(lambda: answers(endpoint, 200, 403), f"S3 server (see {folder}/weed.log)", seconds=30)
+        ended = process.poll  # at once where a port is taken
+        wait_for(lambda: ended() is not None or answers(endpoint, 200, 403), f"S3 server (see {log.name})", seconds=30)
+        assert ended() is None, f"S3 server has ended (see {log.name})"
     except AssertionError:
         process.kill()
         process.wait()

@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 from faulty_proxy import FaultyProxy, s3_error
-from servers import S3, s3_server, wait_for
+from servers import S3Machine, wait_for
 
 from storage.atomic import write_atomically
 from storage.errors import DigestError, LakeError
@@ -33,32 +32,15 @@ DATA = np.random.default_rng(0).bytes(20 << 20)
 RANGES = 4  # of 5 MiB, in which such an object is read
 
 
-class Server:
-    """The S3 server, which can be killed and started again on the same data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.stack = folder, ExitStack()
-        self.start()
-
-    def start(self) -> None:
-        self.s3: S3 = self.stack.enter_context(s3_server(self.folder))
-        host, port = self.s3.endpoint.removeprefix("http://").split(":")
-        self.place = (host, int(port))
-
-    def kill(self) -> None:
-        self.s3.process.kill()
-        self.s3.process.wait()
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("s3"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Machine]:
+    server = S3Machine(tmp_path_factory.mktemp("s3"))
     with server.stack:
         yield server
 
 
 @pytest.fixture
-def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def proxy(server: S3Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """What this process takes for the S3 server."""
     with FaultyProxy(*server.place) as proxy:
         for name, value in server.s3.env.items():
@@ -314,7 +296,7 @@ def test_a_killed_upload_leaves_nothing_visible_and_is_swept(
 
 
 def test_a_server_that_is_killed_and_comes_back(
-    server: Server, proxy: FaultyProxy, zone: Zone, stored: StoredObject
+    server: S3Machine, proxy: FaultyProxy, zone: Zone, stored: StoredObject
 ) -> None:
     starter: list[threading.Thread] = []
 

@@ -1,0 +1,369 @@
+"""A stream over S3, a node cache and Redis, to which a fault happens while it is read.
+
+In each case its batches are those of an undisturbed one, in bounded time, and nothing is left behind.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faulty_proxy import FaultyProxy, s3_error
+from servers import Redis, S3Machine, redis_server, wait_for
+
+from pipelines.streaming import Stream, source
+from storage import watch
+from storage.atomic import write_atomically
+from storage.cache import HotCache, NodeCache, Tiered
+from storage.digest import digest_bytes, digest_file
+from storage.errors import DigestError, LakeError
+from storage.lake import Zone
+from storage.manifest import Manifest
+from storage.shards import encode_samples
+
+pytestmark = pytest.mark.xdist_group("s3")
+
+ROWS, SHARDS, BATCH = 160, 16, 40  # rows a shard and a batch: four batches a shard
+SETTINGS: dict[str, Any] = {"split": "train", "batch_size": BATCH, "seed": 5, "window": ROWS, "lanes": 1}
+BEFORE, DURING = 8, 24  # batches until the fault, and while it lasts: of the 64 of the first epoch
+LAKE_TIMEOUT, REDIS_TIMEOUT, LEASE = 40.0, 2.0, 3.0  # seconds
+SLACK = 15.0  # seconds: the machine is busy
+
+Batches = list[tuple[list[int], str]]  # of each one its labels, and the digest of its data
+
+
+def publish(zone: Zone, shards: int, width: int) -> Manifest:
+    """A version of shards of `ROWS` rows of `width` random numbers, labelled through."""
+    random, records = np.random.default_rng(1), []
+    for first in range(0, ROWS * shards, ROWS):
+        labels = np.arange(first, first + ROWS)
+        columns: dict[str, Any] = {"x": random.random((ROWS, width), dtype=np.float32), "label": labels}
+        stored = zone.publish(encode_samples(columns, [f"id{label}" for label in labels]), ".arrow")
+        about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "plain_bytes": stored.plain_bytes}
+        records.append({**about, "rows": ROWS, "key": "", "split": "train", "tokens": 0, "stats": None})
+    spec = {"inputs": {"x": {"dtype": "float32", "shape": [width]}}, "target": {"name": "label", "dtype": "int64"}}
+    return zone.commit(Manifest.build("shards", records, kind="samples", spec=spec))
+
+
+def open_stream(tiers: Tiered) -> Stream:
+    """One without an end that is never far ahead, and holds few shards: most are still to come, in each epoch again."""
+    manifest = tiers.zone.manifest()
+    size = max(manifest.table["bytes"].to_pylist())
+    return Stream(tiers.zone, manifest, tiers=tiers, ahead=size, memory=4 * size, **SETTINGS)
+
+
+def take(stream: Stream, count: int | None) -> Batches:
+    """The next `count` batches, or all that there are."""
+    return [(batch["label"].tolist(), digest_bytes(batch["x"].tobytes())) for batch in islice(stream, count)]
+
+
+def undisturbed(zone: Zone) -> Batches:
+    """Two epochs, straight from the lake."""
+    with Stream(zone, zone.manifest(), prefetch=0, epochs=2, **SETTINGS) as stream:
+        batches = take(stream, None)
+    rows = sum(zone.manifest().table["rows"].to_pylist())
+    assert sorted(label for labels, _ in batches for label in labels) == sorted([*range(rows)] * 2)
+    return batches
+
+
+def shared_memory() -> set[str]:
+    """What this process maps of /dev/shm."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if "/dev/shm" in line}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_in_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither threads nor shared memory. Batches are made one by one, so that shards are opened as late as can be."""
+    monkeypatch.setattr(source, "_HANDED_OVER", 1)
+    monkeypatch.setattr(watch, "_IDLE", 0.2)  # else the thread that limits the lake's reads stays for five seconds
+    threads, shared = set(threading.enumerate()), shared_memory()
+    yield
+    wait_for(lambda: set(threading.enumerate()) <= threads, "the end of all threads", seconds=LEASE + SLACK)
+    assert shared_memory() <= shared
+
+
+# -- the servers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Machine]:
+    server = S3Machine(tmp_path_factory.mktemp("s3"))
+    with server.stack:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lake(server: S3Machine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Zone, Batches]:
+    """Shards in the S3 server of two MiB-parts each, and what an undisturbed stream makes of them."""
+    zone = Zone(tmp_path_factory.mktemp("zone"), "s3://lake/stream-faults", timeout=LAKE_TIMEOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.s3.env.items():
+            patch.setenv(name, value)
+        publish(zone, SHARDS, width=2048)
+        return zone, undisturbed(zone)
+
+
+@dataclass
+class Site:
+    """All that a stream depends on. `redis` is the one that runs, or ran last."""
+
+    server: S3Machine
+    proxy: FaultyProxy
+    redis: Redis
+    tiers: Tiered
+    credentials: Path
+    folder: Path
+    log: pytest.LogCaptureFixture
+    stack: ExitStack
+
+    @property
+    def zone(self) -> Zone:
+        return self.tiers.zone
+
+    @property
+    def node(self) -> NodeCache:
+        assert self.tiers.node is not None
+        return self.tiers.node
+
+    def leases(self) -> list[bytes]:
+        return list(self.redis.client.keys("{shardline}:lease:*"))
+
+    def told(self, text: str) -> bool:
+        return any(text in line for line in self.log.messages)
+
+    def use_key(self, name: str) -> None:
+        """Let all who look for credentials find these."""
+        text = f"[default]\naws_access_key_id = {name}key\naws_secret_access_key = {name}secret\n"
+        write_atomically(self.credentials, text.encode())
+
+    def redis_may_be_tried(self) -> None:
+        """Wait until the circuit breaker lets somebody try."""
+        hot = self.tiers.hot
+        assert hot is not None
+        wait_for(lambda: not hot.link.open, "the end of the pause")
+
+
+@pytest.fixture
+def site(
+    server: S3Machine,
+    lake: tuple[Zone, Batches],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> Iterator[Site]:
+    for name in ("AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"):
+        monkeypatch.setenv(name, server.s3.env[name])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    zone, half = lake[0], sum(lake[0].manifest().table["bytes"].to_pylist()) // 2
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultyProxy(*server.place))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
+        redis = stack.enter_context(redis_server(tmp_path / "redis"))
+        hot = HotCache(redis.url, 4 * half, timeout=REDIS_TIMEOUT, lease=LEASE)
+        tiers = Tiered(zone, NodeCache(tmp_path / "node", half), hot)
+        site = Site(server, proxy, redis, tiers, tmp_path / "credentials", tmp_path, caplog, stack)
+        site.use_key("test")
+        yield site
+
+
+def assert_nothing_is_left(site: Site, objects: dict[str, int]) -> None:
+    """No lease, no temporary file, nothing new in the lake; and what is in the caches is whole."""
+    if site.redis.process.poll() is None:
+        assert not site.leases()
+        assert site.redis.client.keys("shardline:part:*")  # so it was in use, up to now or again
+    assert not list(site.folder.rglob("*.tmp"))
+    assert not list(site.zone.folder.rglob("*.tmp"))
+    assert site.zone.reader.paths() == objects
+    assert_whole(site.node)
+
+
+def assert_whole(node: NodeCache) -> None:
+    """What the node cache holds is what it says, and what it counts."""
+    digests = node.digests()
+    assert digests
+    assert {digest: digest_file(node.path(digest)) for digest in digests} == {digest: digest for digest in digests}
+    assert json.loads((node.folder / "index.json").read_text())["bytes"] == sum(digests.values())
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def redis_killed(site: Site) -> Iterator[None]:
+    site.redis.process.kill()
+    site.redis.process.wait()
+    yield
+    assert site.told("The lake is read instead")
+
+
+@contextmanager
+def redis_killed_and_started(site: Site) -> Iterator[None]:
+    with redis_killed(site):
+        yield
+    site.redis = site.stack.enter_context(redis_server(site.folder / "redis", port=site.redis.port))
+    site.redis_may_be_tried()
+
+
+@contextmanager
+def redis_paused(site: Site) -> Iterator[None]:
+    site.redis.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+        assert site.told("The lake is read instead")
+    finally:
+        site.redis.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: not site.leases(), "the end of the leases asked for meanwhile", seconds=LEASE + SLACK)
+    site.redis_may_be_tried()
+
+
+@contextmanager
+def s3_killed_and_started(site: Site) -> Iterator[None]:
+    """It starts once a connection to the dead one was tried."""
+    site.server.kill()
+    tried = site.proxy.connections
+
+    def start() -> None:
+        wait_for(lambda: site.proxy.connections > tried, "a connection to the server that is gone")
+        site.server.start()
+        site.proxy.target = site.server.place
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    yield
+    starter.join()
+
+
+@contextmanager
+def s3_answers_503(site: Site) -> Iterator[None]:
+    left = [s3_error(503, "SlowDown")] * 5
+    site.proxy.answer(lambda _: left.pop() if left else None)
+    yield
+    assert not left
+
+
+@contextmanager
+def credentials_expire(site: Site) -> Iterator[None]:
+    site.use_key("next")
+    site.proxy.answer(lambda head: s3_error(400, "ExpiredToken") if b"Credential=testkey/" in head else None)
+    yield
+    assert any(b"Credential=nextkey/" in head for head in site.proxy.requests)
+
+
+@contextmanager
+def node_folder_deleted(site: Site) -> Iterator[None]:
+    gone = site.node.folder.rename(site.folder / "gone")  # all at once: who writes there makes a new one
+    shutil.rmtree(gone)
+    yield
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`happens` while batches are read, and costs at most `seconds`."""
+
+    happens: Callable[[Site], AbstractContextManager[None]]
+    seconds: float
+    redis_comes_back: bool = False
+
+
+FAULTS = {
+    "Redis killed": Fault(redis_killed, REDIS_TIMEOUT),
+    "Redis killed and started": Fault(redis_killed_and_started, REDIS_TIMEOUT, redis_comes_back=True),
+    "Redis paused": Fault(redis_paused, 3 * REDIS_TIMEOUT + LEASE, redis_comes_back=True),
+    "S3 killed and started": Fault(s3_killed_and_started, LAKE_TIMEOUT),
+    "S3 answers 503": Fault(s3_answers_503, LAKE_TIMEOUT / 8),
+    "credentials expire": Fault(credentials_expire, LAKE_TIMEOUT / 8),
+    "node folder deleted": Fault(node_folder_deleted, 0),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_changes_no_batch(site: Site, lake: tuple[Zone, Batches], fault: Fault) -> None:
+    objects, begun = site.zone.reader.paths(), time.monotonic()
+    with site.tiers, open_stream(site.tiers) as stream:
+        seen = take(stream, BEFORE)
+        assert site.tiers.counters()["lake"].hits <= SHARDS // 2  # the others are still to come
+        with fault.happens(site):
+            seen += take(stream, DURING)
+        seen += take(stream, len(lake[1]) - len(seen))
+    assert time.monotonic() - begun < fault.seconds + SLACK
+    assert seen == lake[1]
+    assert any(line.endswith("answers again") for line in site.log.messages) == fault.redis_comes_back
+    assert_nothing_is_left(site, objects)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+def test_a_shard_damaged_meanwhile_is_named_by_the_first_batch_that_needs_it(
+    site: Site, lake: tuple[Zone, Batches], damage: str
+) -> None:
+    """And once it is mended, the stream goes on there."""
+    expected, objects, begun = lake[1], site.zone.reader.paths(), time.monotonic()
+    steps = {label // ROWS: step for step, (labels, _) in reversed([*enumerate(expected)]) for label in labels}
+    shard, first = max(steps.items(), key=lambda item: item[1])
+    path = site.zone.manifest().table["path"][shard].as_py()
+    whole = bytearray(objects[path])
+    site.zone.reader.read_into(path, 0, whole)
+    damaged = bytes([*whole[:-300], whole[-300] ^ 1, *whole[-299:]]) if damage == "flipped" else bytes(whole[:-300])
+    with site.tiers, open_stream(site.tiers) as stream:
+        seen = take(stream, BEFORE)
+        try:
+            site.zone.reader.put(path, damaged)
+            seen += take(stream, first - BEFORE)
+            for _ in range(2):
+                with pytest.raises(DigestError if damage == "flipped" else LakeError, match=path):
+                    next(stream)
+        finally:
+            site.zone.reader.put(path, whole)
+        seen += take(stream, len(expected) - len(seen))
+    assert time.monotonic() - begun < SLACK
+    assert seen == expected
+    assert_nothing_is_left(site, objects)
+
+
+# -- the node's disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 12 MiB, in a mount namespace of another process: seen through that one's /proc."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    script = 'mount -t tmpfs -o size=12m tmpfs "$1" && echo mounted && cat'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "mounted\n"
+        yield Path(f"/proc/{holder.pid}/root{folder}")
+
+
+def test_a_disk_that_is_full_for_the_thread_that_writes_behind(
+    small_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of eight shards fit, which are so large that they are written past the page cache."""
+    zone = Zone(tmp_path / "lake")
+    publish(zone, 8, width=8192)
+    expected, begun = undisturbed(zone), time.monotonic()
+    node = NodeCache(small_disk / "node", 1 << 30)
+    with Tiered(zone, node) as tiers, open_stream(tiers) as stream:
+        assert take(stream, len(expected)) == expected
+    assert time.monotonic() - begun < SLACK
+    (record,) = caplog.records
+    assert "the disk is full" in record.getMessage()
+    assert record.threadName is not None
+    assert record.threadName.startswith("shardline-node-cache")
+    assert tiers.counters()["lake"].hits > 8  # what found no place was read again
+    assert sorted(os.listdir(small_disk / "node" / "objects")) == sorted(f"{digest}.arrow" for digest in node.digests())
+    assert_whole(node)
