@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,10 @@ def _list() -> int:
 
 
 def _run(name: str, setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
+    begun = time.perf_counter()
     outcome = question(name)(setting)
     outcome.show()
-    result = outcome.to_json(setting)
+    result = outcome.to_json(setting) | {"took_seconds": round(time.perf_counter() - begun, 1)}
     if arguments.save:
         results.save(result)
     elif arguments.plot:
