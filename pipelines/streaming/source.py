@@ -95,8 +95,8 @@ class Source:
             fetcher.stop(course)
 
     def _plans(self, epoch: int, step: int, epochs: int | None) -> Iterator[Plan]:
-        """Blocks of batches with their shards open, the first of those whose shards are here already. Raises what keeps
-        a batch from being had, after those before it."""
+        """Blocks of batches with their shards open, each as far as the shards that are here, one batch at least. Raises
+        what keeps a batch from being had, after those before it."""
         for at, first, planned, shard, row in self._order(epoch, step, epochs):
             done, share, reach = 0, self._share(at, first), planned
             while done < planned:

@@ -5,6 +5,7 @@ import fcntl
 import json
 import mmap
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -166,6 +167,19 @@ def test_what_is_opened_cannot_be_changed(tmp_path: Path) -> None:
     for node in (None, NodeCache(tmp_path / "node", 1 << 20)):
         with Tiered(zone, node) as tiers:
             assert not tiers.open(obj)[0].is_mutable
+
+
+def test_a_claim_that_lost_its_folder_does_not_name_anothers_file(tmp_path: Path) -> None:
+    node, digest = NodeCache(tmp_path / "node", 1 << 20), "0" * 64
+    lost = node.claim(digest, 8)
+    shutil.rmtree(node.folder)
+    other = NodeCache(node.folder, 1 << 20).claim(digest, 8)
+    assert isinstance(lost, Claim)
+    assert isinstance(other, Claim)
+    assert lost.commit(memoryview(b"12345678")) is None
+    assert not node.path(digest).exists()
+    assert other.commit(memoryview(b"12345678")) == node.path(digest)
+    assert node.usage()["bytes"] == 8
 
 
 @pytest.mark.parametrize("place", ["node cache", "local lake"])
