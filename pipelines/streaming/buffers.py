@@ -68,6 +68,15 @@ class Buffers:
         self._lent[key] = weakref.ref(loan, lambda _: self._give_back(key)), buffer
         return np.asarray(loan)
 
+    def hold(self, values: Bytes) -> Bytes:
+        """`values`, contiguous uint8 [n] of ordinary memory that nobody else writes to: as they are, or copied to where
+        `allocate` wants arrays to be."""
+        if self.allocate is allocate:
+            return values
+        held = self.empty(values.shape, np.uint8)
+        np.copyto(held, values)
+        return held
+
     def _give_back(self, key: int) -> None:
         """Called when a loan dies, in whichever thread let go of it and perhaps amid anything: so there is no lock, and
         each operation on a dictionary or a list is whole."""

@@ -6,24 +6,23 @@ are looked up without a loop), where that puts each sample of a block (`locate`)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
 from pipelines.streaming.arrays import Array, Arrays, Ints
+from pipelines.streaming.buffers import Buffers
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.documents import documents_of
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.ragged import Ragged, copy_ragged, offsets_of
+from pipelines.streaming.ragged import Ragged
 from pipelines.streaming.rows import Rows
+from pipelines.streaming.views import LONGEST, end_to_end, views_of
 from storage.errors import DataError
 from storage.shards import Column, Shard
-
-#: Makes an array of a shape and dtype, with any content.
-New = Callable[[tuple[int, ...], npt.DTypeLike], Array]
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Field(ABC):
 
     facts = 1  # numbers that `inspect` returns
     varies = False  # whether samples differ in length
+    alone = False  # whether one thread at a time may gather
     by_batch = False  # whether the arrays of several batches cannot be parts of the same ones
 
     @property
@@ -69,7 +69,7 @@ class Field(ABC):
         """Where the samples are, for `gather`; `facts` int64 [k, shards] is what `inspect` said of open shards."""
 
     @abstractmethod
-    def gather(self, samples: Samples, place: Any, part: slice, new: New, meter: Meter) -> Arrays:
+    def gather(self, samples: Samples, place: Any, part: slice, buffers: Buffers, meter: Meter) -> Arrays:
         """A part of the samples as arrays by name, in that order; `place` is of all of them."""
 
     def lengths(self, place: Any) -> Ints:
@@ -80,7 +80,7 @@ class Field(ABC):
         """The name of a sample."""
         return str(shard.ids[row])
 
-    def reserve(self, count: int, new: New) -> Array | None:
+    def reserve(self, count: int, buffers: Buffers) -> Array | None:
         """Memory such as `gather` will ask for to hold `count` samples, where that is known beforehand."""
         return None
 
@@ -93,12 +93,12 @@ class Field(ABC):
         """Samples `start` to `stop` of the field's arrays among `arrays`, without a copy of their bytes."""
         return {name: arrays[name][start:stop] for name in self.names}
 
-    def padded(self, arrays: Arrays, count: int, new: New) -> Arrays:
+    def padded(self, arrays: Arrays, count: int, buffers: Buffers) -> Arrays:
         """The field's arrays among `arrays` lengthened to `count` samples with zeros."""
         longer = {}
         for name in self.names:
             values = arrays[name]
-            longer[name] = new((count, *values.shape[1:]), values.dtype)
+            longer[name] = buffers.empty((count, *values.shape[1:]), values.dtype)
             longer[name][: len(values)] = values
             longer[name][len(values) :] = 0
         return longer
@@ -152,13 +152,11 @@ class Fixed(Field):
             return Rows.on_grid(cell[samples.shard] + samples.row, int(origins[0]), self.nbytes)
         return Rows.at(address[samples.shard] + samples.row * self.nbytes, self.nbytes)
 
-    def reserve(self, count: int, new: New) -> Array | None:
-        return new((count, *self.stored.shape), self.stored.dtype)
+    def reserve(self, count: int, buffers: Buffers) -> Array | None:
+        return buffers.empty((count, *self.stored.shape), self.stored.dtype)
 
-    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
-        out = new((len(samples.row[part]), *self.stored.shape), self.stored.dtype)
-        place.copy(part, out)
-        return {self.name: out}
+    def gather(self, samples: Samples, place: Rows, part: slice, buffers: Buffers, meter: Meter) -> Arrays:
+        return {self.name: place.gather(part, self.stored.shape, self.stored.dtype, buffers)}
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,12 @@ class Tokens(Field):
         addresses = facts[0][samples.shard] + samples.row * self.stride
         return Rows.at(addresses, (self.seq_len + 1) * self.stored.nbytes)
 
-    def gather(self, samples: Samples, place: Rows, part: slice, new: New, meter: Meter) -> Arrays:
-        shard, row = samples.shard[part], samples.row[part]
-        shape = (len(shard), self.seq_len + 1)
-        out = new(shape, self.stored.dtype)
-        place.copy(part, out)
+    def gather(self, samples: Samples, place: Rows, part: slice, buffers: Buffers, meter: Meter) -> Arrays:
+        out = place.gather(part, (self.seq_len + 1,), self.stored.dtype, buffers)
         if not self.documents:
             return {self.name: out}
-        documents, positions = new(shape, np.int32), new(shape, np.int32)
+        shard, row = samples.shard[part], samples.row[part]
+        documents, positions = buffers.empty(out.shape, np.int32), buffers.empty(out.shape, np.int32)
         for index in np.unique(shard).tolist():
             windows = np.flatnonzero(shard == index)
             first = row[windows] * self.seq_len
@@ -241,23 +237,29 @@ class Blobs(Field):
         values, offsets = shard.blobs(self.name)
         return values.ctypes.data, offsets.ctypes.data
 
-    def locate(self, samples: Samples, facts: Ints) -> tuple[Ints, Ints]:
-        """Addresses and lengths of the rows, int64 [n] each."""
+    def locate(self, samples: Samples, facts: Ints) -> tuple[pa.Array, Ints]:
+        """The rows, as views, and their lengths, int64 [n]. Raises DataError where one is too long for a batch."""
         values, offsets = facts
         begin, lengths = bounds_of(samples, offsets)
-        return values[samples.shard] + begin, lengths
+        if lengths.max(initial=0) > LONGEST:
+            which = int(lengths.argmax())
+            shard = samples.shards[int(samples.shard[which])]
+            raise DataError(
+                f"{shard.what}: {self.id(shard, int(samples.row[which]))}: {lengths[which]} bytes in column "
+                f"{self.name!r}; at most {LONGEST} go into a batch. Cut the sample at the source, then run `dvc repro`."
+            )
+        return views_of(values[samples.shard] + begin, lengths), lengths
 
-    def lengths(self, place: tuple[Ints, Ints]) -> Ints:
+    def lengths(self, place: tuple[pa.Array, Ints]) -> Ints:
         return place[1]
 
-    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
-        addresses, lengths = place[0][part], place[1][part]
-        offsets = offsets_of(lengths)
-        values = new((int(offsets[-1]),), np.uint8)
-        copy_ragged(addresses, lengths, offsets, values)
-        return {self.name: Ragged(values, offsets)}
+    def gather(
+        self, samples: Samples, place: tuple[pa.Array, Ints], part: slice, buffers: Buffers, meter: Meter
+    ) -> Arrays:
+        values, offsets = end_to_end(place[0][part])
+        return {self.name: Ragged(buffers.hold(values), offsets)}
 
-    def padded(self, arrays: Arrays, count: int, new: New) -> Arrays:
+    def padded(self, arrays: Arrays, count: int, buffers: Buffers) -> Arrays:
         return {self.name: arrays[self.name].padded(count)}
 
 
@@ -266,6 +268,8 @@ class Images(Field):
     """A column of encoded images, decoded. Gives `name` uint8 [n, *shape]."""
 
     decoder: Decoder
+
+    alone = True  # the decoder has threads of its own
 
     @property
     def nbytes(self) -> int:
@@ -278,9 +282,9 @@ class Images(Field):
     def locate(self, samples: Samples, facts: Ints) -> None:
         return None
 
-    def gather(self, samples: Samples, place: None, part: slice, new: New, meter: Meter) -> Arrays:
+    def gather(self, samples: Samples, place: None, part: slice, buffers: Buffers, meter: Meter) -> Arrays:
         shard, row = samples.shard[part].tolist(), samples.row[part].tolist()
-        out = new((len(row), *self.stored.shape), np.uint8)
+        out = buffers.empty((len(row), *self.stored.shape), np.uint8)
         with meter.time("decode"):
             images = []
             for index, sample in zip(shard, row, strict=True):

@@ -83,7 +83,7 @@ class Gatherer:
             field.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers, None, self.memory)
+        return Gatherer, (self.fetcher, self.samples, self.fields, self.buffers, self.meter, self.memory)
 
     # -- places ----------------------------------------------------------------------------------------------------
 
@@ -132,6 +132,11 @@ class Gatherer:
     def by_batch(self) -> bool:
         """Whether batches must be gathered one by one."""
         return any(field.by_batch for field in self.fields)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one thread at a time may gather."""
+        return any(field.alone for field in self.fields)
 
     def is_open(self, index: int) -> bool:
         return bool(self._used[index])
@@ -192,17 +197,15 @@ class Gatherer:
     def gather(self, block: Block, part: slice) -> Arrays:
         """Part of a block's samples as arrays of their own."""
         arrays: Arrays = {}
-        decoded = self.meter.decode
         with self.meter.time("gather"):
             for field, place in zip(self.fields, block.places, strict=True):
-                arrays |= field.gather(block.samples, place, part, self.buffers.empty, self.meter)
-        self.meter.gather -= self.meter.decode - decoded  # which was counted in both
+                arrays |= field.gather(block.samples, place, part, self.buffers, self.meter)
         return arrays
 
     def reserve(self, count: int, times: int) -> None:
         """Get buffers for `times` gathers of `count` samples, so that they lie apart from the shards opened later:
         copies between memory that lies interleaved are slower (see `rows`)."""
-        held = [field.reserve(count, self.buffers.empty) for field in self.fields for _ in range(times)]
+        held = [field.reserve(count, self.buffers) for field in self.fields for _ in range(times)]
         held.clear()
 
     def take(self, shard: Ints, row: Ints) -> Arrays:
@@ -219,8 +222,7 @@ class Gatherer:
     def padded(self, arrays: Arrays, count: int, share: int) -> Arrays:
         """Arrays of `count` samples lengthened with zeros to `share`, and `mask`, bool [share], of the real ones."""
         if count < share:
-            new = self.buffers.empty
-            parts = [field.padded(arrays, share, new) for field in self.fields]
+            parts = [field.padded(arrays, share, self.buffers) for field in self.fields]
             arrays = {name: values for part in parts for name, values in part.items()}
         return {**arrays, "mask": np.arange(share) < count}
 

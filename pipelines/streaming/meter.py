@@ -8,11 +8,12 @@ Of whole documents as samples, it also counts the `positions` of batches that a 
 `padding`, and the tokens that were `cut` off.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,45 @@ class Times:
         return {"padding": self.padding / self.positions, "cut": self.cut / max(1, tokens)}
 
 
+class _Within(threading.local):
+    """Of each thread: the seconds of what was timed inside of what it times now."""
+
+    seconds = 0.0
+
+
 class Meter:
-    """Counts the seconds of each part; see the module. Each part is counted by one thread at a time."""
+    """Counts the seconds of each part; see the module. Threads may share it: of a part that several are at, their
+    seconds add up. One that was pickled begins anew."""
 
     def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), _Within()
         self._begun = time.perf_counter()
         self.wait = self.fetch = self.plan = self.decode = self.gather = 0.0
         self.batches = self.samples = self.positions = self.padding = self.cut = 0
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
+        """Count what is done inside as `part`, besides what is counted as another one there."""
+        outside, self._within.seconds = self._within.seconds, 0.0
         begun = time.perf_counter()
         try:
             yield
         finally:
-            setattr(self, part, getattr(self, part) + time.perf_counter() - begun)
+            took = time.perf_counter() - begun
+            self.count(**{part: took - self._within.seconds})
+            self._within.seconds = outside + took
+
+    def count(self, **more: float) -> None:
+        """Add to counts, by name."""
+        with self._lock:
+            for name, value in more.items():
+                setattr(self, name, getattr(self, name) + value)
 
     def snapshot(self) -> Times:
         """The counts up to now. The difference of two is what happened between them."""
         elapsed = time.perf_counter() - self._begun
         counts = (self.wait, self.fetch, self.plan, self.decode, self.gather, self.batches, self.samples)
         return Times(elapsed, *counts, self.positions, self.padding, self.cut)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Meter, ()

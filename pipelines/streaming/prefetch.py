@@ -1,7 +1,8 @@
 """Preparing items ahead in a thread, a bounded number of them, where that saves time.
 
 Threads take turns at Python's lock, and to wake one takes a tenth of a millisecond or more. So a consumer that is back
-at once for every item makes the next one itself, and the thread works when the consumer is away for longer.
+at once for every item makes the next one itself; and the thread works when the consumer is away for longer, or beside
+it where they can do so without the lock.
 """
 
 import atexit
@@ -10,9 +11,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _BRIEF = 0.001  # seconds: away for less, a consumer had better make its items itself
@@ -21,19 +23,40 @@ _LOOK = 0.02  # seconds after which the thread looks whether such a consumer is 
 _alive: weakref.WeakSet["Prefetcher[Any]"] = weakref.WeakSet()
 
 
+class _Place(Generic[T]):
+    """An item's place in the line: the item or an error, once it is `done` by the thread `by`."""
+
+    __slots__ = ("by", "done", "error", "item")
+
+    def __init__(self) -> None:
+        self.by, self.done = threading.get_ident(), False
+        self.item: T | None = None
+        self.error: BaseException | None = None
+
+
 class Prefetcher(Iterator[T]):
-    """Runs an iterator in a thread, at most `depth` items ahead, or in that of a consumer which is back within a
-    millisecond and finds nothing made; never in both at once. Its exceptions are raised to the consumer.
+    """Runs an iterator, and makes an item of each thing that it gives: in a thread, at most `depth` items ahead, or in
+    that of a consumer which is back within a millisecond and finds none made. One thing at a time; with `at_once`, the
+    consumer and the thread may each be making an item. Errors are raised to the consumer, in their place.
 
     The iterator is closed in the thread, when it ends or when this is closed.
     """
 
-    def __init__(self, items: Iterator[T], depth: int, name: str = "shardline-prefetch") -> None:
-        self._items, self._depth = items, depth
-        self._ready: deque[T] = deque()
-        self._error: BaseException | None = None
-        self._closed = self._ended = False
-        self._maker: int | None = None  # the thread that runs the iterator now
+    def __init__(
+        self,
+        things: Iterator[S],
+        depth: int,
+        make: Callable[[S], T] = lambda thing: thing,  # type: ignore[assignment, return-value]
+        *,
+        at_once: bool = False,
+        name: str = "shardline-prefetch",
+    ) -> None:
+        self._things, self._depth, self._make, self._at_once = things, depth, make, at_once
+        self._line: deque[_Place[T]] = deque()
+        self._end: BaseException | None = None  # why there is nothing after the line
+        self._closed = False
+        self._turn: int | None = None  # the thread that runs the iterator now
+        self._helping = False  # whether the consumer makes one of the line's items now
         self._quick = self._waiting = False  # the consumer: whether it was back at once, and whether it waits now
         self._left = time.perf_counter()  # when it was last given an item
         self._changed = threading.Condition()
@@ -42,73 +65,116 @@ class Prefetcher(Iterator[T]):
         self._thread.start()
         _alive.add(self)
 
+    # -- the thread ------------------------------------------------------------------------------------------------
+
     def _run(self) -> None:
         try:
             while self._is_my_turn():
-                item = next(self._items)
-                with self._changed:
-                    self._ready.append(item)
-                    del item  # the consumer's alone: a batch's memory comes back when it lets go
-                    self._maker = None
-                    self._changed.notify_all()
-        except StopIteration:
-            pass
-        except BaseException as error:
-            self._error = error
+                self._add()
         finally:
-            close_items(self._items)
+            close_items(self._things)
             with self._changed:
-                self._ended = True
+                self._end = self._end or StopIteration()
                 self._changed.notify_all()
 
     def _is_my_turn(self) -> bool:
         """Wait until the thread is to make an item. False when there is none to make any more."""
         with self._changed:
-            while self._maker is not None or not (self._closed or self._ended or self._is_wanted()):
-                full = len(self._ready) >= self._depth
-                self._changed.wait(None if full else _LOOK)
-            if self._closed or self._ended:
+            while self._turn is not None or not (self._closed or self._end or self._is_wanted()):
+                self._changed.wait(None if self._is_full() else _LOOK)
+            if self._closed or self._end:
                 return False
-            self._maker = threading.get_ident()
+            self._turn = threading.get_ident()
             return True
 
+    def _is_full(self) -> bool:
+        return len(self._line) - self._helping >= self._depth
+
     def _is_wanted(self) -> bool:
-        if len(self._ready) >= self._depth or not self._quick:
-            return len(self._ready) < self._depth
+        if self._is_full() or self._at_once or not self._quick:
+            return not self._is_full()
         if self._waiting:
-            return not self._ready
+            return not self._line
         return time.perf_counter() - self._left > _BRIEF
 
-    def __next__(self) -> T:
-        mine = False
+    # -- both ------------------------------------------------------------------------------------------------------
+
+    def _add(self) -> None:
+        """Make the next item and put it in line, for which it is this thread's turn."""
+        place = _Place[T]()
         try:
+            try:
+                thing = next(self._things)
+            except BaseException as error:
+                self._end = error
+                raise
             with self._changed:
-                self._quick = time.perf_counter() - self._left < _BRIEF
-                if not self._quick or self._ready or self._maker or self._ended or self._closed:
-                    return self._take()
-                mine, self._maker = True, threading.get_ident()
-            return next(self._items)
+                self._line.append(place)
+                if self._at_once:
+                    self._turn = None
+                    if self._waiting:
+                        self._changed.notify_all()
+            place.item = self._make(thing)
         except BaseException as error:
-            if mine:
-                self._error, self._ended = None if isinstance(error, StopIteration) else error, True
-            raise
+            place.error = error
+            if place.by != self._thread.ident and not isinstance(error, Exception):
+                raise  # an interrupt, at once
+        finally:
+            with self._changed:
+                place.done = True
+                if self._turn == place.by:
+                    self._turn = None
+                if self._waiting or self._end:
+                    self._changed.notify_all()
+
+    # -- the consumer ----------------------------------------------------------------------------------------------
+
+    def __next__(self) -> T:
+        try:
+            self._quick = time.perf_counter() - self._left < _BRIEF
+            while self._had_better_help():
+                try:
+                    self._add()
+                finally:
+                    self._helping = False
+            return self._take()
         finally:
             self._left = time.perf_counter()
-            if mine:
-                self._maker = None  # the thread will see
+
+    def _had_better_help(self) -> bool:
+        """Wait until the line's first item is done, or until the consumer had better make one: then it is its turn."""
+        with self._changed:
+            while not self._is_settled():
+                if self._quick and self._turn is None and self._has_room():
+                    self._turn, self._helping = threading.get_ident(), True
+                    return True
+                self._waiting = True
+                self._changed.notify_all()
+                try:
+                    self._changed.wait()
+                finally:
+                    self._waiting = False
+            return False
+
+    def _has_room(self) -> bool:
+        """For an item that the consumer makes, besides those that aren't done."""
+        return not (self._closed or self._end) and (not self._line or (self._at_once and not self._is_full()))
 
     def _take(self) -> T:
-        """The next item that the thread has made or makes."""
-        self._waiting = True
-        self._changed.notify_all()
-        try:
-            self._changed.wait_for(lambda: self._ready or self._ended)
-        finally:
-            self._waiting = False
-        if self._ready:
-            self._changed.notify_all()  # there is room now
-            return self._ready.popleft()
-        raise self._error or StopIteration
+        """The line's first item, which is done, or why there is none."""
+        with self._changed:
+            if not self._line:
+                raise self._end or StopIteration
+            place = self._line.popleft()
+            if self._at_once or place.by != threading.get_ident():
+                self._changed.notify_all()  # there is room now
+        if place.error is not None:
+            self._end = place.error
+            raise place.error
+        return place.item  # type: ignore[return-value]
+
+    def _is_settled(self) -> bool:
+        return self._line[0].done if self._line else self._closed or self._end is not None
 
     def close(self, wait: bool = True) -> None:
         """End the thread, after the item that is being made. In a forked process there is none to end.
@@ -120,11 +186,11 @@ class Prefetcher(Iterator[T]):
             return
         with self._changed:
             self._closed = True
-            self._ready.clear()
+            self._line.clear()
             self._changed.notify_all()
         if wait and self._thread is not threading.current_thread():
-            if self._maker == threading.get_ident():
-                self._maker = None  # an interrupt came between the item and saying so
+            if self._turn == threading.get_ident():
+                self._turn = None  # an interrupt came between the item and saying so
             self._thread.join()
 
 

@@ -1,9 +1,11 @@
 """Batches of any place in the order: planned in blocks, gathered a few at a time."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.streaming.arrays import Arrays, Ints
+from pipelines.streaming.decode import cores
 from pipelines.streaming.gather import Block, Gatherer
 from pipelines.streaming.order import Batches
 from pipelines.streaming.prefetch import Prefetcher, close_items
@@ -14,6 +16,17 @@ _SMALL = 1 << 10  # bytes of samples that take about as long to plan as to copy
 _RESERVED = 6  # groups that are alive at once: made, handed over, in use
 
 Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
+
+
+@dataclass(frozen=True)
+class Group:
+    """Batches `step` … `step + count - 1` of `epoch`, which are those from `first` on of `block`."""
+
+    epoch: int
+    step: int
+    count: int
+    block: Block
+    first: int = 0
 
 
 class Batch(Arrays):
@@ -71,8 +84,8 @@ class Source:
             return self.share
         return self.order.share(epoch, step, self.rank, self.world)
 
-    def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[list[Batch]]:
-        """All batches from (epoch, step) on, as lists of a few; with `ahead`, their shards are fetched before.
+    def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[Group]:
+        """All batches from (epoch, step) on, a few at a time, to `load`; with `ahead`, their shards are fetched before.
 
         They are planned in a thread where that waits for shards from afar, or is much of the work.
         """
@@ -82,13 +95,13 @@ class Source:
         if ahead:
             course = fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
         if course is not None or (ahead and self._small):
-            plans = Prefetcher(plans, 1, "shardline-plan")
+            plans = Prefetcher(plans, 1, name="shardline-plan")
         try:
             together = 1  # so that the first batch comes soon
             for at, first, count, block in plans:
                 fetcher.reached(at)
                 for start in range(0, count, together):
-                    yield self.load(at, first + start, min(together, count - start), block, start)
+                    yield Group(at, first + start, min(together, count - start), block, start)
                 together = self._together
         finally:
             close_items(plans)
@@ -117,10 +130,8 @@ class Source:
         while epochs is None or epoch < epochs:
             while step < self.epochs.steps(epoch):
                 count = min(planned, self.order.reach(epoch, step))
-                fetched = self.gatherer.meter.fetch
                 with self.gatherer.meter.time("plan"):
                     shard, row = self.order.block(epoch, step, count, self.rank, self.world)
-                self.gatherer.meter.plan -= self.gatherer.meter.fetch - fetched  # which was counted in both
                 yield epoch, step, count, shard, row
                 step, planned = step + count, self._planned
             epoch, step = epoch + 1, 0
@@ -132,8 +143,14 @@ class Source:
                 yield epoch, shards
             epoch, step = epoch + 1, 0
 
-    def load(self, epoch: int, step: int, count: int, block: Block, first: int = 0) -> list[Batch]:
-        """Batches `step` … `step + count - 1`, which are those from `first` on of `block`."""
+    @property
+    def at_once(self) -> bool:
+        """Whether two threads had better `load` at once. Small samples have a thread that plans them instead."""
+        return not self.gatherer.alone and not self._small and cores() > 1
+
+    def load(self, group: Group) -> list[Batch]:
+        """The group's batches."""
+        epoch, step, count, block, first = group.epoch, group.step, group.count, group.block, group.first
         gatherer, share, samples = self.gatherer, self._share(epoch, step), block.samples
         part = slice(first * share, (first + count) * share)
         together = None if gatherer.by_batch else gatherer.gather(block, part)
@@ -157,4 +174,4 @@ class Source:
         block = self.gatherer.locate(*self.order.batch(epoch, step, self.rank, self.world))
         if block.error is not None:
             raise block.error
-        return self.load(epoch, step, 1, block)[0]
+        return self.load(Group(epoch, step, 1, block))[0]

@@ -187,21 +187,22 @@ class Stream:
         begun = time.perf_counter()
         try:
             group = next(self._groups)
-            self.meter.batches += len(group)
-            self.meter.samples += sum(batch.size for batch in group)
+            self.meter.count(batches=len(group), samples=sum(batch.size for batch in group))
             return group
         except BaseException:  # whatever it was, the next call goes on from the state
             self._restart()
             raise
         finally:
-            self.meter.wait += time.perf_counter() - begun
+            self.meter.count(wait=time.perf_counter() - begun)
 
     def _start(self) -> None:
-        groups = self._source.groups(self._epoch, self._step, self.epochs, ahead=self.prefetch > 0)
-        self._groups, self._process = groups, os.getpid()
+        source, self._process = self._source, os.getpid()
+        groups = source.groups(self._epoch, self._step, self.epochs, ahead=self.prefetch > 0)
         if self.prefetch:
-            self._groups = prefetcher = Prefetcher(groups, self.prefetch)
+            self._groups = prefetcher = Prefetcher(groups, self.prefetch, source.load, at_once=source.at_once)
             self._finalizer = weakref.finalize(self, prefetcher.close, wait=False)
+        else:
+            self._groups = (source.load(group) for group in groups)
 
     def _restart(self) -> None:
         """Forget what was prepared and end the thread."""

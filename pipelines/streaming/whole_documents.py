@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.streaming.arrays import Arrays, Ints
-from pipelines.streaming.fields import Field, New, Samples, bounds_of
+from pipelines.streaming.buffers import Buffers
+from pipelines.streaming.fields import Field, Samples, bounds_of
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.ragged import copy_ragged
+from pipelines.streaming.views import Bytes, end_to_end, views_of
 from storage.shards import Shard
 
 
@@ -56,19 +57,27 @@ class WholeDocuments(Field):
         """Tokens that end a document."""
         return 0 if self.separator is None else 1
 
-    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, new: New, meter: Meter) -> Arrays:
+    def gather(self, samples: Samples, place: tuple[Ints, Ints], part: slice, buffers: Buffers, meter: Meter) -> Arrays:
         addresses, stored = place[0][part], place[1][part]
         lengths = np.minimum(stored + self._ends, self.seq_len + 1)
-        rows, size = len(lengths), self.stored.nbytes
+        rows = len(lengths)
         longest = max(1, int(lengths.max(initial=0)) - 1)
         width = min(-(-longest // self.multiple) * self.multiple, self.seq_len)
-        out = new((rows, width + 1), self.stored.dtype)
-        out.fill(self.separator or 0)
-        begins = np.arange(rows + 1) * ((width + 1) * size)
-        copy_ragged(addresses, np.minimum(stored, self.seq_len + 1) * size, begins, out.reshape(-1).view(np.uint8))
-        meter.positions += rows * width
-        meter.padding += rows * width - int(np.maximum(lengths - 1, 0).sum())
-        meter.cut += int((stored + self._ends - lengths).sum())
-        counts = new((rows,), np.int32)
+        out = self._padded(addresses, np.minimum(stored, self.seq_len + 1), width + 1)
+        meter.count(
+            positions=rows * width,
+            padding=rows * width - int(np.maximum(lengths - 1, 0).sum()),
+            cut=int((stored + self._ends - lengths).sum()),
+        )
+        counts = buffers.empty((rows,), np.int32)
         counts[:] = lengths
-        return {self.name: out, "lengths": counts}
+        return {self.name: buffers.hold(out).view(self.stored.dtype).reshape(rows, width + 1), "lengths": counts}
+
+    def _padded(self, addresses: Ints, tokens: Ints, width: int) -> Bytes:
+        """Each row of so many tokens, and after it separators up to `width`."""
+        padding = np.full(width, self.separator or 0, self.stored.dtype)
+        size = self.stored.nbytes
+        starts, lengths = np.empty((len(tokens), 2), np.int64), np.empty((len(tokens), 2), np.int64)
+        starts[:, 0], starts[:, 1] = addresses, padding.ctypes.data
+        lengths[:, 0], lengths[:, 1] = tokens * size, (width - tokens) * size
+        return end_to_end(views_of(starts.reshape(-1), lengths.reshape(-1)))[0]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.streaming import pointers, rows
+from pipelines.streaming import rows
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fetch import Fetcher
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
@@ -99,7 +99,6 @@ def test_all_kinds_of_columns(long: int, together: int, places: list[tuple[int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "_LONG", long)
         patch.setattr(rows, "_SCRATCH", together)
-        patch.setattr(pointers, "_PIECE", together)
         block = gatherer.locate(*arrays(places))
         bounds = sorted(data.draw(st.tuples(st.integers(0, len(places)), st.integers(0, len(places)))))
         got = gatherer.gather(block, slice(*bounds))
@@ -121,20 +120,6 @@ def test_all_kinds_of_columns(long: int, together: int, places: list[tuple[int, 
         assert not np.any(
             [np.any(np.frombuffer(row, np.uint8)) if name == "text" else row for row in padded[name][-2:]]
         )
-
-
-@given(
-    starts=st.lists(st.integers(0, 5000), max_size=40),
-    nbytes=st.sampled_from([1, 2, 7, 64, 4096, 4098]),
-    piece=st.sampled_from([1, 5000, 1 << 20]),
-)
-def test_rows_by_pointers(starts: list[int], nbytes: int, piece: int) -> None:
-    memory = np.random.default_rng(0).integers(0, 256, 5000 + nbytes, dtype=np.uint8)
-    around = np.full(len(starts) * nbytes + 2, 7, np.uint8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pointers, "_PIECE", piece)
-        pointers.copy_rows(memory.ctypes.data + np.array(starts, np.int64), nbytes, around[1:-1])
-    assert around.tolist() == [7, *(int(byte) for start in starts for byte in memory[start : start + nbytes]), 7]
 
 
 SEQ_LEN = 5

@@ -1,7 +1,9 @@
 """Rows of any length and encoded images, as a stream delivers them."""
 
 import io
+import itertools
 import pickle
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.streaming import Stream
+from pipelines.streaming import Stream, fields, prefetch, source
 from pipelines.streaming.ragged import Ragged
+from pipelines.streaming.views import end_to_end
 from storage.errors import DataError
 from storage.images import decode_image
 from storage.lake import Zone
@@ -69,6 +72,71 @@ def test_every_blob_comes_once_an_epoch_beside_its_label(
             assert batch["clip"].to_arrow().to_pylist() == rows
         again = pickle.loads(pickle.dumps(kept[0][0]))
         assert again["clip"].to_arrow().to_pylist() == kept[0][1]
+
+
+def test_two_threads_gather_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two batches are made only once both are being made."""
+    zone = Zone(tmp_path)
+    settings = {"split": "train", "batch_size": 1, "seed": 5, "epochs": 1}
+    manifest = clips(zone, 70_000)
+    with Stream(zone, manifest, prefetch=0, **settings) as stream:
+        expected = [(batch.ids(), batch["clip"].to_arrow()) for batch in stream]
+    calls, both = itertools.count(), threading.Barrier(2)
+
+    def meet(rows: Any) -> Any:
+        if next(calls) < 2:
+            both.wait(60)
+        return end_to_end(rows)
+
+    monkeypatch.setattr(fields, "end_to_end", meet)
+    monkeypatch.setattr(prefetch, "_BRIEF", 60)
+    monkeypatch.setattr(source, "_HANDED_OVER", 1)
+    monkeypatch.setattr(source, "_SMALL", 100)
+    monkeypatch.setattr(source, "cores", lambda: 2)
+    with Stream(zone, manifest, **settings) as stream:
+        assert [(batch.ids(), batch["clip"].to_arrow()) for batch in stream] == expected
+
+
+def test_where_two_threads_do_not_gather_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = Zone(tmp_path)
+    monkeypatch.setattr(source, "_SMALL", 500)
+    monkeypatch.setattr(source, "cores", lambda: 2)
+
+    def at_once(manifest: Manifest) -> bool:
+        with Stream(zone, manifest, split="train", batch_size=2, seed=5) as stream:
+            return stream._source.at_once
+
+    long = clips(zone, 70_000)
+    assert at_once(long)
+    assert not at_once(clips(zone, 20))  # small samples
+    assert not at_once(images(zone))  # a decoder with threads of its own
+    monkeypatch.setattr(source, "cores", lambda: 1)
+    assert not at_once(long)
+
+
+def test_rows_too_long_for_a_batch_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = Zone(tmp_path)
+    monkeypatch.setattr(fields, "LONGEST", 20)
+    with (
+        Stream(zone, clips(zone, 35), split="train", batch_size=30, seed=5) as stream,
+        pytest.raises(DataError, match=r"objects/\w+\.arrow: \d+: 24 bytes in column 'clip'; at most 20 go"),
+    ):
+        next(stream)
+
+
+@pytest.mark.parametrize("longest", [20, 70_000])
+def test_blobs_lie_in_the_memory_that_was_asked_for(tmp_path: Path, longest: int) -> None:
+    zone, made = Zone(tmp_path), list[np.ndarray]()  # type: ignore[type-arg]
+
+    def own(nbytes: int) -> np.ndarray:  # type: ignore[type-arg]
+        made.append(np.empty(nbytes, np.uint8))
+        return made[-1]
+
+    with Stream(zone, clips(zone, longest), split="train", batch_size=5, seed=5, epochs=1, allocate=own) as stream:
+        for batch in stream:
+            values = batch["clip"].values
+            assert any(np.shares_memory(values, memory) for memory in made)
+            assert [row.tobytes() for row in batch["clip"]] == [clip(i, longest) for i in batch["label"].tolist()]
 
 
 def test_padding_is_empty_blobs(tmp_path: Path) -> None:

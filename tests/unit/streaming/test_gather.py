@@ -109,7 +109,7 @@ def test_token_windows_overlap_by_one_token(zone: Zone) -> None:
 
 
 @pytest.mark.parametrize("long", [1, 1 << 20])
-def test_rows_are_copied_alike_by_pointers_and_by_way_of_a_scratch_array(
+def test_rows_are_copied_alike_by_arrow_and_by_way_of_a_scratch_array(
     long: int, zone: Zone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "_LONG", long)

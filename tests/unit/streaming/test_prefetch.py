@@ -1,7 +1,7 @@
-"""Items are prepared ahead in a thread; a consumer that is back at once makes them itself; never two threads do."""
+"""Items are prepared ahead in a thread; a consumer that is back at once makes them itself; where allowed, both do."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -54,19 +54,19 @@ def test_the_thread_works_when_a_quick_consumer_stays_away(monkeypatch: pytest.M
     prefetcher.close()
 
 
-@given(away=st.lists(st.booleans(), min_size=20, max_size=20), depth=st.integers(1, 3))
-def test_every_item_comes_once_and_in_order(away: list[bool], depth: int) -> None:
+@given(away=st.lists(st.booleans(), min_size=20, max_size=20), depth=st.integers(1, 3), at_once=st.booleans())
+def test_every_item_comes_once_and_in_order(away: list[bool], depth: int, at_once: bool) -> None:
     made_by: list[int] = []
     clock = SimpleNamespace(perf_counter=lambda: clock.now, now=0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefetch, "time", clock)
-        prefetcher = Prefetcher(recording(made_by, len(away)), depth)
+        prefetcher = Prefetcher(recording(made_by, len(away)), depth, lambda number: number * 2, at_once=at_once)
         taken = []
         for longer in away:
             clock.now += longer
             taken.append(next(prefetcher))
             assert len(made_by) <= len(taken) + depth + 1
-        assert taken == list(range(len(away)))
+        assert taken == list(range(0, 2 * len(away), 2))
         for _ in range(2):
             with pytest.raises(StopIteration):
                 next(prefetcher)
@@ -153,3 +153,86 @@ def test_the_next_item_is_made_while_one_that_was_waited_for_is_used(monkeypatch
     wait_for(lambda: begun == [0, 1], "the next item is begun", seconds=10)
     gates[1].set()
     prefetcher.close()
+
+
+@pytest.fixture
+def meeting() -> Iterator[Callable[[int], int]]:
+    """Makes item 2 and item 3 only once both are being made."""
+    both = threading.Barrier(2)
+
+    def make(number: int) -> int:
+        if number in (2, 3):
+            both.wait(60)
+        return number
+
+    yield make
+    both.abort()
+
+
+def test_the_consumer_and_the_thread_make_items_at_once(
+    meeting: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 60)
+    prefetcher = Prefetcher(iter(range(8)), DEPTH, meeting, at_once=True)
+    assert list(prefetcher) == list(range(8))
+    prefetcher.close()
+
+
+def test_one_item_at_a_time_unless_both_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 60)
+    making: set[int] = set()
+    others: list[set[int]] = []
+    pause = threading.Event()
+
+    def make(number: int) -> int:
+        others.append(set(making))
+        making.add(number)
+        pause.wait(0.001)  # the other thread's chance
+        making.remove(number)
+        return number
+
+    prefetcher = Prefetcher(iter(range(50)), DEPTH, make)
+    assert list(prefetcher) == list(range(50))
+    assert others == [set()] * 50
+    prefetcher.close()
+
+
+@pytest.mark.parametrize("brief", [0, 60])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_error_of_one_item_comes_in_its_place(brief: float, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", brief)
+
+    def make(number: int) -> int:
+        if number >= 5:
+            raise KeyError(number)
+        return number
+
+    prefetcher = Prefetcher(iter(range(50)), DEPTH, make, at_once=at_once)
+    assert [next(prefetcher) for _ in range(5)] == list(range(5))
+    for _ in range(2):
+        with pytest.raises(KeyError, match="5"):
+            next(prefetcher)
+    prefetcher.close()
+    assert not prefetcher._thread.is_alive()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_interrupted_consumer_is_told_at_once(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_BRIEF", 60)
+    consumer = threading.get_ident()
+    interrupted = []
+
+    def make(number: int) -> int:
+        if threading.get_ident() == consumer:
+            interrupted.append(number)
+            raise KeyboardInterrupt
+        return number
+
+    prefetcher = Prefetcher(iter(range(10**6)), DEPTH, make, at_once=at_once)
+    taken: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        taken.extend(prefetcher)
+    assert len(interrupted) == 1
+    assert taken == list(range(len(taken)))
+    prefetcher.close()
+    assert not prefetcher._thread.is_alive()

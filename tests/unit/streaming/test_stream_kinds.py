@@ -105,7 +105,7 @@ HELD = 0.8  # seconds
         ("fetch", Tiered, "open", {"prefetch": 2, "bucket_batches": 2}),  # planning opens shards for their lengths
         ("plan", Order, "block", {"prefetch": 0}),  # without fetching ahead, which asks for blocks as well
         ("decode", decode, "decode_image", {"prefetch": 2}),
-        ("gather", fields, "copy_ragged", {"prefetch": 2}),
+        ("gather", fields, "end_to_end", {"prefetch": 2}),
     ],
 )
 def test_the_meter_tells_which_part_is_slow(
