@@ -2,7 +2,7 @@
 
 A kind says what it must know of an open shard (`inspect`: a few numbers, kept for all shards in one table, so that they
 are looked up without a loop), where that puts each sample of a block (`locate`), how it makes arrays of some of them
-(`gather`), a part of those (`part`), and samples that only pad (`padded`).
+(`gather`), and samples that only pad (`padded`).
 """
 
 from abc import ABC, abstractmethod
@@ -88,10 +88,6 @@ class Field(ABC):
     def names(self) -> tuple[str, ...]:
         """Of the arrays that `gather` makes."""
         return (self.name,)
-
-    def part(self, arrays: Arrays, start: int, stop: int) -> Arrays:
-        """Samples `start` to `stop` of the field's arrays among `arrays`, without a copy of their bytes."""
-        return {name: arrays[name][start:stop] for name in self.names}
 
     def padded(self, arrays: Arrays, count: int, buffers: Buffers) -> Arrays:
         """The field's arrays among `arrays` lengthened to `count` samples with zeros."""

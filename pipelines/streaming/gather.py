@@ -217,7 +217,7 @@ class Gatherer:
 
     def part(self, arrays: Arrays, start: int, stop: int) -> Arrays:
         """Samples `start` to `stop` of what was gathered, as views of it."""
-        return {name: values for field in self.fields for name, values in field.part(arrays, start, stop).items()}
+        return {name: values[start:stop] for name, values in arrays.items()}
 
     def padded(self, arrays: Arrays, count: int, share: int) -> Arrays:
         """Arrays of `count` samples lengthened with zeros to `share`, and `mask`, bool [share], of the real ones."""

@@ -11,7 +11,7 @@ from pipelines.streaming.order import Batches
 from pipelines.streaming.prefetch import Prefetcher, close_items
 
 _PLANNED = 16_384  # samples planned at once
-_HANDED_OVER = 8 << 20  # bytes up to which batches are gathered and handed over together: threads take turns at a cost
+_HANDED_OVER = 8 << 20  # bytes of batches that are gathered at a time, and handed over: threads take turns at a cost
 _SMALL = 1 << 10  # bytes of samples that take about as long to plan as to copy
 _RESERVED = 6  # groups that are alive at once: made, handed over, in use
 
@@ -75,7 +75,7 @@ class Source:
         sample = sum(field.nbytes for field in gatherer.fields)
         nbytes = self.share * sample
         self._small = sample < _SMALL
-        self._together = max(1, _HANDED_OVER // max(1, nbytes))
+        self._together = max(1, _HANDED_OVER // max(1, nbytes) // (2 if self.at_once else 1))
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
 
     def _share(self, epoch: int, step: int) -> int:

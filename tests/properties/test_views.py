@@ -38,10 +38,12 @@ def plain(picked: Picked) -> list[bytes]:
     return [SOURCES[source][start : start + length].tobytes() for source, start, length in picked]
 
 
-@given(picked=several(), data=st.data())
-def test_a_part_is_laid_end_to_end_as_a_loop_would(picked: Picked, data: st.DataObject) -> None:
+@given(picked=several(), near=st.sampled_from([0, 1 << 30]), data=st.data())
+def test_a_part_is_laid_end_to_end_as_a_loop_would(picked: Picked, near: int, data: st.DataObject) -> None:
     start, stop = sorted(data.draw(st.tuples(st.integers(0, len(picked)), st.integers(0, len(picked)))))
-    got = Ragged(*end_to_end(seen(picked)[start:stop]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views, "_NEAR", near)
+        got = Ragged(*end_to_end(seen(picked)[start:stop]))
     assert [row.tobytes() for row in got] == got.to_arrow().to_pylist() == plain(picked[start:stop])
     assert (got.values.dtype, got.offsets.dtype, len(got.values)) == (np.uint8, np.int64, got.offsets[-1])
     assert got.values.flags.writeable
