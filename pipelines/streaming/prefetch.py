@@ -53,8 +53,8 @@ class Prefetcher(Iterator[T]):
     ) -> None:
         self._things, self._depth, self._make, self._at_once = things, depth, make, at_once
         self._line: deque[_Place[T]] = deque()
-        self._end: BaseException | None = None  # why there is nothing after the line
-        self._closed = False
+        self._closed = self._ended = False  # `_ended`: nothing comes after the line
+        self._error: BaseException | None = None  # why, if it wasn't the end
         self._turn: int | None = None  # the thread that runs the iterator now
         self._helping = False  # whether the consumer makes one of the line's items now
         self._quick = self._waiting = False  # the consumer: whether it was back at once, and whether it waits now
@@ -74,15 +74,15 @@ class Prefetcher(Iterator[T]):
         finally:
             close_items(self._things)
             with self._changed:
-                self._end = self._end or StopIteration()
+                self._ended = True
                 self._changed.notify_all()
 
     def _is_my_turn(self) -> bool:
         """Wait until the thread is to make an item. False when there is none to make any more."""
         with self._changed:
-            while self._turn is not None or not (self._closed or self._end or self._is_wanted()):
+            while self._turn is not None or not (self._closed or self._ended or self._is_wanted()):
                 self._changed.wait(None if self._is_full() else _LOOK)
-            if self._closed or self._end:
+            if self._closed or self._ended:
                 return False
             self._turn = threading.get_ident()
             return True
@@ -105,8 +105,11 @@ class Prefetcher(Iterator[T]):
         try:
             try:
                 thing = next(self._things)
+            except StopIteration:
+                self._ended = True
+                return
             except BaseException as error:
-                self._end = error
+                self._ended, self._error = True, error
                 raise
             with self._changed:
                 self._line.append(place)
@@ -124,7 +127,7 @@ class Prefetcher(Iterator[T]):
                 place.done = True
                 if self._turn == place.by:
                     self._turn = None
-                if self._waiting or self._end:
+                if self._waiting or self._ended:
                     self._changed.notify_all()
 
     # -- the consumer ----------------------------------------------------------------------------------------------
@@ -158,23 +161,23 @@ class Prefetcher(Iterator[T]):
 
     def _has_room(self) -> bool:
         """For an item that the consumer makes, besides those that aren't done."""
-        return not (self._closed or self._end) and (not self._line or (self._at_once and not self._is_full()))
+        return not (self._closed or self._ended) and (not self._line or (self._at_once and not self._is_full()))
 
     def _take(self) -> T:
         """The line's first item, which is done, or why there is none."""
         with self._changed:
             if not self._line:
-                raise self._end or StopIteration
+                raise self._error or StopIteration
             place = self._line.popleft()
             if self._at_once or place.by != threading.get_ident():
                 self._changed.notify_all()  # there is room now
         if place.error is not None:
-            self._end = place.error
+            self._ended, self._error = True, place.error
             raise place.error
         return place.item  # type: ignore[return-value]
 
     def _is_settled(self) -> bool:
-        return self._line[0].done if self._line else self._closed or self._end is not None
+        return self._line[0].done if self._line else self._closed or self._ended
 
     def close(self, wait: bool = True) -> None:
         """End the thread, after the item that is being made. In a forked process there is none to end.

@@ -85,8 +85,8 @@ def _put_inside(addresses: Ints, lengths: Ints, rows: Ints, views: Bytes) -> Non
 
 def end_to_end(rows: pa.Array) -> tuple[Bytes, Ints]:
     """The bytes of a binary_view array's rows, uint8 [bytes], and where each begins and the last ends, int64 [n + 1]:
-    in memory of Arrow's own, aligned to 64 bytes, which it uses again once nothing refers to it. Some 10 µs besides the
-    copy."""
+    in memory of Arrow's default pool, aligned to 64 bytes, which it uses again once nothing refers to it. Some 10 µs
+    besides the copy."""
     if not len(rows):
         return np.empty(0, np.uint8), np.zeros(1, np.int64)
     _, offsets, values = pc.call_function("cast", [rows], _END_TO_END).buffers()

@@ -1,5 +1,7 @@
 """Rows of any length are laid end to end as a plain loop would, wherever they lie."""
 
+import mmap
+import resource
 import threading
 from typing import Any
 
@@ -108,3 +110,17 @@ def test_what_is_held_keeps_its_memory(hold: Any) -> None:
     for _ in range(20):
         end_to_end(seen([(2, 0, 5000), (2, 0, 4000)]))
     assert all(bytes(values) == b"".join(plain(picked))[-len(values) :] for values in kept)
+
+
+def test_memory_that_lay_idle_for_a_while_is_used_again() -> None:
+    """It isn't given back to the kernel between batches, which would have to clear it for each: a fault a page."""
+    source = np.ones(8 << 20, np.uint8)
+    rows = views_of(np.array([source.ctypes.data]), np.array([len(source)]))
+    end_to_end(rows)
+    pause, rounds = threading.Event(), 10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        pause.wait(0.03)
+        end_to_end(rows)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < rounds * len(source) // mmap.PAGESIZE // 4

@@ -1,6 +1,8 @@
 """Items are prepared ahead in a thread; a consumer that is back at once makes them itself; where allowed, both do."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -236,3 +238,18 @@ def test_an_interrupted_consumer_is_told_at_once(at_once: bool, monkeypatch: pyt
     assert taken == list(range(len(taken)))
     prefetcher.close()
     assert not prefetcher._thread.is_alive()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_one_that_has_ended_is_freed_without_the_garbage_collector(at_once: bool) -> None:
+    """It may hold shards of some hundred megabytes, which the next epoch's arrive in."""
+    gc.disable()
+    try:
+        prefetcher = Prefetcher(iter(range(9)), DEPTH, at_once=at_once)
+        assert list(prefetcher) == list(range(9))
+        prefetcher.close()
+        freed = weakref.ref(prefetcher)
+        del prefetcher
+        assert freed() is None
+    finally:
+        gc.enable()
