@@ -20,6 +20,9 @@ from pipelines.streaming.buffers import Buffers
 from pipelines.streaming.views import cells_at, end_to_end, views_of
 
 _LONG = 512  # bytes of rows from which on Arrow is faster
+_LITTLE = (
+    16 << 10
+)  # bytes up to which to let go of the interpreter's lock, as `take` does, costs more than to copy twice
 _SCRATCH = 240 << 10  # bytes: within the second-level cache, and so many that starting a copy costs little
 
 
@@ -73,7 +76,7 @@ class Rows:
         memory = cells_at(
             self.start, (self.stop - self.start - self.nbytes) // self.stride + 1, self.stride, self.nbytes
         )
-        if self.stride == self.nbytes and self._is_apart(out):
+        if self.stride == self.nbytes and out.nbytes > _LITTLE and self._is_apart(out):
             np.take(memory, cells, out=flat, mode="clip")  # and with mode "raise" too
             return
         together = max(1, _SCRATCH // self.nbytes)

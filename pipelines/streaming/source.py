@@ -75,7 +75,9 @@ class Source:
         sample = sum(field.nbytes for field in gatherer.fields)
         nbytes = self.share * sample
         self._small = sample < _SMALL
-        self._together = max(1, _HANDED_OVER // max(1, nbytes) // (2 if self.at_once else 1))
+        whole = max(1, _HANDED_OVER // max(1, nbytes))
+        self._together = max(1, whole // self.makers)
+        self.parts: int = whole // self._together  #: groups of what one thread would make as one
         self._planned = max(1, _PLANNED // self.share // self._together) * self._together
 
     def _share(self, epoch: int, step: int) -> int:
@@ -144,9 +146,10 @@ class Source:
             epoch, step = epoch + 1, 0
 
     @property
-    def at_once(self) -> bool:
-        """Whether two threads had better `load` at once. Small samples have a thread that plans them instead."""
-        return not self.gatherer.alone and not self._small and cores() > 1
+    def makers(self) -> int:
+        """How many threads had better `load` at once, half as much each. Small samples have a thread that plans them
+        instead."""
+        return 1 if self.gatherer.alone or self._small or cores() < 2 else 2
 
     def load(self, group: Group) -> list[Batch]:
         """The group's batches."""

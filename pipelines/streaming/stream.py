@@ -199,7 +199,8 @@ class Stream:
         source, self._process = self._source, os.getpid()
         groups = source.groups(self._epoch, self._step, self.epochs, ahead=self.prefetch > 0)
         if self.prefetch:
-            self._groups = prefetcher = Prefetcher(groups, self.prefetch, source.load, at_once=source.at_once)
+            depth, at_once = self.prefetch * source.parts, source.makers > 1
+            self._groups = prefetcher = Prefetcher(groups, depth, source.load, at_once=at_once)
             self._finalizer = weakref.finalize(self, prefetcher.close, wait=False)
         else:
             self._groups = (source.load(group) for group in groups)

@@ -102,16 +102,16 @@ def test_where_two_threads_do_not_gather_at_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(source, "_SMALL", 500)
     monkeypatch.setattr(source, "cores", lambda: 2)
 
-    def at_once(manifest: Manifest) -> bool:
+    def makers(manifest: Manifest) -> int:
         with Stream(zone, manifest, split="train", batch_size=2, seed=5) as stream:
-            return stream._source.at_once
+            return stream._source.makers
 
     long = clips(zone, 70_000)
-    assert at_once(long)
-    assert not at_once(clips(zone, 20))  # small samples
-    assert not at_once(images(zone))  # a decoder with threads of its own
+    assert makers(long) == 2
+    assert makers(clips(zone, 20)) == 1  # small samples
+    assert makers(images(zone)) == 1  # a decoder with threads of its own
     monkeypatch.setattr(source, "cores", lambda: 1)
-    assert not at_once(long)
+    assert makers(long) == 1
 
 
 def test_rows_too_long_for_a_batch_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
