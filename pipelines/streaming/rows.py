@@ -1,9 +1,10 @@
 """Rows of one length from anywhere in this process's memory, copied together in one vectorised pass.
 
 There are three ways. NumPy's `take` writes where it is told to, but wants rows that lie on one grid: a shard's rows
-always do, and sometimes those of several shards; for a few it isn't worth letting go of Python's lock. Long rows at any address are laid end to end by Arrow (see `views`).
-Short ones, of which a view each is too much, are taken by NumPy's fancy indexing, which makes an array of its own: they
-go by way of a scratch array that stays in the processor's cache.
+always do, and sometimes those of several shards; for a few it isn't worth letting go of Python's lock. Long rows at any
+address are laid end to end by Arrow (see `views`). Short ones, of which a view each is too much, and few are taken by
+NumPy's fancy indexing, which makes an array of its own: they go by way of a scratch array that stays in the processor's
+cache.
 
 The callers vouch for the addresses: of rows inside shards that stay open meanwhile.
 """
@@ -20,7 +21,7 @@ from pipelines.streaming.buffers import Buffers
 from pipelines.streaming.views import cells_at, end_to_end, views_of
 
 _LONG = 512  # bytes of rows from which on Arrow is faster
-_LITTLE = 16 << 10  # bytes up to which a second copy costs less than to let go of Python's lock, as `take` does
+_LITTLE = 16 << 10  # bytes up to which a second copy costs less than letting go of Python's lock
 _SCRATCH = 240 << 10  # bytes: within the second-level cache, and so many that starting a copy costs little
 
 
