@@ -13,7 +13,7 @@ from pipelines.streaming.prefetch import Prefetcher, close_items
 _PLANNED = 16_384  # samples planned at once
 _HANDED_OVER = 8 << 20  # bytes of batches that are gathered at a time, and handed over: threads take turns at a cost
 _SMALL = 1 << 10  # bytes of samples that take about as long to plan as to copy
-_RESERVED = 6  # groups that are alive at once: made, handed over, in use
+_RESERVED = 6  # times _HANDED_OVER that are alive at once: made, handed over, in use
 
 Plan = tuple[int, int, int, Block]  # epoch, first step, number of batches, and their samples
 
@@ -92,7 +92,7 @@ class Source:
         They are planned in a thread where that waits for shards from afar, or is much of the work.
         """
         fetcher = self.gatherer.fetcher
-        self.gatherer.reserve(self.share * self._together, _RESERVED)
+        self.gatherer.reserve(self.share * self._together, _RESERVED * self.parts)
         plans, course = self._plans(epoch, step, epochs), None
         if ahead:
             course = fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
