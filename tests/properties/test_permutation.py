@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import halves
+from pipelines.streaming.order import halves, permutation
 from pipelines.streaming.order.permutation import LIMIT, permute, shuffled, spread
 
 keys = st.integers(0, 2**64 - 1)
@@ -71,18 +71,15 @@ def test_an_index_outside_its_range_is_refused() -> None:
         permute(np.array([3, 100], dtype=np.uint32), np.array([100], dtype=np.uint32), np.array([1], dtype=np.uint64))
 
 
-@given(st.integers(0, 3000), keys, st.integers(1, 5))
-def test_a_whole_permutation_is_that_of_the_hashes_in_one_thread_or_two(count: int, key: int, groups: int) -> None:
-    group = np.arange(count) % groups
-    numbers = np.arange(count, dtype=np.uint64)
-    below = np.uint64((1 << max(1, (count - 1).bit_length())) - 1)
-    for of, bits in ((None, 0), (group, int(group.max(initial=0)).bit_length())):
-        hashes = (spread(numbers, np.uint64(key)) >> np.uint64(bits)) & ~below
-        expected = np.lexsort((numbers, hashes, np.zeros(count) if of is None else of))
-        assert np.array_equal(shuffled(count, key, of), expected)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(halves, "ALONE", 2)
-            assert np.array_equal(shuffled(count, key, of), expected)
+@given(st.lists(st.integers(0, 1500), min_size=1, max_size=6), keys)
+def test_groups_are_each_permuted_on_their_own_in_one_thread_or_two(sizes: list[int], key: int) -> None:
+    keys = spread(np.arange(len(sizes), dtype=np.uint64), np.uint64(key)).tolist()
+    expected = [sum(sizes[:group]) + permuted(sizes[group], keys[group]) for group in range(len(sizes))]
+    assert np.array_equal(shuffled(np.array(sizes), key), np.concatenate(expected))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halves, "ALONE", 2)
+        patch.setattr(permutation, "_TOGETHER", 100)
+        assert np.array_equal(shuffled(np.array(sizes), key), np.concatenate(expected))
 
 
 def surprise(counts: np.ndarray) -> float:

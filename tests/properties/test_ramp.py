@@ -180,11 +180,11 @@ def test_the_batches_themselves() -> None:
     ramp = Order([5, 0, 4, 6], batch=Ramp({0: 2, 2: 4, 5: 6}), seed=3, lanes=2)
     assert [ramp.epochs.steps(epoch) for epoch in range(3)] == [5, 3, 3]
     assert [pairs(ramp.batch(0, step)) for step in range(5)] == [
-        [(0, 4), (2, 2)],
-        [(0, 0), (3, 4)],
-        [(3, 1), (0, 3), (2, 3), (3, 3)],
-        [(0, 1), (0, 2), (3, 2), (3, 5)],
-        [(3, 0), (2, 0), (2, 1)],
+        [(3, 2), (2, 3)],
+        [(3, 0), (2, 0)],
+        [(3, 4), (0, 0), (0, 3), (2, 2)],
+        [(3, 5), (3, 1), (0, 4), (0, 1)],
+        [(3, 3), (0, 2), (2, 1)],
     ]
 
 

@@ -15,7 +15,7 @@ from pipelines.streaming.order.windows import Windows
 from storage.digest import keyed_uint64
 
 #: Raised whenever the same arguments would give another order; saved stream states carry it.
-ORDER_VERSION = 2
+ORDER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Pieces:
     shards: Ints  # [P], indices into shard_rows
     firsts: Ints  # [P], the first row of each
     rows: Ints  # [P]
-    lanes: Ints  # [P]
+    counts: Ints  # [L], how many of them each lane has; they lie lane by lane
 
 
 class Layout:
@@ -72,6 +72,7 @@ class Layout:
     ) -> None:
         self.shard_rows, self.rows, self.lanes, self.seed = shard_rows, rows, lanes, seed
         self.window, self.first_window, self.shuffle = window, first_window, shuffle
+        self._count = np.array([len(shard_rows)])
         self.bounds = np.array([lane * self.rows // lanes for lane in range(lanes + 1)], dtype=np.int64)
         self.starts, self.lane_rows = self.bounds[:-1], np.diff(self.bounds)
         self._kept = self._kept_pieces() if keep_lanes else None
@@ -88,10 +89,10 @@ class Layout:
         name = ("order", ORDER_VERSION, self.seed, epoch)
         key, kept = keyed_uint64(*name, "shards"), self._kept
         if kept is not None:
-            place = shuffled(len(kept.rows), key, kept.lanes)
+            place = shuffled(kept.counts, key)
             shards, rows = kept.shards[place], kept.rows
         else:
-            place = shards = shuffled(len(self.shard_rows), key) if self.shuffle else np.arange(len(self.shard_rows))
+            place = shards = shuffled(self._count, key) if self.shuffle else np.arange(len(self.shard_rows))
             rows = self.shard_rows
         bounds = np.zeros(len(shards) + 1, dtype=np.int64)  # all in one array: new memory costs more than the sums
         starts, ends = bounds[:-1], bounds[1:]
@@ -111,12 +112,11 @@ class Layout:
 
     def _kept_pieces(self) -> _Pieces:
         """The shards in an order of the seed alone, cut where lanes end."""
-        shards = shuffled(len(self.shard_rows), keyed_uint64("order", ORDER_VERSION, self.seed, "kept"))
+        shards = shuffled(self._count, keyed_uint64("order", ORDER_VERSION, self.seed, "kept"))
         ends = np.cumsum(self.shard_rows[shards])
         cuts = np.sort(np.concatenate([self.bounds, ends]))
         rows = np.diff(cuts)
         starts, rows = cuts[:-1][rows > 0], rows[rows > 0]
         place = np.searchsorted(ends, starts, side="right")
         firsts = starts - (ends[place] - self.shard_rows[shards[place]])
-        lanes = np.searchsorted(self.bounds, starts, side="right") - 1
-        return _Pieces(shards[place], firsts, rows, lanes)
+        return _Pieces(shards[place], firsts, rows, np.diff(np.searchsorted(starts, self.bounds)))

@@ -1,4 +1,4 @@
-"""Keyed permutations of [0, size): `permute` evaluates one at any index, many at once; `shuffled` makes a whole one.
+"""Keyed permutations of [0, size): `permute` evaluates one at any index, many at once; `shuffled` makes whole ones.
 
 Up to 64 values a permutation is drawn evenly from all, by ranking hashes. Above, a Feistel network on a grid of columns
 × 2^bits cells that just holds the range is walked along its cycles until it lands inside, mostly at once (Black and
@@ -25,7 +25,7 @@ LIMIT = 1 << 31
 _ROUNDS = 6  # what ranges of 4096 and more need to pass for random permutations (docs/order.md)
 _TWICE = 4096  # smaller ranges go through twice as many
 _RANKED = 64  # up to here, hashes are ranked
-_HASHED = 1 << 15  # numbers hashed at a time
+_TOGETHER = 1 << 15  # numbers permuted at a time: fewer, and two threads wait for one another
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: the increment of SplitMix64
 _MIX_A, _MIX_B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 # Arrays of one word, which ufuncs take faster than scalars.
@@ -130,28 +130,20 @@ def _feistel(value: Halves, grid: tuple[Halves, ...], factors: list[Halves]) -> 
     return high
 
 
-def shuffled(count: int, key: int, groups: Ints | None = None) -> Ints:
-    """[0, count) in a keyed random order, int64 [count]; with `groups`, [count], those of one group together.
-
-    Each number is packed below its group and the upper bits of its hash into one word, since words are sorted ten times
-    as fast as indices, and are all different, so that any sort gives the same.
-    """
-    number_bits = max(1, (count - 1).bit_length())
-    group_bits = 0 if groups is None or not count else int(groups.max()).bit_length()
-    words, below = np.empty(count, dtype=np.uint64), np.uint64((1 << number_bits) - 1)
+def shuffled(sizes: Ints, key: int) -> Ints:
+    """The numbers from 0 on, in consecutive groups of `sizes` (int64 [G]), each group in a keyed random order of its
+    own, int64 [sum(sizes)]. Costs some 20 ns a number, and half of that in two threads; 40 with several groups."""
+    ends, count = np.cumsum(sizes), int(sizes.sum())
+    keys, numbers = spread(np.arange(len(sizes), dtype=np.uint64), np.uint64(key)), np.empty(count, dtype=np.int64)
 
     def fill(part: slice) -> None:
-        for start in range(part.start, part.stop, _HASHED):
-            some = slice(start, min(start + _HASHED, part.stop))
-            numbers = np.arange(some.start, some.stop, dtype=np.uint64)
-            hashed = (spread(numbers, np.uint64(key)) >> np.uint64(group_bits)) & ~below
-            if groups is not None and group_bits:
-                hashed |= groups[some].view(np.uint64) << np.uint64(64 - group_bits)
-            np.bitwise_or(hashed, numbers, out=words[some])
+        for start in range(part.start, part.stop, _TOGETHER):
+            some = np.arange(start, min(start + _TOGETHER, part.stop))
+            group = np.searchsorted(ends, some, side="right") if len(sizes) > 1 else np.zeros(1, dtype=np.int64)
+            size = sizes[group]
+            first = ends[group] - size
+            place = permute((some - first).astype(np.uint32), size.astype(np.uint32), keys[group])
+            np.add(first, place, out=numbers[start : start + len(some)])
 
     in_halves(count, fill)
-    if count:
-        words.partition(count // 2)  # a tenth of a sort
-    in_halves(count, lambda part: words[part].sort())
-    words &= below
-    return words.view(np.int64)
+    return numbers

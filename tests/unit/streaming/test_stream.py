@@ -300,7 +300,7 @@ def test_a_state_of_other_data_or_an_unknown_version_is_refused(zone: Zone, samp
             stream.load_state_dict({**state, "version": 99})
         with pytest.raises(DataError, match=f"data version {'0' * 64}, but this is {samples.digest}"):
             stream.load_state_dict({**state, "digest": "0" * 64})
-        with pytest.raises(ParamsError, match="order version was 0 and is 2"):
+        with pytest.raises(ParamsError, match="order version was 0 and is 3"):
             stream.load_state_dict({**state, "order": {**state["order"], "order version": 0}})
 
 
