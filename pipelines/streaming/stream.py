@@ -235,9 +235,10 @@ class Stream:
         self._epoch, self._step = (epoch, step) if step < self.steps_of(epoch) else (epoch + 1, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`."""
-        self._restart()
-        self._move_to(epoch, 0)
+        """Go to the start of `epoch`. Where the stream is there already, what it has prepared is kept."""
+        if (self._epoch, self._step) != (epoch, 0):
+            self._restart()
+            self._move_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, as JSON values: `epoch` and `step` are of the next batch. The same on every rank, and

@@ -196,6 +196,22 @@ def test_random_access_is_the_epochs_batch_and_leaves_the_state_alone(zone: Zone
                 stream[index]
 
 
+def test_going_to_where_it_is_keeps_what_was_prepared(zone: Zone, samples: Manifest) -> None:
+    def preparing() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "shardline-prefetch"}
+
+    with make(zone, samples) as stream:
+        others = preparing()
+        first = [next(stream) for _ in range(len(stream))]
+        (thread,) = preparing() - others
+        stream.set_epoch(1)
+        second = [next(stream) for _ in range(len(stream))]
+        assert preparing() - others == {thread}
+        stream.set_epoch(1)  # back
+        assert labels(islice(stream, 10)) == labels(second) != labels(first)
+        assert thread not in preparing()
+
+
 def test_in_a_torch_data_loader(zone: Zone, samples: Manifest) -> None:
     with make(zone, samples) as stream:
         expected = labels(stream[i] for i in range(10))
