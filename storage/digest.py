@@ -1,8 +1,9 @@
 """BLAKE3 digests of bytes, files and JSON values, and keyed hashing (https://github.com/BLAKE3-team/BLAKE3-specs)."""
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from blake3 import blake3
 from typing_extensions import Buffer
@@ -20,6 +21,11 @@ def digest_bytes(data: Buffer) -> str:
 def digest_file(path: Path) -> str:
     """Hexadecimal BLAKE3 of a file, mapped rather than read."""
     return digest_bytes(map_file(path))
+
+
+def digest_opened(file: BinaryIO) -> str:
+    """The same of a file that was just opened, read in pieces: it takes no memory, mapped or other."""
+    return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]
 
 
 def canonical_json(value: Any) -> bytes:

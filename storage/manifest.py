@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute
 
 from storage.atomic import write_atomically
-from storage.digest import canonical_json, digest_bytes
+from storage.digest import canonical_json, digest_bytes, digest_opened
 from storage.errors import FormatError
+from storage.mapped import map_opened
 
 #: The format in which a zone's manifest is written; older ones are read too.
 FORMATS = {"raw": 1, "curated": 1, "shards": 2}  # 2: shards have plain_bytes, and may be compressed at rest
@@ -64,8 +65,10 @@ class Manifest:
         file = path / FILENAME if path.is_dir() or not path.suffix else path
         if not file.is_file():
             raise FormatError(f"{file}: no manifest. The stage that makes this zone has not finished: run `dvc repro`.")
-        with pa.memory_map(str(file)) as mapped:  # what is never looked at takes no memory
-            return cls.from_bytes(mapped.read_buffer(), str(file))
+        with file.open("rb") as opened:
+            manifest = cls.from_bytes(map_opened(opened), str(file))  # what is never looked at takes no memory
+            manifest.__dict__["digest"] = digest_opened(opened)
+        return manifest
 
     @classmethod
     def from_bytes(cls, data: bytes | pa.Buffer, what: str = "manifest") -> "Manifest":
@@ -106,13 +109,13 @@ class Manifest:
         return write_atomically(folder / FILENAME, self.encoded)
 
     def select(self, split: str, domain: str | None = None) -> pa.Table:
-        """The rows of one split, in order; with `domain`, those of one domain of it."""
-        table = self.table.filter(pa.compute.equal(self.table["split"], split))
-        return table if domain is None else table.filter(pa.compute.equal(table["domain"], domain))
+        """The rows of one split, in order, or of one `domain` of it: not copied where they lie together."""
+        table = _where(self.table, "split", split)
+        return table if domain is None else _where(table, "domain", domain)
 
     @property
     def splits(self) -> list[str]:
-        return sorted(set(self.table["split"].to_pylist()))
+        return sorted(pa.compute.unique(self.table["split"]).to_pylist())
 
     @property
     def domains(self) -> list[str]:
@@ -124,3 +127,11 @@ class Manifest:
     def records(self) -> list[dict[str, Any]]:
         """The objects as dictionaries. Only for zones of modest size: it is O(objects) Python objects."""
         return list(self.table.to_pylist())
+
+
+def _where(table: pa.Table, column: str, value: str) -> pa.Table:
+    """The rows with that value."""
+    chosen = pa.compute.equal(table[column], value)
+    first, count = pa.compute.index(chosen, True).as_py(), pa.compute.sum(chosen).as_py() or 0
+    together = count and pa.compute.all(chosen.slice(first, count), skip_nulls=False).as_py()
+    return table.slice(first, count) if together else table.filter(chosen)

@@ -4,6 +4,7 @@ import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -15,10 +16,15 @@ def map_file(file: Path) -> pa.Buffer:
     in random order then cost far fewer misses of the address translation (measured: gathers 1.3 times as fast).
     """
     with file.open("rb") as opened:
-        size = os.fstat(opened.fileno()).st_size
-        if not size:
-            return pa.py_buffer(b"")
-        mapped = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
+        return map_opened(opened)
+
+
+def map_opened(file: BinaryIO) -> pa.Buffer:
+    """The same of a file that is open, and needn't stay so."""
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        return pa.py_buffer(b"")
+    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             mapped.madvise(mmap.MADV_HUGEPAGE)

@@ -1,8 +1,10 @@
 """From a loaded manifest of 10^6 shards with 10^9 samples to the next index: at 0, 50 and 99 % of an epoch.
 
 Every reading is a process of its own that resumes once, as a job does. Seconds run from the loaded manifest to the
-shards and rows of the next batch; memory is the process's peak, with Python, libraries and the manifest. Beside it what
-the peers do at the same point, by the functions that their datasets call.
+shards and rows of the next batch; memory is the process's peak, with Python, libraries and the manifest. That is the
+order's part, which the bars are about. A whole stream also loads Arrow's functions, chooses the split's shards,
+and makes sure that its state is of this data. Beside it what the peers do at the same point, by the
+functions that their datasets call.
 """
 
 from pathlib import Path
@@ -21,12 +23,17 @@ SHARDS = 1_000_000
 ROWS = 1000  # samples of a shard
 SHARES = (0.0, 0.5, 0.99)
 MB = 1e6
+STREAM = "Shardline, a whole stream"
 
 
 def ask(setting: Setting) -> Outcome:
     shards = SHARDS // (1000 if setting.tiny else 1)
-    ours = Entrant("Shardline", "planning", job={"manifest": str(_manifest(setting.data, shards))})
-    readings = {"Shardline": _read(ours, setting, 1 if setting.tiny else 3 if setting.quick else 7)}
+    job: dict[str, Any] = {"manifest": str(_manifest(setting.data, shards))}
+    rounds = 1 if setting.tiny else 3 if setting.quick else 7
+    readings = {
+        name: _read(Entrant(name, "planning", contender, job=job), setting, rounds)
+        for name, contender in (("Shardline", "order"), (STREAM, "stream"))
+    }
     samples = shards * ROWS
     if setting.peers:
         less = 10 if setting.quick else 1
@@ -41,7 +48,7 @@ def ask(setting: Setting) -> Outcome:
 
 def _manifest(data: Path, shards: int) -> Path:
     """The folder of a manifest of so many shards, which don't exist; made once."""
-    folder = data / f"manifest-{shards}"
+    folder = data / f"shards-{shards}"
     if not (folder / "manifest.arrow").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         names = np.random.default_rng(1).bytes(32 * shards).hex()
@@ -59,7 +66,8 @@ def _manifest(data: Path, shards: int) -> Path:
             "stats": pa.nulls(shards, pa.string()),
         }
         schema = pa.schema({**CORE_COLUMNS, **ZONE_COLUMNS["shards"]})
-        header = {"format": FORMATS["shards"], "zone": "shards", "kind": "samples", "spec": {}}
+        spec: dict[str, Any] = {"inputs": {"x": {"dtype": "float32", "shape": [100]}}}
+        header = {"format": FORMATS["shards"], "zone": "shards", "kind": "samples", "spec": spec}
         Manifest(header, pa.table(columns, schema=schema)).save(folder)
     return folder
 
@@ -83,6 +91,7 @@ def _outcome(readings: dict[str, dict[float, list[dict[str, float]]]], samples: 
         name: max(reading["peak"] for each in found.values() for reading in each) / MB
         for name, found in readings.items()
     }
+    ours = ("Shardline", STREAM)
     worst = {name: max(by_share.values()) for name, by_share in seconds.items()}
     table = [
         [name, *(f"{value * 1000:,.2f}" for value in by_share.values()), f"{peak[name]:,.0f}"]
@@ -95,12 +104,14 @@ def _outcome(readings: dict[str, dict[float, list[dict[str, float]]]], samples: 
     more: dict[str, Any] = {
         "seconds": seconds["Shardline"],
         "peak_mb": peak["Shardline"],
-        "peers_seconds": {name: by_share for name, by_share in seconds.items() if name != "Shardline"},
-        "peers_peak_mb": {name: value for name, value in peak.items() if name != "Shardline"},
+        "peers_seconds": {name: by_share for name, by_share in seconds.items() if name not in ours},
+        "stream_seconds": seconds[STREAM],
+        "stream_peak_mb": peak[STREAM],
+        "peers_peak_mb": {name: value for name, value in peak.items() if name not in ours},
         "manifest_seconds": median(reading["loaded"] for each in readings["Shardline"].values() for reading in each),
         "samples": samples,
         "shards": shards,
     }
-    peers = {name: 1 / value for name, value in worst.items() if name != "Shardline"}
+    peers = {name: 1 / value for name, value in worst.items() if name not in ours}
     columns = ["", *(f"ms at {share:.0%}" for share in SHARES), "peak MB"]
     return Outcome("resume", "resumes/s", 1 / worst["Shardline"], peers, None, bars, columns, table, more)

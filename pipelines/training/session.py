@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -13,6 +14,7 @@ from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.params import Params
 from pipelines.streaming import Stream
+from pipelines.streaming.arrays import int64
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
@@ -293,5 +295,5 @@ def samples_in(manifest: Manifest, split: str, seq_len: int | None, domain: str 
     have a next one."""
     shards = manifest.select(split, domain)
     if seq_len is None:
-        return sum(rows for rows in shards["rows"].to_pylist())
-    return sum(max(0, tokens - 1) // seq_len for tokens in shards["tokens"].to_pylist())
+        return int(int64(shards["rows"]).sum())
+    return int((np.maximum(int64(shards["tokens"]) - 1, 0) // seq_len).sum())
