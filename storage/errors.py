@@ -57,6 +57,10 @@ class LakeError(ShardlineError):
     pass
 
 
+class Cancelled(LakeError):
+    """A read that nobody waits for any more."""
+
+
 class TrackingError(ShardlineError):
     pass
 

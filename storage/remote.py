@@ -10,16 +10,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from typing_extensions import Buffer
 
 from storage.clients import Client, Failure, open_client
-from storage.errors import LakeError
+from storage.errors import Cancelled, LakeError
 from storage.secret import mask
 
 T = TypeVar("T")
@@ -38,6 +38,26 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
 _SILENCE = 1 / 16  # of the time-out: so long without progress that nobody need hear of it
 _TOLD_EVERY = 30.0  # seconds between two lines about a place
 _log = logging.getLogger(__name__)
+
+
+class _Within(threading.local):
+    """Of each thread: whether nobody waits any more for what it reads."""
+
+    is_over: Callable[[], bool] = staticmethod(lambda: False)
+
+
+_within = _Within()
+
+
+@contextmanager
+def until(is_over: Callable[[], bool]) -> Iterator[None]:
+    """What this thread reads inside ends by Cancelled soon after `is_over()`, which any thread may ask: at the next
+    piece that comes, or the next attempt."""
+    outside, _within.is_over = _within.is_over, is_over
+    try:
+        yield
+    finally:
+        _within.is_over = outside
 
 
 class RangeReader:
@@ -62,8 +82,8 @@ class RangeReader:
         start at multiples of 1 MiB, in any order, from any thread, but never from two at once. What it raises ends the
         read, and it isn't called again. No byte of `out` changes after the return.
 
-        Raises LakeError when the object is missing, ends before, or cannot be read within the time-out. What was
-        read is not verified: that is the caller's.
+        Raises LakeError when the object is missing, ends before, or cannot be read within the time-out, and Cancelled
+        (see `until`). What was read is not verified: that is the caller's.
         """
         view = memoryview(out).cast("B")
         step = min(max(-(-view.nbytes // _RANGES // PART) * PART, _LEAST_RANGE), _MOST_RANGE)
@@ -72,6 +92,7 @@ class RangeReader:
         if len(spans) <= 1:
             for start, stop in spans:
                 job.fill(start, stop)
+            job.check()
             return
         with ThreadPoolExecutor(min(_AT_ONCE, len(spans)), thread_name_prefix="lake") as pool:
             tasks = [pool.submit(job.fill, start, stop) for start, stop in spans]
@@ -79,9 +100,10 @@ class RangeReader:
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
                     task.result()
             except BaseException:
-                job.cancelled = True
+                job.failed = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise  # after the others have left
+        job.check()
 
     def size(self, path: str) -> int:
         """Bytes of object `path`. Raises FileNotFoundError when it isn't there."""
@@ -157,7 +179,7 @@ class _Job:
         on_range: Callable[[int, int], None] | None,
     ) -> None:
         self.reader, self.path, self.offset, self.view, self.on_range = reader, path, offset, view, on_range
-        self.cancelled = False
+        self.failed, self.is_over = False, _within.is_over
         self._serial = threading.Lock()
 
     def fill(self, start: int, stop: int) -> None:
@@ -191,7 +213,16 @@ class _Job:
         except _Callback as raised:
             raise raised.error from None
         except _Cancelled:
-            pass  # the range that failed says why
+            pass  # the range that failed says why, or `check`
+
+    @property
+    def cancelled(self) -> bool:
+        return self.failed or self.is_over()
+
+    def check(self) -> None:
+        """Raise Cancelled where the ranges may have ended before all was read."""
+        if self.is_over():
+            raise Cancelled(f"{self.reader.describe(self.path)}: nobody waits for it any more")
 
     def _tell(self, start: int, stop: int) -> None:
         if self.on_range is None:
@@ -201,12 +232,12 @@ class _Job:
                 try:
                     self.on_range(start, stop)
                 except Exception as error:
-                    self.cancelled = True  # it is not called again
+                    self.failed = True  # it is not called again
                     raise _Callback(error) from error
 
 
 class _Cancelled(Exception):
-    """Another range of the object failed."""
+    """Another range of the object failed, or nobody waits for it."""
 
 
 class _Beyond(Exception):

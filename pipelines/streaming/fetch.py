@@ -6,6 +6,7 @@ consumed. A local lake's files are mapped when they are needed, and nothing runs
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
@@ -15,13 +16,15 @@ import pyarrow as pa
 
 from pipelines.streaming.arrays import Ints
 from storage.cache import Tiered
+from storage.errors import Cancelled
 from storage.lake import StoredObject
+from storage.remote import until
 
 DEFAULT_AHEAD = 256 << 20  # bytes
 THREADS = 4
 _FIRST = 32 << 20  # bytes of shards fetched side by side at first: a large one comes alone, and so sooner
 _TOGETHER = 128 << 20  # and later
-_GRACE = 5.0  # seconds that closing waits for a fetch under way
+_GRACE = 5.0  # seconds that closing waits for fetches under way
 
 _COLUMNS = tuple(column.name for column in fields(StoredObject))
 
@@ -49,8 +52,8 @@ class Fetcher:
     """Opens the shards of `parts`, numbered through: tables of shards (of manifests), each with what they come through.
 
     After `start`, it fetches ahead up to `ahead` bytes of shards that aren't opened yet, or one shard where that is
-    larger. What fails ahead is tried again when it is needed, and raises then. It can be pickled and survives a fork,
-    both without what it has ahead.
+    larger. What failed before it was needed is tried again then. It can be pickled and survives a fork, both without
+    what it has ahead.
     """
 
     def __init__(self, parts: Sequence[tuple[Tiered, pa.Table]], ahead: int = DEFAULT_AHEAD) -> None:
@@ -82,7 +85,7 @@ class Fetcher:
 
     def open(self, index: int) -> Opened:
         """Shard `index`, plain and intact: the one fetched ahead, or fetched now. Raises DataError (and LakeError,
-        DigestError), naming the object."""
+        DigestError), naming the object, and Cancelled where the course was interrupted."""
         self._guard()
         course = self._course
         if course is None:
@@ -90,15 +93,33 @@ class Fetcher:
         with self._changed:
             course.opening.add(index)
             future = course.here.get(index)
-        if future is None:
-            return self._fetch(index)
+        if future is None or (future.done() and future.exception()):  # perhaps long ago: what counts is now
+            future = self._apart(course, index)
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: course.ended or future.done())
+                if course.ended:
+                    raise Cancelled(f"{self.describe(index)}: nobody waits for it any more")
             return future.result()
-        except Exception:  # perhaps long ago: what counts is whether it can be had now
-            return self._fetch(index)
         finally:
             with self._changed:
                 self._drop(course, index)
+
+    def _apart(self, course: _Course, index: int) -> Future[Opened]:
+        """Fetch a shard now, in a thread of its own: so that waiting for it can be interrupted."""
+        future: Future[Opened] = Future()
+        fetch = threading.Thread(target=self._into, args=(course, index, future), name="shardline-fetch", daemon=True)
+        fetch.start()
+        return future
+
+    def _into(self, course: _Course, index: int, future: Future[Opened]) -> None:
+        try:
+            with until(lambda: course.ended):
+                future.set_result(self._fetch(index))
+        except BaseException as error:
+            future.set_exception(error)
+        with self._changed:
+            self._changed.notify_all()
 
     def is_here(self, index: int) -> bool:
         """Whether shard `index` can be opened without waiting for one on its way. Without a course there is none."""
@@ -160,28 +181,31 @@ class Fetcher:
         if self._process != os.getpid():  # forked: the threads are the parent's
             self._reset()
 
+    def interrupt(self) -> None:
+        """Fetch no further. Whoever waits for a shard gets Cancelled, at once and until `stop`."""
+        self._guard()
+        course = self._course
+        if course is not None:
+            with self._changed:
+                course.ended = True
+                self._changed.notify_all()
+
     def stop(self, started: object = None) -> None:
         """Fetch no further, and let go of what is ahead. Waits a little for what is under way."""
         self._guard()
-        if started is not None and started is not self._course:
+        course = self._course
+        if course is None or (started is not None and started is not course):
             return
-        course, self._course = self._course, None
-        if course is None:
-            return
-        with self._changed:
-            course.ended = True
-            self._changed.notify_all()
+        self.interrupt()
+        self._course, end = None, time.monotonic() + _GRACE
         for thread in course.threads:
             if thread is not threading.current_thread():  # which collects garbage, too
-                thread.join(_GRACE)
+                thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self, course: _Course) -> None:
         while (job := self._next(course)) is not None:
             index, future = job
-            try:
-                future.set_result(self._fetch(index))
-            except BaseException as error:
-                future.set_exception(error)
+            self._into(course, index, future)
             with self._changed:
                 course.begun = True
                 course.under_way -= self._bytes(index)

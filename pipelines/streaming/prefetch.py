@@ -39,7 +39,8 @@ class Prefetcher(Iterator[T]):
     that of a consumer which is back within a millisecond and finds none made. One thing at a time; with `at_once`, the
     consumer and the thread may each be making an item. Errors are raised to the consumer, in their place.
 
-    The iterator is closed in the thread, when it ends or when this is closed.
+    The iterator is closed in the thread, when it ends or when this is closed; what it may wait for then is ended by
+    `interrupt`.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Prefetcher(Iterator[T]):
         make: Callable[[S], T] = lambda thing: thing,  # type: ignore[assignment, return-value]
         *,
         at_once: bool = False,
+        interrupt: Callable[[], object] = lambda: None,
         name: str = "shardline-prefetch",
     ) -> None:
         self._things, self._depth, self._make, self._at_once = things, depth, make, at_once
+        self._interrupt = interrupt
         self._line: deque[_Place[T]] = deque()
         self._closed = self._ended = False  # `_ended`: nothing comes after the line
         self._error: BaseException | None = None  # why, if it wasn't the end
@@ -191,6 +194,7 @@ class Prefetcher(Iterator[T]):
             self._closed = True
             self._line.clear()
             self._changed.notify_all()
+        self._interrupt()
         if wait and self._thread is not threading.current_thread():
             if self._turn == threading.get_ident():
                 self._turn = None  # an interrupt came between the item and saying so

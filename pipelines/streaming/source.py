@@ -87,7 +87,8 @@ class Source:
         return self.order.share(epoch, step, self.rank, self.world)
 
     def groups(self, epoch: int, step: int, epochs: int | None, ahead: bool) -> Iterator[Group]:
-        """All batches from (epoch, step) on, a few at a time, to `load`; with `ahead`, their shards are fetched before.
+        """All batches from (epoch, step) on, a few at a time, to `load`; with `ahead`, their shards are fetched before,
+        from now on.
 
         They are planned in a thread where that waits for shards from afar, or is much of the work.
         """
@@ -97,7 +98,11 @@ class Source:
         if ahead:
             course = fetcher.start(self._shards_ahead(epoch, step, epochs), self.gatherer.is_open)
         if course is not None or (ahead and self._small):
-            plans = Prefetcher(plans, 1, name="shardline-plan")
+            plans = Prefetcher(plans, 1, interrupt=fetcher.interrupt, name="shardline-plan")
+        return self._groups(plans, course)
+
+    def _groups(self, plans: Iterator[Plan], course: object) -> Iterator[Group]:
+        fetcher = self.gatherer.fetcher
         try:
             together = 1  # so that the first batch comes soon
             for at, first, count, block in plans:

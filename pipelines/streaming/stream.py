@@ -200,7 +200,8 @@ class Stream:
         groups = source.groups(self._epoch, self._step, self.epochs, ahead=self.prefetch > 0)
         if self.prefetch:
             depth, at_once = self.prefetch * source.parts, source.makers > 1
-            self._groups = prefetcher = Prefetcher(groups, depth, source.load, at_once=at_once)
+            stop = source.gatherer.fetcher.interrupt
+            self._groups = prefetcher = Prefetcher(groups, depth, source.load, at_once=at_once, interrupt=stop)
             self._finalizer = weakref.finalize(self, prefetcher.close, wait=False)
         else:
             self._groups = (source.load(group) for group in groups)
@@ -214,6 +215,7 @@ class Stream:
             finalizer.detach()
         if groups is not None and self._process == os.getpid():
             close_items(groups)
+            self._source.gatherer.fetcher.stop()
 
     def close(self) -> None:
         """End the thread and let go of the shards. Iterating again goes on from the state."""

@@ -26,7 +26,7 @@ from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
 from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
-from storage.errors import DigestError
+from storage.errors import Cancelled, DigestError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file, read_in
 
@@ -83,7 +83,10 @@ class Tiered:
             if future is None:
                 future = self._under_way[obj.digest] = Future()
         if not mine:
-            return future.result()
+            try:
+                return future.result()
+            except Cancelled:  # nobody waited for it there
+                return self._once(obj, behind)
         try:
             result = self._fetch(obj, behind)
             future.set_result(result)

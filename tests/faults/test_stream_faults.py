@@ -8,11 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from faulty_proxy import FaultyProxy, s3_error
 from servers import Redis, S3Machine, redis_server, wait_for
 
 from pipelines.streaming import Stream, source
+from pipelines.streaming.fetch import Fetcher, Opened
 from storage import watch
 from storage.atomic import write_atomically
 from storage.cache import HotCache, NodeCache, Tiered
@@ -39,6 +41,8 @@ SETTINGS: dict[str, Any] = {"split": "train", "batch_size": BATCH, "seed": 5, "w
 BEFORE, DURING = 8, 24  # batches until the fault, and while it lasts: of the 64 of the first epoch
 LAKE_TIMEOUT, REDIS_TIMEOUT, LEASE = 40.0, 2.0, 3.0  # seconds
 SLACK = 15.0  # seconds: the machine is busy
+
+REPOSITORY = Path(__file__).parents[2]
 
 Batches = list[tuple[list[int], str]]  # of each one its labels, and the digest of its data
 
@@ -331,6 +335,61 @@ def test_a_shard_damaged_meanwhile_is_named_by_the_first_batch_that_needs_it(
     assert time.monotonic() - begun < SLACK
     assert seen == expected
     assert_nothing_is_left(site, objects)
+
+
+# -- a lake that stays away --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [FaultyProxy.down, FaultyProxy.stall])
+def test_a_lake_that_stays_away_is_told_within_the_time_out(site: Site, fault: Callable[[FaultyProxy], None]) -> None:
+    """No longer, though what was fetched ahead failed too."""
+    timeout = 8.0
+    zone = replace(site.zone, timeout=timeout)
+    with Tiered(zone) as tiers, open_stream(tiers) as stream:
+        take(stream, BEFORE)
+        fault(site.proxy)
+        came = [time.monotonic()]
+        with pytest.raises(LakeError, match=r"objects/\w+.arrow: no progress in .*compute.lake_timeout=8"):
+            came.extend(time.monotonic() for _ in stream)
+        assert time.monotonic() - came[-1] < 1.5 * timeout
+
+
+def test_a_stream_whose_lake_is_silent_is_closed_in_moments(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    opened = Fetcher.open
+
+    def open_shard(fetcher: Fetcher, index: int) -> Opened:
+        waits.append(index)
+        shard = opened(fetcher, index)
+        waits.remove(index)
+        return shard
+
+    monkeypatch.setattr(Fetcher, "open", open_shard)
+    with Tiered(site.zone) as tiers, Stream(site.zone, site.zone.manifest(), tiers=tiers, prefetch=64, **SETTINGS) as s:
+        next(s)
+        site.proxy.stall()
+        wait_for(lambda: bool(waits), "a shard that is waited for")
+        begun = time.monotonic()
+        s.close()
+        assert time.monotonic() - begun < LAKE_TIMEOUT / 4
+
+
+@pytest.mark.long
+def test_an_interrupt_ends_a_process_that_waits_for_its_lake(site: Site, environment: dict[str, str]) -> None:
+    job = {"folder": str(site.zone.folder), "url": site.zone.url, "settings": SETTINGS}
+    path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
+    env = {**environment, **site.server.s3.env, "AWS_ENDPOINT_URL": f"http://{site.proxy.address}", "PYTHONPATH": path}
+    site.proxy.slow(1 << 20)
+    command = [sys.executable, str(REPOSITORY / "tests" / "stream_reader.py"), json.dumps(job)]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        wait_for(lambda: site.proxy.passed > 2 << 20, "the first shard")
+        site.proxy.down()
+        assert "no progress for" in process.stderr.readline()
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert time.monotonic() - begun < SLACK
 
 
 # -- the node's disk ---------------------------------------------------------------------------------------------------
