@@ -41,7 +41,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a look, within 60 s once data is made")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--plot", action="store_true", help="draw docs/benchmarks/NAME.png")
-    parser.add_argument("--save", action="store_true", help="keep the result and its plot in docs/benchmarks")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the result and its plot, and show them in docs/benchmarks.md"
+    )
     parser.add_argument("--data", type=Path, default=Setting.data, help="where data is kept (%(default)s)")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="without the peers' environment")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
@@ -62,6 +64,7 @@ def _run(name: str, setting: Setting, arguments: argparse.Namespace) -> dict[str
     result = outcome.to_json(setting) | {"took_seconds": round(time.perf_counter() - begun, 1)}
     if arguments.save:
         results.save(result)
+        results.write_document()
     elif arguments.plot:
         results.plot(result)
     return result
@@ -77,8 +80,6 @@ def _run_all(setting: Setting, arguments: argparse.Namespace) -> int:
             traceback.print_exc()
             broken.append(name)
     Console().print(results.summary(found))
-    if arguments.save:
-        results.write_document()
     if broken:
         print(f"broken: {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else 0

@@ -1,6 +1,7 @@
 """Every benchmark runs on small data without the peers, and says what it must; the harness judges soundly."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,12 @@ def test_the_document_is_made_of_the_kept_results(tmp_path: Path) -> None:
         assert "old" not in text
         assert text.count("| [stream-rows](#stream-rows) | × a | ≥ 4 | 3 | **missed** |") == 1
         assert "| a | 2 |" in text
+
+
+def test_the_page_shows_the_kept_results(tmp_path: Path) -> None:
+    page = Path(shutil.copy(results.DOCUMENT, tmp_path))
+    results.write_document(document=page)
+    assert page.read_text() == results.DOCUMENT.read_text()
 
 
 def test_contenders_beside_the_peers_are_shown_but_count_in_no_ratio() -> None:
