@@ -30,7 +30,8 @@ class Group:
 
 
 class Batch(Arrays):
-    """This rank's part of a global batch: arrays [n, …] by name, `size` samples in the global batch, and its place.
+    """This rank's part of a global batch: arrays [n, …] by name, `count` samples of the `size` in the global batch, and
+    its place.
 
     Arrays are this batch's own for as long as anything refers to them, and speak DLPack. With `last="pad"` there is
     also `mask`, bool [n].
@@ -38,7 +39,7 @@ class Batch(Arrays):
 
     def __init__(self, arrays: Arrays, epoch: int, step: int, size: int, origin: tuple[Gatherer, Ints, Ints]) -> None:
         super().__init__(arrays)
-        self.epoch, self.step, self.size = epoch, step, size
+        self.epoch, self.step, self.size, self.count = epoch, step, size, len(origin[1])
         self._origin: tuple[Gatherer, Ints, Ints] | list[str] = origin
 
     @property

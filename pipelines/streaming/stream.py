@@ -187,7 +187,7 @@ class Stream:
         begun = time.perf_counter()
         try:
             group = next(self._groups)
-            self.meter.count(batches=len(group), samples=sum(batch.size for batch in group))
+            self.meter.count(batches=len(group), samples=sum(batch.count for batch in group))
             return group
         except BaseException:  # whatever it was, the next call goes on from the state
             self._restart()

@@ -123,9 +123,11 @@ def test_ranks_share_each_global_batch_for_any_world(zone: Zone, samples: Manife
     for rank in range(world):
         with make(zone, samples, epochs=2, last=last, rank=rank, world=world) as stream:
             parts.append(list(stream))
+            assert stream.meter.snapshot().samples == sum(batch.count for batch in parts[-1])
     for batch, *shares in zip(whole, *parts, strict=True):
         assert {(share.epoch, share.step, share.size) for share in shares} == {(batch.epoch, batch.step, batch.size)}
         real = [share["label"][share["mask"]] if last == "pad" else share["label"] for share in shares]
+        assert [len(labels) for labels in real] == [share.count for share in shares]
         joined = np.concatenate(real).tolist()
         assert joined == batch["label"][batch["mask"] if last == "pad" else slice(None)].tolist()
         assert len(joined) == batch.size
