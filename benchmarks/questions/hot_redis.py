@@ -1,7 +1,8 @@
 """The blobs from Redis, with an empty node cache and a lake that nobody may ask.
 
-The limit is plain pipelined reads of the same parts by the same client, by one, two or four threads. An epoch is timed
-to its last batch; "until closed" counts the writing of the node cache's files behind it as well.
+The limit is plain pipelined reads of the same parts by redis-py, by one, two or four threads. Beside it what Redis and
+this machine can do at all: the same straight into memory that stays in the processor's cache, with nothing checked. An
+epoch is timed to its last batch; "until closed" counts the writing of the node cache's files behind it as well.
 """
 
 import redis as client
@@ -15,6 +16,7 @@ from benchmarks.setting import Setting
 from benchmarks.works import load
 
 MB = 1e6
+PLAIN = {"plain GETs": "pipelined", "plain GETs, straight into memory": "straight"}
 
 
 def ask(setting: Setting) -> Outcome:
@@ -26,9 +28,11 @@ def ask(setting: Setting) -> Outcome:
             ours = Entrant("Shardline", "ours", "hot", job={**job, "url": url, "budget": budget}, env=env)
             with started([ours], "blobs", setting) as processes:
                 processes["Shardline"].ask(run="once", workers=0)  # which fills Redis
-                keys, nbytes = _parts(url)
-            plain = Entrant("plain GETs", "plain_redis", "pipelined", (1, 2, 4), {"url": url, "keys": keys})
-            found = epochs([plain, ours], "blobs", setting)
+                parts = _parts(url)
+            reads = {"url": url, "keys": list(parts), "sizes": list(parts.values())}
+            plain = [Entrant(name, "plain_redis", way, (1, 2, 4), reads) for name, way in PLAIN.items()]
+            found = epochs([*plain, ours], "blobs", setting)
+    nbytes = sum(parts.values())
     speed = {name: nbytes / seen.seconds / MB for name, seen in found.items()}
     table = [
         [
@@ -39,17 +43,18 @@ def ask(setting: Setting) -> Outcome:
         ]
         for name, seen in found.items()
     ]
-    mine, limit = speed["Shardline"], speed["plain GETs"]
+    mine, (limit, straight) = speed["Shardline"], (speed[name] for name in PLAIN)
     bars = [Bar("× plain pipelined reads", 0.7, mine / limit)]
-    more = {"bytes": nbytes, "parts": len(keys), "threads_of_the_limit": found["plain GETs"].workers}
+    threads = found["plain GETs"].workers
+    more = {"bytes": nbytes, "parts": len(parts), "threads_of_the_limit": threads, "straight_into_memory": straight}
     return Outcome("hot-redis", "MB/s", mine, {}, limit, bars, ["", "MB/s", "spread", "until closed"], table, more)
 
 
-def _parts(url: str) -> tuple[list[str], int]:
-    """The keys of all parts in Redis, and their bytes."""
+def _parts(url: str) -> dict[str, int]:
+    """The keys of all parts in Redis, and the bytes of each."""
     with client.Redis.from_url(url) as redis_client:
         keys = sorted(key.decode() for key in redis_client.scan_iter("shardline:part:*", count=1000))
         with redis_client.pipeline(transaction=False) as pipeline:
             for key in keys:
                 pipeline.strlen(key)
-            return keys, sum(pipeline.execute())
+            return dict(zip(keys, pipeline.execute(), strict=True))
