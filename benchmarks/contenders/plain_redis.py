@@ -1,6 +1,6 @@
 """The limit of a hot read: the parts of all shards by plain pipelined GETs of redis-py; and beside it the same straight
-into memory that is used again, as Shardline reads them. The job's `keys`, of `sizes` bytes, are read from `url`; `workers`
-says by how many threads, each with a connection."""
+into memory that is used again, as Shardline reads them. The job's `keys`, of `sizes` bytes, are read from `url`;
+`workers` says by how many threads, each with a connection."""
 
 import threading
 from collections.abc import Iterator, Sequence
