@@ -88,7 +88,7 @@ def test_warm_show_drop(
         assert "hit ratio" in done.stdout
         assert "s3cret" not in done.stdout + done.stderr
 
-        budget = 1.5 * max(shards.values())
+        budget = 2.5 * max(shards.values())
         small = {"node": {"folder": "small", "budget_mb": budget / (1 << 20), "ring_mb": 0}}
         write_params(recipe, {**TINY, "lake": LAKE, "cache": small})
         part = warm(Workspace.open(recipe))
