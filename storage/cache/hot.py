@@ -10,7 +10,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from storage.cache.address import check
@@ -19,11 +19,12 @@ from storage.cache.counters import Tally
 from storage.cache.index import Begun, Index
 from storage.cache.link import Link, Unavailable
 from storage.cache.policy import DAY, ring_of
-from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key
+from storage.cache.push import BATCH, MIN_RATE, PART, Pusher, Share, delete_parts, part_key, part_keys
 from storage.cache.receive import get_into
 from storage.secret import mask
 
 _DROPPED = 256  # shards dropped in one exchange
+_ASKED = 1024  # parts asked for in one exchange
 _ASK = 0.1  # seconds without a new part after which a waiter asks who fetches
 _log = logging.getLogger(__name__)
 
@@ -239,6 +240,24 @@ class HotCache:
         with self.link.use(extra=5) as client:
             sizes = self.index.sizes(client)
             return {digest: sizes[digest] for digest in self.index.in_use(client) if digest in sizes}
+
+    def holds(self, digests: Set[str]) -> set[str]:
+        """Those of `digests` that are in Redis with all their parts, when what was fetched has been pushed. Raises
+        Unavailable."""
+        self.settle(self.wait)
+        sizes = self.digests()
+        parts = [
+            (digest, key) for digest in digests & sizes.keys() for key in part_keys(self.prefix, digest, sizes[digest])
+        ]
+        found = {digest for digest, _ in parts}
+        for first in range(0, len(parts), _ASKED):
+            some = parts[first : first + _ASKED]
+            with self.link.use(extra=5) as client:
+                pipe = client.pipeline(transaction=False)
+                for _, key in some:
+                    pipe.exists(key)
+                found -= {digest for (digest, _), there in zip(some, pipe.execute(), strict=True) if not there}
+        return found
 
     def settle(self, seconds: float) -> bool:
         """Wait until all that was fetched is in Redis; False when that took too long."""

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,8 +234,17 @@ class NodeCache:
             return sum(self._unlink(digest, index) for digest in digests)
 
     def digests(self) -> dict[str, int]:
-        """Digest → bytes of every shard that is there."""
-        return {digest: entry.stat().st_size for digest, suffix, entry in self._files() if suffix == SUFFIX}
+        """Digest → bytes of every shard that is there. Raises OSError."""
+        sizes = {}
+        for digest, suffix, entry in self._files():
+            if suffix == SUFFIX:
+                with suppress(FileNotFoundError):  # dropped meanwhile
+                    sizes[digest] = entry.stat().st_size
+        return sizes
+
+    def holds(self, digests: Set[str]) -> set[str]:
+        """Those of `digests` that are there. Raises OSError."""
+        return digests & self.digests().keys()
 
     def in_use(self) -> dict[str, int]:
         """Digest → bytes of the pinned shards that don't give place, since somebody reads them. Raises OSError."""
@@ -256,7 +265,7 @@ class NodeCache:
                     index.counters[name] = index.counters.get(name, 0) + amount
 
     def usage(self) -> dict[str, Any]:
-        """Bytes and shards held, the budget, and the counters of all processes so far."""
+        """Bytes and shards held, the budget, and the counters of all processes so far. Raises OSError."""
         sizes = self.digests()
         counters: dict[str, int] = {}
         if self._objects.is_dir():

@@ -152,6 +152,15 @@ def test_what_was_dropped_is_fetched_again(shop: Shop) -> None:
         assert lake_reads(cache) == 1
 
 
+def test_a_tier_tells_which_shards_it_holds(shop: Shop) -> None:
+    """Of those asked for, and once they are there: what was just fetched from the lake may still be on its way."""
+    objects = [shop.publish(9 * PART) for _ in range(4)]
+    with shop.open() as cache:
+        for obj in objects[:3]:
+            cache.fetch(obj)
+        assert tier_of(cache).holds({obj.digest for obj in objects[1:]}) == {obj.digest for obj in objects[1:3]}
+
+
 def test_a_shard_that_nobody_reads_gives_its_place(shop: Shop) -> None:
     shop.budget, shop.ring = 2 * PART, 0
     old, new = shop.publish(2 * PART), shop.publish(2 * PART)

@@ -382,6 +382,15 @@ def test_damage_in_the_node_cache_is_mended(
         assert json.loads((tmp_path / "cache" / "index.json").read_text())["bytes"] == 2 * objects[0].bytes
 
 
+def test_a_shard_that_lost_a_part_is_not_held(zone: Zone, objects: list[StoredObject], redis: Redis) -> None:
+    with Tiered(zone, None, hot(redis.url)) as cache:
+        read_all(cache, objects[:2])
+        assert cache.hot is not None
+        assert cache.hot.settle(10)
+        redis.client.delete(f"shardline:part:{objects[0].digest}:3")
+        assert cache.hot.holds({obj.digest for obj in objects}) == {objects[1].digest}
+
+
 def test_damage_in_the_lake_is_told_with_both_digests(
     zone: Zone, objects: list[StoredObject], redis: Redis, tmp_path: Path
 ) -> None:
@@ -469,6 +478,21 @@ def test_a_folder_that_cannot_be_made(
     with Tiered(zone, NodeCache(tmp_path / "file" / "cache", 64 * PART)) as cache:
         read_all(cache, objects)
     assert len(lines(caplog)) == 1
+
+
+def test_a_shard_dropped_while_the_folder_is_listed_is_none_of_it(
+    zone: Zone, objects: list[StoredObject], tmp_path: Path
+) -> None:
+    class Listed(NodeCache):
+        def _files(self) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
+            for found in super()._files():
+                if found[0] == objects[0].digest:
+                    os.unlink(found[2])
+                yield found
+
+    with Tiered(zone, NodeCache(tmp_path / "cache", 64 * PART)) as cache:
+        read_all(cache, objects[:2])
+    assert Listed(tmp_path / "cache", 64 * PART).digests() == {objects[1].digest: objects[1].bytes}
 
 
 def test_only_files_of_its_own_are_deleted(zone: Zone, objects: list[StoredObject], tmp_path: Path) -> None:
