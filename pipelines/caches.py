@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pipelines.params import Cache
@@ -27,16 +28,21 @@ def open_cache(ws: Workspace, zone: Zone) -> Tiered:
 
 
 def open_node(ws: Workspace, zone: Zone) -> NodeCache | None:
-    """The node cache, if it is on."""
+    """The node cache, if it is on; one that holds nothing, after a warning, where its folder cannot be read."""
     settings, cache = ws.params.cache.node, ws.params.cache
     if not (settings.enabled if settings.enabled is not None else zone.root is None):
         return None
     folder = ws.project / Path(_expanded("cache.node.folder", settings.folder)).expanduser()
-    node = NodeCache(folder, 0)
-    budget = _bytes(settings.budget_mb)
-    if budget is None:
-        budget = (_free(folder) + sum(node.digests().values())) // 2
-    return NodeCache(folder, budget, _bytes(settings.ring_mb), idle=cache.idle_hours * _HOUR, timeout=cache.hot.wait_s)
+    ring, idle = _bytes(settings.ring_mb), cache.idle_hours * _HOUR
+    make = partial(NodeCache, folder, ring_bytes=ring, idle=idle, timeout=cache.hot.wait_s)
+    if (budget := _bytes(settings.budget_mb)) is not None:
+        return make(budget)
+    none = make(0)
+    try:
+        return make((_free(folder) + sum(none.digests().values())) // 2)
+    except OSError as error:
+        none.complain(error)
+        return none
 
 
 def open_hot(ws: Workspace) -> HotCache | None:

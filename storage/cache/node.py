@@ -259,7 +259,7 @@ class NodeCache:
     def report(self) -> None:
         """Add this process' counters to those that all processes share."""
         amounts = self.tally.unreported()
-        if amounts and self._objects.is_dir():
+        if amounts and os.path.isdir(self._objects):
             with suppress(OSError), self._index() as index:
                 for name, amount in amounts.items():
                     index.counters[name] = index.counters.get(name, 0) + amount
