@@ -103,8 +103,6 @@ def _opened(ws: Workspace, tier: Tier) -> Tiered:
         raise ParamsError("The node cache is off: the shards lie on this machine. Set cache.node.enabled: true.")
     if tier == "hot" and hot is None:
         raise ParamsError("The hot cache is off. Set cache.hot.url.")
-    if not zone.complete:
-        raise DataError(f"{zone.folder}: no manifest yet. Run `shardline repro` first.")
     return Tiered(zone, node, hot)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from training_samples import make_points
 
 from pipelines.caches import open_cache
+from pipelines.warm import drop, warm
 from pipelines.workspace import Workspace
 from storage.cache.tiered import objects_of
+from storage.errors import FormatError
 
 pytestmark = pytest.mark.xdist_group("redis")
 LARGE = (300_000, 24, 24)  # rows: shards of some MiB
@@ -39,3 +42,13 @@ def test_a_folder_that_cannot_be_read_costs_the_tier(
         assert [len(memoryview(cache.fetch(obj))) for obj in objects] == [obj.bytes for obj in objects]  # type: ignore[arg-type]
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "cache.node.folder" in record.getMessage()
+
+
+def test_everything_is_dropped_without_a_manifest(tmp_path: Path) -> None:
+    ws = make(tmp_path, node={"folder": "cache"})
+    assert warm(ws)["shards"] == len(files(tmp_path / "cache")) == 3
+    shutil.rmtree(ws.zone("shards").folder)
+    with pytest.raises(FormatError, match="no manifest"):
+        drop(ws)
+    drop(ws, everything=True)
+    assert files(tmp_path / "cache") == []
