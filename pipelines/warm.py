@@ -31,8 +31,13 @@ def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> d
     full or all are there. Returns `shards` and `bytes` that are there, `left` shards that have no place, and `lake`:
     the bytes read from the lake.
 
-    Raises ParamsError where the tier is off, and the lake's errors.
+    Raises ParamsError where the tier is off or there is no such rank, and the lake's errors.
     """
+    if not 0 <= rank < world:
+        raise ParamsError(
+            f"--rank {rank} of --world {world}: there is no such rank. They count from 0 to --world - 1: lower --rank "
+            "or raise --world."
+        )
     with _opened(ws, tier) as cache:
         objects = list(_ahead(ws, rank, world))
         room = _room(cache, {obj.digest for obj in objects})

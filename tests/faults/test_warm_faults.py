@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 from training_samples import make_points
 
 from pipelines.caches import open_cache
 from pipelines.warm import drop, warm
 from pipelines.workspace import Workspace
 from storage.cache.tiered import objects_of
-from storage.errors import FormatError
+from storage.errors import FormatError, ParamsError
 
 pytestmark = pytest.mark.xdist_group("redis")
 LARGE = (300_000, 24, 24)  # rows: shards of some MiB
@@ -27,6 +28,15 @@ def make(root: Path, node: dict[str, Any] | None = None, url: str | None = None,
 
 def files(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder / "objects") if name.endswith(".arrow")]
+
+
+@pytest.mark.parametrize(("rank", "world"), [(4, 4), (-1, 2), (0, 0)])
+def test_a_rank_that_is_not_there(tmp_path: Path, run: Run, rank: int, world: int) -> None:
+    ws = make(tmp_path, node={})
+    with pytest.raises(ParamsError, match=f"--rank {rank} of --world {world}"):
+        warm(ws, rank=rank, world=world)
+    done = run("shardline", "cache", "warm", "--rank", str(rank), "--world", str(world), cwd=tmp_path, code=2)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["file", "file/cache", "n" * 300], ids=["file", "below a file", "long name"])
