@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -15,23 +15,32 @@ from pipelines.ingest.stage import human_bytes
 from pipelines.progress import progress, say
 from pipelines.streaming import Stream
 from pipelines.workspace import Workspace
-from storage.cache import NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache.link import Unavailable
 from storage.cache.tiered import objects_of
 from storage.errors import DataError, ParamsError
 from storage.lake import StoredObject
+from storage.secret import mask
 
+T = TypeVar("T")
 Tier = Literal["node", "hot", "both"]
 _SIDE_BY_SIDE = 4  # shards fetched at once
+_LOST = {
+    "node": "is the disk full, or the folder not writable? Free some space, or set cache.node.folder",
+    "hot": "Redis is full (set its maxmemory to 1.3 x cache.hot.budget_mb, or lower that) or slower than "
+    "cache.hot.timeout_ms, or the node cache had them already (then `--tier hot` brings them)",
+}
 _ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture", "batch_ramp", "samples", "bucket_batches")
 
 
-def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, int]:
+def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Fetch the shards of the train split that rank `rank` of `world` reads first, in that order, until the tiers are
-    full or all are there. Returns `shards` and `bytes` that are there, `left` shards that have no place, and `lake`:
-    the bytes read from the lake.
+    full or all are there. A tier that cannot be used is passed over with a warning, unless it is the one asked for.
 
-    Raises ParamsError where the tier is off or there is no such rank, and the lake's errors.
+    Returns `shards` and `bytes` that a tier holds by then, `left` shards that none holds, `lake`: the bytes read from
+    the lake, `held`: how many of the shards each tier holds, and `lost`: how many it doesn't, though it had room for
+    all that were fetched. Raises ParamsError where the tier is off or there is no such rank, DataError where the one
+    asked for cannot be used, and the lake's errors.
     """
     if not 0 <= rank < world:
         raise ParamsError(
@@ -40,14 +49,26 @@ def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> d
         )
     with _opened(ws, tier) as cache:
         objects = list(_ahead(ws, rank, world))
-        room = _room(cache, {obj.digest for obj in objects})
-        count = done = 0
+        own = {obj.digest for obj in objects}
+        rooms = _answers(ws, cache, tier, lambda part: _room(part, own), 0)
+        wanted = list(_until_full(objects, max(rooms.values())))
+        done = 0
         with progress("warm", len(objects), "shards") as advance, ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-            for obj in _side_by_side(pool, cache, _until_full(objects, room)):
-                count, done = count + 1, done + obj.plain_bytes
+            for obj in _side_by_side(pool, cache, iter(wanted)):
+                done += obj.plain_bytes
                 advance(1, human_bytes(done))
+        held = _answers(ws, cache, tier, lambda part: part.holds(own), set[str]())
         counters = cache.counters()
-    return {"shards": count, "left": len(objects) - count, "bytes": done, "lake": counters["lake"].bytes}
+    there = [obj for obj in objects if any(obj.digest in digests for digests in held.values())]
+    fetched = {obj.digest for obj in wanted}
+    return {
+        "shards": len(there),
+        "left": len(objects) - len(there),
+        "bytes": sum(obj.plain_bytes for obj in there),
+        "lake": counters["lake"].bytes,
+        "held": {name: len(digests) for name, digests in held.items()},
+        "lost": {name: len(fetched - digests) if rooms[name] >= done else 0 for name, digests in held.items()},
+    }
 
 
 def warm_and_say(ws: Workspace, tier: Tier, rank: int, world: int) -> None:
@@ -55,10 +76,14 @@ def warm_and_say(ws: Workspace, tier: Tier, rank: int, world: int) -> None:
     if ws.params.cache.hot.url == EMBEDDED and tier != "node":
         say("cache.hot.url=embedded: that server ends with the processes that use it, this command among them.")
     did = warm(ws, tier, rank, world)
+    for name, lost in did["lost"].items():
+        if lost:
+            say(f"{name}: {lost} shards could not be kept: {_LOST[name]}.")
+    held = ", ".join(f"{name} {count}" for name, count in did["held"].items())
     left = f"; {did['left']} more have no place" if did["left"] else ""
     say(
-        f"{did['shards']} shards, {human_bytes(did['bytes'])}, are at hand; {human_bytes(did['lake'])} came from the "
-        f"lake{left}"
+        f"{did['shards']} shards, {human_bytes(did['bytes'])}, are at hand ({held}); {human_bytes(did['lake'])} came "
+        f"from the lake{left}"
     )
 
 
@@ -86,13 +111,12 @@ def drop(ws: Workspace, tier: Tier = "both", everything: bool = False) -> None:
     """Empty the tiers of this recipe's shards, or of all."""
     with _opened(ws, tier) as cache:
         own = None if everything else [obj.digest for obj in objects_of(cache.zone.manifest().table)]
-        if cache.node is not None:
-            say(f"node: {human_bytes(cache.node.drop(cache.node.digests() if own is None else own))} dropped")
-        if cache.hot is not None:
+        for name, part in _parts(cache).items():
             try:
-                say(f"hot: {human_bytes(cache.hot.drop(own))} dropped")
-            except Unavailable as error:
-                raise DataError(f"{describe_hot(ws.params.cache)}: {error.__cause__}. Nothing was dropped.") from error
+                dropped = part.drop(list(part.digests()) if own is None else own)
+            except (Unavailable, OSError) as error:
+                raise _unusable(ws, part, error) from error
+            say(f"{name}: {human_bytes(dropped)} dropped")
 
 
 def _opened(ws: Workspace, tier: Tier) -> Tiered:
@@ -109,6 +133,44 @@ def _opened(ws: Workspace, tier: Tier) -> Tiered:
     if tier == "hot" and hot is None:
         raise ParamsError("The hot cache is off. Set cache.hot.url.")
     return Tiered(zone, node, hot)
+
+
+def _parts(cache: Tiered) -> dict[str, NodeCache | HotCache]:
+    """The tiers that are on, by name."""
+    parts = {"node": cache.node, "hot": cache.hot}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _answers(
+    ws: Workspace, cache: Tiered, tier: Tier, ask: Callable[[NodeCache | HotCache], T], otherwise: T
+) -> dict[str, T]:
+    """What each tier answers; `otherwise` for one that cannot be used, which is told. Raises DataError where that is
+    the one asked for."""
+    answers = {}
+    for name, part in _parts(cache).items():
+        try:
+            answers[name] = ask(part)
+        except (Unavailable, OSError) as error:
+            if tier != "both":
+                raise _unusable(ws, part, error) from error
+            if isinstance(part, NodeCache) and isinstance(error, OSError):
+                part.complain(error)  # of Redis its link has told
+            answers[name] = otherwise
+    return answers
+
+
+def _unusable(ws: Workspace, part: NodeCache | HotCache, error: Exception) -> DataError:
+    """What to tell of a tier that `error` keeps from being used."""
+    if isinstance(part, NodeCache):
+        return DataError(
+            f"The node cache {part.folder} cannot be used: {error}. Set cache.node.folder to a folder that can be "
+            "written."
+        )
+    why = mask(str(error.__cause__ or "it failed a moment ago")).rstrip(".")
+    return DataError(
+        f"The hot cache {describe_hot(ws.params.cache)} cannot be reached: {why}. Start it or set cache.hot.url; where "
+        "it is slow, raise cache.hot.timeout_ms."
+    )
 
 
 def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
@@ -128,17 +190,11 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
             yield stream.stored(shard)
 
 
-def _room(cache: Tiered, own: set[str]) -> int:
-    """Bytes that the roomier tier can pin of `own`: what comes after those would only push others out of its ring.
-    Others' shards that nobody reads any more give place."""
-    room = 0
-    for tier in [tier for tier in (cache.node, cache.hot) if tier is not None]:
-        try:
-            others = sum(size for digest, size in tier.in_use().items() if digest not in own)
-        except Unavailable:
-            continue
-        room = max(room, tier.budget - tier.ring_limit - others)
-    return room
+def _room(part: NodeCache | HotCache, own: Set[str]) -> int:
+    """Bytes that a tier can pin of `own`: what comes after those would only push others out of its ring. Others' shards
+    that nobody reads any more give place."""
+    others = sum(size for digest, size in part.in_use().items() if digest not in own)
+    return part.budget - part.ring_limit - others
 
 
 def _until_full(objects: Sequence[StoredObject], room: int) -> Iterator[StoredObject]:
@@ -166,7 +222,10 @@ def _side_by_side(pool: ThreadPoolExecutor, cache: Tiered, objects: Iterator[Sto
 def _node_row(node: NodeCache | None) -> dict[str, Any]:
     if node is None:
         return {"where": "-", "state": "off"}
-    return {"where": str(node.folder), "state": "on", **_flat(node.usage())}
+    try:
+        return {"where": str(node.folder), "state": "on", **_flat(node.usage())}
+    except OSError as error:
+        return {"where": str(node.folder), "state": f"not available: {type(error).__name__}"}
 
 
 def _hot_row(ws: Workspace, cache: Tiered) -> dict[str, Any]:
