@@ -56,6 +56,28 @@ def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
     return Stream(zone, manifest, **{**base, "bucket_batches": 8, "pad_multiple": 8, "prefetch": 0, **settings})
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"last": "pad"}, {"samples": "windows"}, {"samples": "windows", "seq_len": 400}]
+)
+def test_arrays_lie_in_the_memory_that_was_asked_for(zone: Zone, manifest: Manifest, settings: dict[str, Any]) -> None:
+    """Pinned memory, say; windows of 400 tokens are copied in another way than those of 20."""
+    made: list[np.ndarray] = []  # type: ignore[type-arg]
+
+    def own(nbytes: int) -> np.ndarray:  # type: ignore[type-arg]
+        made.append(np.empty(nbytes, np.uint8))
+        return made[-1]
+
+    plain = {} if settings.get("samples", "documents") == "documents" else {"pad_multiple": 1, "bucket_batches": 1}
+    with (
+        make(zone, manifest, epochs=1, allocate=own, **plain, **settings) as stream,
+        make(zone, manifest, epochs=1, **plain, **settings) as other,
+    ):
+        for batch, expected in zip(stream, other, strict=True):
+            tokens = batch["tokens"]
+            assert any(np.shares_memory(tokens, memory) for memory in made)
+            assert tokens.tolist() == expected["tokens"].tolist()
+
+
 @pytest.mark.parametrize("settings", [{}, {"bucket_batches": 1}, {"shuffle": False}, {"last": "pad"}, {"memory": 1}])
 def test_each_document_comes_once_cut_ended_and_padded(
     zone: Zone, manifest: Manifest, documents: Documents, settings: dict[str, Any]
