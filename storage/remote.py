@@ -20,6 +20,7 @@ from typing_extensions import Buffer
 
 from storage.clients import Client, Failure, open_client
 from storage.errors import Cancelled, LakeError
+from storage.forks import ForkLock
 from storage.secret import mask
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class RangeReader:
 
     def __init__(self, url: str, options: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> None:
         self.url, self.options, self.timeout = url.rstrip("/"), dict(options or {}), timeout
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._opened: tuple[int, Client] | None = None
         self._told = float("-inf")
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from storage.forks import ForkLock
+
 
 @dataclass(frozen=True)
 class Times:
@@ -56,10 +58,10 @@ class _Within(threading.local):
 
 class Meter:
     """Counts the seconds of each part; see the module. Threads may share it: of a part that several are at, their
-    seconds add up. One that was pickled begins anew."""
+    seconds add up. It survives a fork; one that was pickled begins anew."""
 
     def __init__(self) -> None:
-        self._lock, self._within = threading.Lock(), _Within()
+        self._lock, self._within = ForkLock(), _Within()
         self._begun = time.perf_counter()
         self.wait = self.fetch = self.plan = self.decode = self.gather = 0.0
         self.batches = self.samples = self.positions = self.padding = self.cut = 0
