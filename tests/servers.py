@@ -288,10 +288,11 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 class Proxy:
     """Forwards connections to `target`, a port of this machine: with TLS towards the client where a certificate and a
-    key are given, and no faster than `rate` bytes a second while that is set."""
+    key are given, and no faster than `rate` bytes a second (`upload`: from the client) while that is set."""
 
     def __init__(self, target: int, tls: tuple[Path, Path] | None = None) -> None:
         self.rate: float | None = None
+        self.upload: float | None = None
         self._target = target
         self._context = None
         if tls:
@@ -314,18 +315,18 @@ class Proxy:
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [client, server]
-            Thread(target=self._pump, args=(client, server, False), daemon=True).start()
-            self._pump(server, client, True)
+            Thread(target=self._pump, args=(client, server, "upload"), daemon=True).start()
+            self._pump(server, client, "rate")
 
-    def _pump(self, source: socket.socket, sink: socket.socket, limited: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, limit: str) -> None:
         pause = Event()
         with suppress(OSError):
             while data := source.recv(1 << 16):
-                while limited and self.rate and data:
-                    count = max(1, int(self.rate / 50))
+                while (rate := getattr(self, limit)) and data:
+                    count = min(len(data), max(1, int(rate / 50)))
                     sink.sendall(data[:count])
                     data = data[count:]
-                    pause.wait(0.02)
+                    pause.wait(count / rate)
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):

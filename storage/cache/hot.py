@@ -105,8 +105,9 @@ class HotCache:
         return False
 
     def _fetch_for_all(self, digest: str, view: memoryview, token: str, from_lake: FromLake) -> None:
-        share: Share = self._pusher.begin(digest, view, token, self.wait)
+        share: Share = self._pusher.begin(digest, view, token)
         try:
+            share.wait_for_turn(self.wait)
             from_lake(share.arrived)
         except BaseException:
             share.end(complete=False)

@@ -101,8 +101,12 @@ return {'fetch', known, unpack(dropped)}
 _RENEW = (
     _HEAD
     + """
-if redis.call('GET', lease) ~= ARGV[1] then return 0 end
-return redis.call('PEXPIRE', lease, ARGV[2])
+local digest, token, lease_ms = ARGV[1], ARGV[2], ARGV[3]
+local holder = redis.call('GET', lease)
+if holder == token then return redis.call('PEXPIRE', lease, lease_ms) end
+if holder or redis.call('HEXISTS', sizes, digest) == 0 then return 0 end
+redis.call('SET', lease, token, 'PX', lease_ms)
+return 1
 """
 )
 
@@ -172,8 +176,9 @@ class Index:
         return Begun(turn.decode(), bool(known), tuple((key.decode(), int(nbytes)) for key, nbytes in pairs))
 
     def renew(self, client: Client, digest: str, token: str) -> bool:
-        """Lengthen the lease; False when it was lost."""
-        return bool(self._run(client, _RENEW, digest, token, self.lease))
+        """Lengthen the lease, or take it again if it expired and nobody has it. False when it is lost: another has it,
+        or the shard has no place any more."""
+        return bool(self._run(client, _RENEW, digest, digest, token, self.lease))
 
     def end(self, client: Client, digest: str, token: str, *, keep: bool, full: int = 0) -> bool:
         """Give the lease back, and with `keep=False` the shard's place too. With `full`, nobody admits anything for so

@@ -39,6 +39,10 @@ class Share:
     broken: bool = False  # Redis refused or is gone
     renewed: float = field(default_factory=time.monotonic)
 
+    def wait_for_turn(self, timeout: float) -> None:
+        """Wait while too many are under way."""
+        self.pusher.wait_for_turn(self, timeout)
+
     def arrived(self, start: int, stop: int) -> None:
         """Bytes [start, stop) are in `view`: whole parts, or up to its end."""
         self.pusher.add(self, range(start // PART, -(-stop // PART)))
@@ -58,16 +62,19 @@ class Pusher:
         self._shares: list[Share] = []
         self._thread: threading.Thread | None = None
 
-    def begin(self, digest: str, view: memoryview, token: str, timeout: float) -> Share:
-        """A shard whose lease was just taken. Waits while too many are under way."""
+    def begin(self, digest: str, view: memoryview, token: str) -> Share:
+        """A shard whose lease was just taken; it is renewed until the share is ended."""
         share = Share(digest, view, token, self)
         with self._changed:
-            self._changed.wait_for(lambda: len(self._shares) < _SHARDS, timeout)
             self._shares.append(share)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shardline-push", daemon=True)
                 self._thread.start()
         return share
+
+    def wait_for_turn(self, share: Share, timeout: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: share in self._shares[:_SHARDS], timeout)
 
     def add(self, share: Share, parts: range) -> None:
         with self._changed:
@@ -94,11 +101,10 @@ class Pusher:
                     self._thread = None
                     return
                 shares = list(self._shares)
+            self._renew_all(interval)
             for share in shares:
-                if not share.broken and time.monotonic() - share.renewed > interval:
-                    share.renewed = time.monotonic()
-                    self._attempt(share, lambda s=share: self._renew(s))  # type: ignore[misc]
                 self._advance(share)
+                self._renew_all(interval)  # a slow Redis takes a while for each batch
 
     def _has_work(self) -> bool:
         return any(share.waiting or share.ended is not None for share in self._shares)
@@ -123,9 +129,20 @@ class Pusher:
         except Unavailable:  # its lease expires, and somebody else fills in what is missing
             share.broken = True
 
+    def _renew_all(self, interval: float) -> None:
+        """Renew the leases that are `interval` seconds old, those of waiting shards too."""
+        with self._changed:
+            due = [s for s in self._shares if not s.broken and time.monotonic() - s.renewed > interval]
+        for share in due:
+            share.renewed = time.monotonic()
+            self._attempt(share, lambda s=share: self._renew(s))  # type: ignore[misc]
+
     def _renew(self, share: Share) -> None:
         with self.link.use() as client:
-            self.index.renew(client, share.digest, share.token)
+            kept = self.index.renew(client, share.digest, share.token)
+        if not kept:  # another fetches it now, or it was dropped: this one's parts are of no use
+            self._finish(share, keep=False)
+            share.broken = True
 
     def _push(self, share: Share, batch: list[int]) -> None:
         with self.link.use(extra=len(batch) * PART / MIN_RATE) as client:
