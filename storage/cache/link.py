@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from storage.cache.address import Client, check, connect
 from storage.cache.breaker import Breaker
+from storage.cache.eviction import warn_of_eviction
 from storage.secret import mask
 from storage.watch import Watch
 
@@ -30,6 +31,7 @@ class Link:
         self._client: Client = None
         self._cut: Callable[[], None] = lambda: None
         self._watch = Watch()
+        self._asked = False  # what the server does when it is full
 
     @property
     def open(self) -> bool:
@@ -63,6 +65,9 @@ class Link:
                 if self.open:  # another thread has just tried, while this one waited
                     raise Unavailable
                 self._client, self._cut = connect(self.url, self.timeout)
+                if not self._asked:
+                    warn_of_eviction(self._client, self.name)
+                    self._asked = True
             return self._client
 
     def _failed(self, error: Exception, seconds: float) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,40 @@ def test_a_full_redis_is_no_error(
         assert redis.client.hlen("{shardline}:sizes") == kept
         assert not leases(redis)
         assert not lines(caplog)
+
+
+@pytest.mark.parametrize("form", ["one server", "cluster"])
+def test_a_redis_that_evicts_is_told_once(
+    zone: Zone, objects: list[StoredObject], tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    with ExitStack() as stack:
+        if form == "cluster":
+            cluster = stack.enter_context(redis_cluster(tmp_path / "redis"))
+            url, clients = cluster.url, [node.client for node in cluster.nodes]
+        else:
+            server = stack.enter_context(redis_server(tmp_path / "redis"))
+            url, clients = server.url, [server.client]
+        for client in clients:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        with Tiered(zone, None, hot(url, timeout=5)) as cache, ThreadPoolExecutor(4) as pool:
+            assert [digest_of(source) for source in pool.map(cache.fetch, objects)] == [obj.digest for obj in objects]
+            read_all(cache, objects)
+        assert cache.counters()["hot"].failures == 0
+        [line] = lines(caplog)
+        assert "maxmemory-policy is allkeys-lru" in line
+        assert "`maxmemory-policy noeviction`" in line
+
+
+def test_a_redis_that_does_not_tell_its_policy_is_used(
+    zone: Zone, objects: list[StoredObject], redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis.client.config_set("maxmemory-policy", "allkeys-lru")
+    redis.client.execute_command("ACL SETUSER reader on >word ~* +@all -info -config")
+    with Tiered(zone, None, hot(redis.url.replace("redis://", "redis://reader:word@"), timeout=5)) as cache:
+        read_all(cache, objects)
+    assert cache.counters()["hot"].failures == 0
+    assert len(parts(redis)) == 4 * len(objects)
+    assert not lines(caplog)
 
 
 def test_a_wrong_password_costs_the_tier_and_is_not_told(
