@@ -54,7 +54,7 @@ class HotCache(Section):
     timeout_ms: int = Field(500, ge=1, le=60_000)
     """After which an exchange with Redis counts as failed, and the lake is read instead."""
     wait_s: float = Field(60.0, gt=0, le=3600)
-    """How long to wait for another process' fetch of a shard (in the node cache, too)."""
+    """How long to wait for another process' fetch of a shard; in the node cache, for its index too."""
     lease_s: float = Field(5.0, ge=0.5, le=600)
     """How long the others wait for a process that died while it fetched."""
     prefix: str = Field("shardline", pattern=NAME)

@@ -23,13 +23,16 @@ class Breaker:
         self.until = 0.0  # when the pause, or the attempt, ends
         self._pause = first
 
+    def rests(self, now: float) -> bool:
+        """Whether nothing may be tried: during a pause, and while another's attempt is under way."""
+        return self.state != "closed" and now < self.until
+
     def allows(self, now: float) -> bool:
         """Whether something may be tried; when the pause is over, one caller gets True for an attempt."""
-        if self.state == "closed":
-            return True
-        if now < self.until:
+        if self.rests(now):
             return False
-        self.state, self.until = "half-open", now + self.last  # an attempt that never reports ends by itself
+        if self.state != "closed":
+            self.state, self.until = "half-open", now + self.last  # an attempt that never reports ends by itself
         return True
 
     def failed(self, now: float) -> bool:

@@ -17,19 +17,24 @@ def pauses(first: float, last: float) -> Iterator[float]:
         pause = min(last, pause * 1.5)
 
 
-def try_lock(descriptor: int) -> bool:
+class Locked(TimeoutError):
+    """Another process has a lock, and does not let it go."""
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def lock(descriptor: int, timeout: float) -> None:
+def lock(descriptor: int, timeout: float, what: Path, *, shared: bool = False) -> None:
+    """Lock the open file `what`. Raises Locked after `timeout` seconds."""
     end, waits = time.monotonic() + timeout, pauses(0.0005, 0.02)
-    while not try_lock(descriptor):
+    while not try_lock(descriptor, shared=shared):
         if time.monotonic() > end:
-            raise TimeoutError(errno.ETIMEDOUT, f"its index has been locked by another process for {timeout:g} s")
+            raise Locked(errno.ETIMEDOUT, f"locked by another process for {timeout:g} s", str(what))
         time.sleep(next(waits))
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.cache.counters import Tally
-from storage.cache.locks import is_at, lock, pauses, try_lock, unlock
-from storage.cache.node_index import Index
+from storage.cache.locks import Locked, is_at, pauses, try_lock, unlock
+from storage.cache.node_index import Index, IndexLock
 from storage.cache.policy import DAY, decide, ring_of
 from storage.cache.write import write
 
@@ -71,8 +71,9 @@ class Claim:
 class NodeCache:
     """At most `budget_bytes` of shards below `folder`, `ring_bytes` of them in the ring (see policy.py).
 
-    `timeout` is how many seconds to wait for another process' fetch. An operating system's error (full disk, folder
-    deleted or not writable) is told once as a warning; then there is no claim and the caller does without.
+    `timeout` is how many seconds to wait for another process' fetch, or for the index. An operating system's error
+    (full disk, folder deleted or not writable) is told once as a warning; then there is no claim and the caller does
+    without.
     Threads may share it; it can be pickled and survives a fork.
     """
 
@@ -88,6 +89,7 @@ class NodeCache:
         self.folder, self.budget, self.idle, self.timeout = Path(folder), budget_bytes, idle, timeout
         self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
         self._objects = self.folder / "objects"
+        self._lock = IndexLock(self.folder / "index.json", timeout)
         self.tally = Tally()
         self._complained: set[int | None] = set()
         self._counted = False
@@ -130,6 +132,9 @@ class NodeCache:
         end, waits, waited = time.monotonic() + self.timeout, pauses(0.002, 0.05), False
         try:
             while (path := self.find(digest, size)) is None:
+                if self._lock.rests:
+                    self.tally.add(failures=1)
+                    return None
                 descriptor = self._lock_temporary(digest)
                 if descriptor is not None:
                     return self._fill(digest, size, descriptor)
@@ -201,7 +206,8 @@ class NodeCache:
             return True
 
     def give_back(self, digest: str, size: int, descriptor: int) -> None:
-        """Remove a temporary file and uncount its `size` bytes, then let its lock go."""
+        """Remove a temporary file and uncount its `size` bytes, then let its lock go. Where the index can't be had, the
+        file stays, counted, for whoever comes next."""
         try:
             with suppress(OSError), self._index() as index:
                 if is_at(descriptor, self.temporary(digest)):
@@ -215,9 +221,9 @@ class NodeCache:
             unlock(descriptor)
 
     def complain(self, error: OSError) -> None:
-        """Tell of an error, once of each kind."""
+        """Tell of an error, once of each kind; of a locked index its lock tells."""
         self.tally.add(failures=1)
-        if error.errno not in self._complained:
+        if error.errno not in self._complained and not isinstance(error, Locked):
             self._complained.add(error.errno)
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error}"
             _log.warning(
@@ -317,9 +323,9 @@ class NodeCache:
     def _index(self) -> Iterator[Index]:
         """The index under its lock; written back when the block succeeds. Raises OSError."""
         self._objects.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / "index.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self._lock.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            lock(descriptor, self.timeout)
+            self._lock.take(descriptor)
             index = Index.load(descriptor)
             if index is None or (not self._counted and time.time() - index.counted > _RECOUNT):
                 index = self._recount(index or Index())

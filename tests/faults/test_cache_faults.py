@@ -614,6 +614,57 @@ def test_a_reader_that_hangs_is_waited_for_no_longer_than_the_time_out(
     assert len(lines(caplog)) == 2  # one for each tier
 
 
+HOLDER = """
+import signal, sys
+from pathlib import Path
+from storage.cache import NodeCache
+with NodeCache(Path(sys.argv[1]), 1 << 26)._index():
+    print("locked", flush=True)
+    signal.pause()
+"""
+
+
+def test_a_neighbour_that_is_stopped_with_the_index_costs_one_time_out(
+    zone: Zone, objects: list[StoredObject], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    with Tiered(zone, NodeCache(folder, 64 * PART)) as before:
+        read_all(before, objects[:1])
+    cache = Tiered(zone, NodeCache(folder, 64 * PART, timeout=2))
+    assert cache.node is not None
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as neighbour:
+        try:
+            assert neighbour.stdout is not None
+            assert neighbour.stdout.readline() == "locked\n"
+            neighbour.send_signal(signal.SIGSTOP)
+            assert 1.9 < read_all(cache, objects) < 3.5
+            assert cache.counters()["node"].hits == 1  # what is there needs no index
+            [line] = lines(caplog)
+            assert f"{folder}/index.json has been locked by another process for 2 s (cache.hot.wait_s)" in line
+            breaker = cache.node._lock._breaker
+            until = breaker.until
+
+            def tries_again() -> bool:
+                assert read_all(cache, objects[1:2]) < 1.5
+                return breaker.until > until
+
+            wait_for(tries_again, "another attempt", seconds=10)
+        finally:
+            neighbour.kill()
+
+    def comes_back() -> bool:
+        read_all(cache, objects)
+        return len(cache.node.digests()) == len(objects)  # type: ignore[union-attr]
+
+    wait_for(comes_back, "new shards to be kept again", seconds=20)
+    assert len(lines(caplog)) == 2
+    assert "is free again" in lines(caplog)[1]
+    assert not list(folder.rglob("*.tmp"))
+    assert json.loads((folder / "index.json").read_text())["bytes"] == sum(obj.bytes for obj in objects)
+    cache.close()
+
+
 def test_the_lock_of_a_file_that_is_gone_is_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One opens the temporary file; before it has the lock, its holder gives up and another begins a new file."""
     first, second, third = (NodeCache(tmp_path / "cache", 64 * PART, timeout=0.3) for _ in range(3))
