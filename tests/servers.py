@@ -154,7 +154,7 @@ def _valkey() -> str:
     return str(get_binary_path())
 
 
-def _redis(url: str, **options: Any) -> Any:
+def redis_client(url: str, **options: Any) -> Any:
     import redis
 
     return redis.Redis.from_url(url, socket_timeout=30, **options)
@@ -184,10 +184,10 @@ def redis_server(
     with (folder / "valkey.log").open("ab") as log:
         process = subprocess.Popen([_valkey(), str(folder / "valkey.conf")], stdout=log, stderr=log)
     password = config.get("requirepass")
-    client = _redis(url, password=password)
+    client = redis_client(url, password=password)
     try:
         if ready:
-            wait_for(lambda: _pings(client), f"Valkey (see {folder}/valkey.log)", seconds=20)
+            wait_for(lambda: pings(client), f"Valkey (see {folder}/valkey.log)", seconds=20)
         yield Redis(url, process, client)
     finally:
         client.close()
@@ -195,7 +195,7 @@ def redis_server(
         process.wait()
 
 
-def _pings(client: Any) -> bool:
+def pings(client: Any) -> bool:
     import redis
 
     try:
@@ -263,9 +263,9 @@ def redis_sentinel(folder: Path) -> Iterator[str]:
         )
         with (place / "log").open("ab") as log:
             process = subprocess.Popen([_valkey(), str(place / "sentinel.conf"), "--sentinel"], stdout=log, stderr=log)
-        client = _redis(f"redis://127.0.0.1:{port}")
+        client = redis_client(f"redis://127.0.0.1:{port}")
         try:
-            wait_for(lambda: _pings(client), f"the Sentinel (see {place}/log)", seconds=20)
+            wait_for(lambda: pings(client), f"the Sentinel (see {place}/log)", seconds=20)
             yield f"redis+sentinel://127.0.0.1:{port}/service"
         finally:
             client.close()

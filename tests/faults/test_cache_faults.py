@@ -325,44 +325,6 @@ def test_what_came_while_one_asked_is_taken(
     assert not leases(redis)
 
 
-USER = """
-import sys
-from pathlib import Path
-from storage.cache.embedded import Embedded
-server = Embedded(Path(sys.argv[1]), 1 << 26)
-print(server.url, flush=True)
-sys.stdin.read()
-"""
-
-
-def test_the_embedded_server_ends_with_its_last_user(tmp_path: Path) -> None:
-    """However they end: of two that share it, one is killed, then the other; then a third gets a new one."""
-    command = [sys.executable, "-c", USER, str(tmp_path / "valkey")]
-
-    def user() -> "subprocess.Popen[str]":
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return subprocess.Popen(command, env=environment(), text=True, **pipes)  # type: ignore[call-overload,no-any-return]
-
-    with user() as first, user() as second:
-        assert first.stdout is not None
-        assert second.stdout is not None
-        url = first.stdout.readline().strip()
-        assert second.stdout.readline().strip() == url
-        socket = Path(url.removeprefix("unix://"))
-        first.kill()
-        first.wait()
-        cache = hot(url)
-        assert cache.usage()["bytes"] == 0
-        second.kill()
-        wait_for(lambda: not socket.parent.exists(), "the server to end")
-        cache.close()
-    assert not (tmp_path / "valkey" / "url").exists()
-    with user() as third:
-        assert third.stdout is not None
-        assert third.stdout.readline().strip() not in ("", url)
-        third.kill()
-
-
 # -- damage ----------------------------------------------------------------------------------------------------------
 
 
