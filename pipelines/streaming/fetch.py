@@ -108,8 +108,9 @@ class Fetcher:
     def _apart(self, course: _Course, index: int) -> Future[Opened]:
         """Fetch a shard now, in a thread of its own: so that waiting for it can be interrupted."""
         future: Future[Opened] = Future()
-        fetch = threading.Thread(target=self._into, args=(course, index, future), name="shardline-fetch", daemon=True)
-        fetch.start()
+        thread = threading.Thread(target=self._into, args=(course, index, future), name="shardline-fetch", daemon=True)
+        course.threads = [*(other for other in course.threads if other.is_alive()), thread]
+        thread.start()
         return future
 
     def _into(self, course: _Course, index: int, future: Future[Opened]) -> None:

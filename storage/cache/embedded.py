@@ -63,7 +63,7 @@ def _url_of_server(folder: Path, budget_bytes: int, timeout: float) -> str:
     """Where the server listens. Waits until it does; starts a keeper if there is none."""
     place, process = _place(folder), None
     end = time.monotonic() + timeout
-    while not _listens(place / "sock"):
+    while not _answers(place / "sock"):
         if process is None and not _has_keeper(folder):
             process = _start_keeper(folder, place, budget_bytes * 11 // 10 + _SPARE)
         elif time.monotonic() > end or (process is not None and process.poll() is not None):
@@ -94,14 +94,16 @@ def _place(folder: Path) -> Path:
     return place
 
 
-def _listens(path: Path) -> bool:
+def _answers(path: Path) -> bool:
+    """Whether a server answers there. One that is being killed may still be connected to."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(1)
         try:
             client.connect(str(path))
+            client.sendall(b"PING\r\n")
+            return client.recv(5) == b"+PONG"
         except OSError:
             return False
-    return True
 
 
 def _has_keeper(folder: Path) -> bool:
