@@ -18,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import shared_memory
 from faulty_proxy import FaultyProxy, s3_error
+from numbered_samples import publish
 from servers import Redis, S3Machine, redis_server, wait_for
 
 from pipelines.streaming import Stream, source
@@ -28,11 +29,11 @@ from pipelines.streaming.fetch import Fetcher, Opened
 from storage import watch
 from storage.atomic import write_atomically
 from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache.push import part_keys
+from storage.cache.tiered import objects_of
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.lake import Zone
-from storage.manifest import Manifest
-from storage.shards import encode_samples
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -45,19 +46,6 @@ SLACK = 15.0  # seconds: the machine is busy
 REPOSITORY = Path(__file__).parents[2]
 
 Batches = list[tuple[list[int], str]]  # of each one its labels, and the digest of its data
-
-
-def publish(zone: Zone, shards: int, width: int) -> Manifest:
-    """A version of shards of `ROWS` rows of `width` random numbers, labelled through."""
-    random, records = np.random.default_rng(1), []
-    for first in range(0, ROWS * shards, ROWS):
-        labels = np.arange(first, first + ROWS)
-        columns: dict[str, Any] = {"x": random.random((ROWS, width), dtype=np.float32), "label": labels}
-        stored = zone.publish(encode_samples(columns, [f"id{label}" for label in labels]), ".arrow")
-        about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "plain_bytes": stored.plain_bytes}
-        records.append({**about, "rows": ROWS, "key": "", "split": "train", "tokens": 0, "stats": None})
-    spec = {"inputs": {"x": {"dtype": "float32", "shape": [width]}}, "target": {"name": "label", "dtype": "int64"}}
-    return zone.commit(Manifest.build("shards", records, kind="samples", spec=spec))
 
 
 def open_stream(tiers: Tiered) -> Stream:
@@ -81,21 +69,15 @@ def undisturbed(zone: Zone) -> Batches:
     return batches
 
 
-def shared_memory() -> set[str]:
-    """What this process maps of /dev/shm."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return {line.split(maxsplit=5)[5] for line in lines if "/dev/shm" in line}
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left_in_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Neither threads nor shared memory. Batches are made one by one, so that shards are opened as late as can be."""
     monkeypatch.setattr(source, "_HANDED_OVER", 1)
     monkeypatch.setattr(watch, "_IDLE", 0.2)  # else the thread that limits the lake's reads stays for five seconds
-    threads, shared = set(threading.enumerate()), shared_memory()
-    yield
-    wait_for(lambda: set(threading.enumerate()) <= threads, "the end of all threads", seconds=LEASE + SLACK)
-    assert shared_memory() <= shared
+    threads = set(threading.enumerate())
+    with shared_memory.none_is_left():
+        yield
+        wait_for(lambda: set(threading.enumerate()) <= threads, "the end of all threads", seconds=LEASE + SLACK)
 
 
 # -- the servers -------------------------------------------------------------------------------------------------------
@@ -108,24 +90,41 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Machine]:
         yield server
 
 
+@contextmanager
+def reached(server: S3Machine) -> Iterator[None]:
+    """By this process, without a proxy."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.s3.env.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
 def lake(server: S3Machine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Zone, Batches]:
     """Shards in the S3 server of two MiB-parts each, and what an undisturbed stream makes of them."""
     zone = Zone(tmp_path_factory.mktemp("zone"), "s3://lake/stream-faults", timeout=LAKE_TIMEOUT)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.s3.env.items():
-            patch.setenv(name, value)
-        publish(zone, SHARDS, width=2048)
+    with reached(server):
+        publish(zone, SHARDS, rows=ROWS, width=2048)
         return zone, undisturbed(zone)
+
+
+@pytest.fixture(scope="module")
+def packed(server: S3Machine, tmp_path_factory: pytest.TempPathFactory) -> Zone:
+    """The same shards compressed at rest, so the same batches."""
+    zone = Zone(tmp_path_factory.mktemp("packed"), "s3://lake/stream-faults-packed", timeout=LAKE_TIMEOUT)
+    with reached(server):
+        publish(zone, SHARDS, rows=ROWS, width=2048, how="zstd")
+    return zone
 
 
 @dataclass
 class Site:
-    """All that a stream depends on. `redis` is the one that runs, or ran last."""
+    """All that a stream depends on. `redis` is the one that runs, or ran last; `proxy` is before S3."""
 
     server: S3Machine
     proxy: FaultyProxy
     redis: Redis
+    redis_proxy: FaultyProxy
     tiers: Tiered
     credentials: Path
     folder: Path
@@ -141,6 +140,15 @@ class Site:
         assert self.tiers.node is not None
         return self.tiers.node
 
+    @property
+    def hot(self) -> HotCache:
+        assert self.tiers.hot is not None
+        return self.tiers.hot
+
+    def read(self, zone: Zone) -> None:
+        """Let the same caches be those of `zone`, and of a process that has checked nothing yet."""
+        self.tiers = Tiered(zone, self.node, self.hot)
+
     def leases(self) -> list[bytes]:
         return list(self.redis.client.keys("{shardline}:lease:*"))
 
@@ -154,9 +162,7 @@ class Site:
 
     def redis_may_be_tried(self) -> None:
         """Wait until the circuit breaker lets somebody try."""
-        hot = self.tiers.hot
-        assert hot is not None
-        wait_for(lambda: not hot.link.open, "the end of the pause")
+        wait_for(lambda: not self.hot.link.open, "the end of the pause")
 
 
 @pytest.fixture
@@ -177,9 +183,10 @@ def site(
         proxy = stack.enter_context(FaultyProxy(*server.place))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
         redis = stack.enter_context(redis_server(tmp_path / "redis"))
-        hot = HotCache(redis.url, 4 * half, timeout=REDIS_TIMEOUT, lease=LEASE)
+        redis_proxy = stack.enter_context(FaultyProxy("127.0.0.1", redis.port))
+        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timeout=REDIS_TIMEOUT, lease=LEASE)
         tiers = Tiered(zone, NodeCache(tmp_path / "node", half), hot)
-        site = Site(server, proxy, redis, tiers, tmp_path / "credentials", tmp_path, caplog, stack)
+        site = Site(server, proxy, redis, redis_proxy, tiers, tmp_path / "credentials", tmp_path, caplog, stack)
         site.use_key("test")
         yield site
 
@@ -235,6 +242,29 @@ def redis_paused(site: Site) -> Iterator[None]:
 
 
 @contextmanager
+def redis_slow(site: Site) -> Iterator[None]:
+    """Each of its answers takes longer than is waited for."""
+    site.redis_proxy.slow(1)
+    yield
+    assert site.told("The lake is read instead")
+    site.redis_proxy.heal()
+    wait_for(lambda: not site.leases(), "the end of the leases asked for meanwhile", seconds=LEASE + SLACK)
+    site.redis_may_be_tried()
+
+
+@contextmanager
+def redis_out_of_memory(site: Site) -> Iterator[None]:
+    """What it refused has no place in it; what it has is used."""
+    site.redis.client.config_set("maxmemory", "1mb")
+    yield
+    assert site.redis.client.exists("{shardline}:full")
+    assert site.hot.settle(SLACK)
+    assert len(site.redis.client.keys("shardline:part:*")) == 2 * len(site.hot.digests())
+    assert not site.told("The lake is read instead")
+    site.redis.client.config_set("maxmemory", "256mb")
+
+
+@contextmanager
 def s3_killed_and_started(site: Site) -> Iterator[None]:
     """It starts once a connection to the dead one was tried."""
     site.server.kill()
@@ -287,6 +317,8 @@ FAULTS = {
     "Redis killed": Fault(redis_killed, REDIS_TIMEOUT),
     "Redis killed and started": Fault(redis_killed_and_started, REDIS_TIMEOUT, redis_comes_back=True),
     "Redis paused": Fault(redis_paused, 3 * REDIS_TIMEOUT + LEASE, redis_comes_back=True),
+    "Redis slow": Fault(redis_slow, 3 * REDIS_TIMEOUT + LEASE, redis_comes_back=True),
+    "Redis out of memory": Fault(redis_out_of_memory, 0),
     "S3 killed and started": Fault(s3_killed_and_started, LAKE_TIMEOUT),
     "S3 answers 503": Fault(s3_answers_503, LAKE_TIMEOUT / 8),
     "credentials expire": Fault(credentials_expire, LAKE_TIMEOUT / 8),
@@ -309,32 +341,148 @@ def test_a_fault_changes_no_batch(site: Site, lake: tuple[Zone, Batches], fault:
     assert_nothing_is_left(site, objects)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def damage(whole: bytes, how: str) -> bytes:
+    if how == "flipped":
+        return whole[:-300] + bytes([whole[-300] ^ 1]) + whole[-299:]
+    return whole[:-300] if how == "cut off" else whole[: len(whole) // 2].ljust(len(whole), b"\0")
+
+
+@pytest.mark.parametrize(
+    ("how", "compressed"),
+    [("flipped", False), ("cut off", False), ("flipped", True), ("cut off", True), ("half zeros", True)],
+)
 def test_a_shard_damaged_meanwhile_is_named_by_the_first_batch_that_needs_it(
-    site: Site, lake: tuple[Zone, Batches], damage: str
+    site: Site, lake: tuple[Zone, Batches], packed: Zone, how: str, compressed: bool
 ) -> None:
-    """And once it is mended, the stream goes on there."""
+    """No tier keeps anything of it, though each has room, and once it is mended, the stream goes on there."""
+    zone, roomy = packed if compressed else site.zone, NodeCache(site.node.folder, site.hot.budget)
+    site.tiers = Tiered(zone, roomy, site.hot)
     expected, objects, begun = lake[1], site.zone.reader.paths(), time.monotonic()
     steps = {label // ROWS: step for step, (labels, _) in reversed([*enumerate(expected)]) for label in labels}
     shard, first = max(steps.items(), key=lambda item: item[1])
-    path = site.zone.manifest().table["path"][shard].as_py()
-    whole = bytearray(objects[path])
-    site.zone.reader.read_into(path, 0, whole)
-    damaged = bytes([*whole[:-300], whole[-300] ^ 1, *whole[-299:]]) if damage == "flipped" else bytes(whole[:-300])
+    stored = objects_of(site.zone.manifest().table)[shard]
+    whole = bytearray(stored.bytes)
+    site.zone.reader.read_into(stored.path, 0, whole)
     with site.tiers, open_stream(site.tiers) as stream:
         seen = take(stream, BEFORE)
         try:
-            site.zone.reader.put(path, damaged)
+            site.zone.reader.put(stored.path, damage(bytes(whole), how))
             seen += take(stream, first - BEFORE)
             for _ in range(2):
-                with pytest.raises(DigestError if damage == "flipped" else LakeError, match=path):
+                with pytest.raises(LakeError if how == "cut off" else DigestError, match=stored.path) as caught:
                     next(stream)
+            if isinstance(caught.value, DigestError):
+                assert caught.value.expected == stored.digest
+                assert caught.value.found.startswith("none: ") == (how == "half zeros")
+            assert site.hot.settle(SLACK)
+            assert stored.digest not in {*site.hot.digests(), *site.node.digests()}
+            assert not site.redis.client.keys(f"*{stored.digest}*")
+            assert not site.node.temporary(stored.digest).exists()
         finally:
-            site.zone.reader.put(path, whole)
+            site.zone.reader.put(stored.path, whole)
         seen += take(stream, len(expected) - len(seen))
     assert time.monotonic() - begun < SLACK
     assert seen == expected
     assert_nothing_is_left(site, objects)
+
+
+@contextmanager
+def part_of_redis(site: Site, change: Callable[[Any, str, bytes], object]) -> Iterator[None]:
+    """Change a part of a shard that only Redis has. Afterwards it is there again."""
+    key = part_keys("shardline", min(site.hot.digests().keys() - site.node.digests().keys()), 1)[0]
+    data = site.redis.client.get(key)
+    change(site.redis.client, key, data)
+    yield
+    assert site.redis.client.get(key) == data
+
+
+@contextmanager
+def file_of_the_node(site: Site, how: str) -> Iterator[None]:
+    file = site.node.path(min(site.node.digests()))
+    file.write_bytes(damage(file.read_bytes(), how))
+    yield
+
+
+@contextmanager
+def redis_trickles(site: Site) -> Iterator[None]:
+    """Each piece of a part comes in time."""
+    site.redis_proxy.slow(200_000)
+    yield
+    site.redis_proxy.heal()
+    assert site.told("The lake is read instead")
+
+
+#: What happens to full caches before they are read again, and how often the lake is read then.
+HARMS: dict[str, tuple[Callable[[Site], AbstractContextManager[None]], range]] = {
+    "a bit in Redis": (
+        lambda site: part_of_redis(site, lambda redis, key, data: redis.set(key, damage(data, "flipped"))),
+        range(1, 2),
+    ),
+    "a part missing in Redis": (
+        lambda site: part_of_redis(site, lambda redis, key, _: redis.delete(key)),
+        range(1, 2),
+    ),
+    "a bit of the node's": (lambda site: file_of_the_node(site, "flipped"), range(1)),
+    "a file of the node's cut off": (lambda site: file_of_the_node(site, "cut off"), range(1)),
+    "Redis trickles": (redis_trickles, range(1, 2 * SHARDS)),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_harm_to_what_the_caches_hold_changes_no_batch(
+    site: Site, lake: tuple[Zone, Batches], packed: Zone, harm: str
+) -> None:
+    happens, lake_is_read = HARMS[harm]
+    site.read(packed)
+    with site.tiers, open_stream(site.tiers) as stream:
+        take(stream, len(lake[1]) // 2)
+    assert len(site.hot.digests()) == SHARDS
+    objects, begun = packed.reader.paths(), time.monotonic()
+    site.read(packed)
+    with happens(site), site.tiers, open_stream(site.tiers) as stream:
+        seen = take(stream, len(lake[1]))
+    assert time.monotonic() - begun < 2 * REDIS_TIMEOUT + SLACK
+    assert seen == lake[1]
+    assert site.tiers.counters()["lake"].hits in lake_is_read
+    assert_nothing_is_left(site, objects)
+
+
+# -- another version ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", ["kept", "deleted"])
+def test_a_version_that_is_replaced_meanwhile(site: Site, old: str) -> None:
+    """The lake keeps what it holds, so the old version is read to its end. Somebody may delete that by hand: then what
+    has come is delivered, and the batch that needs more names it."""
+    zone = Zone(site.folder / "zone", "s3://lake/stream-faults-replaced", timeout=LAKE_TIMEOUT)
+    paths = publish(zone, SHARDS, rows=ROWS, width=2048).table["path"].to_pylist()
+    expected = undisturbed(zone)
+    site.read(zone)
+    with site.tiers, open_stream(site.tiers) as stream:
+        seen = take(stream, BEFORE)
+        publish(zone, 1, rows=ROWS, width=2048, first=ROWS * SHARDS)
+        begun = time.monotonic()
+        if old == "kept":
+            seen += take(stream, len(expected) - BEFORE)
+            assert seen == expected
+        else:
+            for path in paths:
+                zone.reader.delete(path)
+            with pytest.raises(LakeError, match=f"{zone.url}/objects/.*: an object that the manifest names") as caught:
+                seen.extend(batch for _ in expected for batch in take(stream, 1))
+            assert BEFORE <= len(seen) < len(expected) // 2
+            assert seen == expected[: len(seen)]
+            needed = {paths[label // ROWS] for label in expected[len(seen)][0]}
+            assert any(path in str(caught.value) for path in needed)
+        assert time.monotonic() - begun < SLACK
+    with Stream(zone, zone.manifest(), epochs=1, **SETTINGS) as stream:
+        assert sorted(label for labels, _ in take(stream, None) for label in labels) == [
+            *range(ROWS * SHARDS, ROWS * (SHARDS + 1))
+        ]
+    assert_nothing_is_left(site, zone.reader.paths())
 
 
 # -- a lake that stays away --------------------------------------------------------------------------------------------
@@ -413,7 +561,7 @@ def test_a_disk_that_is_full_for_the_thread_that_writes_behind(
 ) -> None:
     """Two of eight shards fit, which are so large that they are written past the page cache."""
     zone = Zone(tmp_path / "lake")
-    publish(zone, 8, width=8192)
+    publish(zone, 8, rows=ROWS, width=8192)
     expected, begun = undisturbed(zone), time.monotonic()
     node = NodeCache(small_disk / "node", 1 << 30)
     with Tiered(zone, node) as tiers, open_stream(tiers) as stream:
