@@ -3,7 +3,7 @@
 Prints one JSON line a process: what it read (path → BLAKE3) and its counters. With `stop_at` it prints `stopped` there
 and goes no further: `lease` before it reads the lake, `half` when half has arrived, `write` before the file is written,
 `writing` when half of it is, `rename` when all of it is and it has no name yet. In these three all has come to Redis,
-where the lease isn't given back.
+where the lease isn't given back. With `gate` each process prints `ready` and begins when standard input ends.
 """
 
 import json
@@ -51,11 +51,14 @@ def stop_at(place: str) -> None:
 
 
 def read(job: dict[str, Any]) -> None:
+    if job.get("gate"):
+        os.write(1, b"ready\n")
+        os.read(0, 1)
     node = NodeCache(Path(job["node"]), job["budget"], timeout=60) if job.get("node") else None
     hot = None
     if job.get("hot"):
         hot = HotCache(job["hot"], job["budget"], timeout=job.get("timeout", 10), lease=job.get("lease", 5))
-    with Tiered(Zone(Path(job["lake"])), node, hot) as cache:
+    with Tiered(Zone(Path(job["lake"]), job.get("url")), node, hot) as cache:
         found = {}
         for values in job["objects"]:
             source = cache.fetch(StoredObject(*values))

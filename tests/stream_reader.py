@@ -4,7 +4,9 @@ Prints one JSON line: the labels of each batch, what came from which tier, and b
 """
 
 import json
+import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ MIB = 1 << 20
 def read(job: dict[str, Any]) -> dict[str, Any]:
     zone = Zone(Path(job["folder"]), job["url"])
     node = NodeCache(Path(job["node"]), job["budget"], timeout=60) if job.get("node") else None
-    hot = HotCache(job["hot"], job["budget"], timeout=10) if job.get("hot") else None
+    hot = HotCache(job["hot"], job["budget"], timeout=10, lease=job.get("lease", 5)) if job.get("hot") else None
     before = peak()
     with Tiered(zone, node, hot) as tiers, Stream(zone, zone.manifest(), tiers=tiers, **job["settings"]) as stream:
         batches = [batch["label"].tolist() for batch in stream]
@@ -27,6 +29,23 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
         "counters": {name: tier.as_dict() for name, tier in tiers.counters().items()},
         "grown": peak() - before,
     }
+
+
+def start(job: dict[str, Any], env: dict[str, str]) -> "subprocess.Popen[str]":
+    """A process that reads."""
+    return subprocess.Popen([sys.executable, __file__, json.dumps(job)], env=env, stdout=subprocess.PIPE, text=True)
+
+
+def read_all(jobs: list[dict[str, Any]], env: dict[str, str], seconds: float = 120) -> list[dict[str, Any]]:
+    """What a process for each job prints, side by side, within so many seconds. None outlives it."""
+    with ExitStack() as stack:
+        processes = []
+        for job in jobs:
+            processes.append(stack.enter_context(start(job, env)))
+            stack.callback(processes[-1].kill)
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(jobs)
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 def peak() -> int:

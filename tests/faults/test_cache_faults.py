@@ -647,17 +647,3 @@ def test_the_lock_of_a_file_that_is_gone_is_no_claim(tmp_path: Path, monkeypatch
     file = claims[0].commit(memoryview(bytes(PART)))
     assert isinstance(file, Path)
     assert file.stat().st_size == PART
-
-
-@pytest.mark.parametrize("tier", ["node", "hot"])
-def test_sixteen_processes_on_an_empty_cache_read_the_lake_once(
-    zone: Zone, objects: list[StoredObject], redis: Redis, tmp_path: Path, tier: str
-) -> None:
-    where = {"node": str(tmp_path / "cache")} if tier == "node" else {"hot": redis.url}
-    job = job_of(zone, objects, processes=16, **where)
-    done = subprocess.run([*READER, job], env=environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    results = [result_of(line, objects) for line in done.stdout.splitlines()]
-    assert len(results) == 16
-    assert sum(result["counters"]["lake"]["hits"] for result in results) == len(objects)
-    assert not leases(redis)
