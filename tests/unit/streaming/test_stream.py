@@ -406,6 +406,14 @@ def test_an_empty_split_names_split_zone_and_setting(zone: Zone, samples: Manife
         make(zone, samples, split="val")
 
 
+@pytest.mark.parametrize(("kind", "window"), [("samples", {}), ("tokens", {"seq_len": SEQ_LEN})])
+def test_a_version_without_shards_says_so(zone: Zone, kind: str, window: dict[str, Any], request: Any) -> None:
+    spec = request.getfixturevalue(kind).header["spec"]
+    empty = zone.commit(Manifest.build("shards", [], kind=kind, spec=spec))
+    with pytest.raises(DataError, match=r"split 'train' has no shards; there are: none\. Raise curate\.split\.train"):
+        make(zone, empty, **window)
+
+
 def test_too_little_data_says_what_to_lower(zone: Zone, tokens: Manifest) -> None:
     with pytest.raises(DataError, match=r"no window of 50 tokens.*Lower stream\.seq_len"):
         make(zone, tokens, seq_len=50)
