@@ -1,21 +1,19 @@
 """Nodes with caches of their own that share one Redis and one S3 read what one reader of the lake would."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
+from numbered_samples import publish
 from servers import S3, redis_server
+from stream_reader import read_all
 
 from pipelines.streaming import Stream
+from storage.cache import HotCache, NodeCache, Tiered
 from storage.lake import Zone
-from storage.manifest import Manifest
-from storage.shards import encode_samples
 
 pytestmark = pytest.mark.xdist_group("s3")
 ROWS, SHARDS, WIDTH = 250, 16, 4096  # 4 MiB a shard
@@ -28,15 +26,8 @@ def zone(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zone]:
     patch = pytest.MonkeyPatch()
     for name, value in s3.env.items():
         patch.setenv(name, value)
-    zone, random = Zone(tmp_path_factory.mktemp("zone"), "s3://lake/stream-nodes"), np.random.default_rng(2)
-    records = []
-    for first in range(0, ROWS * SHARDS, ROWS):
-        columns = {"x": random.random((ROWS, WIDTH), dtype=np.float32), "label": np.arange(first, first + ROWS)}
-        stored = zone.publish(encode_samples(columns, [str(first + row) for row in range(ROWS)]), ".arrow")
-        about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "plain_bytes": stored.plain_bytes}
-        records.append({**about, "rows": ROWS, "key": "", "split": "train", "tokens": 0, "stats": None})
-    spec = {"inputs": {"x": {"dtype": "float32", "shape": [WIDTH]}}, "target": {"name": "label", "dtype": "int64"}}
-    zone.commit(Manifest.build("shards", records, kind="samples", spec=spec))
+    zone = Zone(tmp_path_factory.mktemp("zone"), "s3://lake/stream-nodes")
+    publish(zone, SHARDS, rows=ROWS, width=WIDTH)
     yield zone
     patch.undo()
 
@@ -48,15 +39,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def run_all(environment: dict[str, str], s3: S3, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    env = {**environment, **s3.env, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
-    script = str(REPOSITORY / "tests" / "stream_reader.py")
-    started = [
-        subprocess.Popen([sys.executable, script, json.dumps(job)], env=env, stdout=subprocess.PIPE, text=True)
-        for job in jobs
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(jobs)
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return read_all(jobs, {**environment, **s3.env, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"})
 
 
 def job(zone: Zone, **more: Any) -> dict[str, Any]:
@@ -92,3 +75,30 @@ def test_a_dataset_larger_than_the_memory_streams_within_it(zone: Zone, s3: S3, 
     [bounded, free] = run_all(environment, s3, [job(zone, settings=small), job(zone, settings=large)])
     assert len(bounded["batches"]) == len(free["batches"]) == ROWS * SHARDS / 50
     assert free["grown"] - bounded["grown"] > 24 * MIB
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_workers_of_a_torch_data_loader_deliver_each_batch_once(
+    zone: Zone, redis_url: str, tmp_path: Path, method: str, cached: bool
+) -> None:
+    """In order, though the stream that they are started with has read from S3 and Redis before."""
+    few = Zone(tmp_path / "zone", zone.url)
+    manifest = publish(few, 4, rows=ROWS, width=WIDTH // 16)
+    node, hot = NodeCache(tmp_path / "node", 64 * MIB), HotCache(redis_url, 64 * MIB, timeout=10, prefix=method)
+    tiers = Tiered(few, node, hot) if cached else Tiered(few)
+    with tiers, Stream(few, manifest, tiers=tiers, ahead=MIB, **SETTINGS) as stream:  # type: ignore[arg-type]
+        next(stream)
+        state = stream.state_dict()
+        loader: Any = torch.utils.data.DataLoader(
+            stream,
+            None,
+            num_workers=2,
+            timeout=30,
+            multiprocessing_context=method,  # type: ignore[arg-type]
+        )
+        loaded = [batch["label"].tolist() for batch in loader]
+        assert stream.state_dict() == state
+    with Stream(few, manifest, **SETTINGS) as stream:  # type: ignore[arg-type]
+        assert loaded == [batch["label"].tolist() for batch in stream]

@@ -224,6 +224,30 @@ def test_in_a_torch_data_loader(zone: Zone, samples: Manifest) -> None:
     assert loaded[3].ids() == [f"id{label}" for label in expected[3]]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+def test_in_the_workers_of_a_torch_data_loader(zone: Zone, samples: Manifest, method: str) -> None:
+    """Each batch of the epoch once, in order; the stream itself stays where it is."""
+    with make(zone, samples) as stream:
+        loader: Any = torch.utils.data.DataLoader(
+            stream,
+            None,
+            num_workers=2,
+            timeout=30,
+            multiprocessing_context=method,  # type: ignore[arg-type]
+        )
+        next(stream)  # whose thread the workers don't have
+        for epoch in range(2):
+            stream.set_epoch(epoch)
+            state = stream.state_dict()
+            loaded = list(loader)
+            assert stream.state_dict() == state
+            expected = [next(stream) for _ in range(len(stream))]
+            assert labels(loaded) == labels(expected)
+            assert [(batch.epoch, batch.step) for batch in loaded] == [(epoch, step) for step in range(10)]
+            assert [batch.ids() for batch in loaded] == [batch.ids() for batch in expected]
+
+
 def test_stream_and_batch_can_be_pickled(zone: Zone, samples: Manifest) -> None:
     with make(zone, samples) as stream:
         first = next(stream)
