@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import shared_memory
 from conftest import TINY, Run, write_params, write_texts
 
 from storage.manifest import Manifest
@@ -126,7 +127,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
 
 
 def test_workers_end_with_a_killed_parent(run: Run, recipe: Path, environment: dict[str, str]) -> None:
-    """SIGKILL of the stage leaves no worker process behind."""
+    """SIGKILL of the stage leaves no worker process behind, and none of the semaphores that they shared."""
     code = (
         "import os, signal, psutil\n"
         "from pipelines.executors import PoolExecutor\n"
@@ -137,11 +138,12 @@ def test_workers_end_with_a_killed_parent(run: Run, recipe: Path, environment: d
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     (recipe / "main.py").write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
-    done = subprocess.run(["python", "main.py"], cwd=recipe, env=environment, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL
-    workers = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
-    _, alive = psutil.wait_procs(workers, timeout=10)
-    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    with shared_memory.none_is_left():
+        done = subprocess.run(["python", "main.py"], cwd=recipe, env=environment, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL
+        workers = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_source_that_goes_while_it_is_read_is_named(run: Run, recipe: Path) -> None:
