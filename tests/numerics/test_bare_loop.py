@@ -64,7 +64,7 @@ def test_the_loop_is_plain_pytorch(tmp_path: Path) -> None:
 
 #: Losses of steps 2, 4, … 12 on torch 2.13, CPU. A refactor keeps them; a deliberate change of the arithmetic renews
 #: them.
-GOLDEN = [5.468274, 5.048938, 4.671697, 4.406419, 4.232638, 4.155714]
+GOLDEN = [5.469486, 5.043121, 4.677821, 4.418169, 4.245156, 4.163102]
 
 
 def test_golden_losses(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ STEPS = 5
 MODEL = {"name": "transformer", "args": {"dim": 16, "layers": 2, "heads": 2}}
 DEEP = MODEL | {"args": {**MODEL["args"], "layers": 4}}
 #: Of one process on torch 2.13, CPU. A refactor keeps them; a deliberate change of the arithmetic renews them.
-GOLDEN = [5.550241, 5.365079, 5.129256, 5.058819, 5.000736]
+GOLDEN = [5.55677, 5.359002, 5.191767, 5.064497, 5.013775]
 
 
 def case(ranks: int, **train: Any) -> Case:
