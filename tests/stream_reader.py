@@ -4,6 +4,7 @@ Prints one JSON line: the labels of each batch, what came from which tier, and b
 """
 
 import json
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -55,4 +56,5 @@ def peak() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in its background ignore it
     print(json.dumps(read(json.loads(sys.argv[1]))))
