@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks.setting import ROOT, Setting
 
+LEAVE = 5.0  # seconds in which a contender may tidy up
 TIMEOUT = 1800.0  # seconds for one answer: a contender that says nothing for so long hangs
 _console = Console(stderr=True)
 
@@ -102,13 +103,22 @@ class Process:
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
         self._process.stdin.flush()
 
+    def leave(self) -> None:
+        """Let it end by itself: peers that are killed leave shared memory and semaphores behind."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+
     def end(self) -> None:
+        """Wait for its end, a while, and kill what is left of it."""
+        self.leave()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LEAVE)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 @contextmanager
@@ -120,6 +130,7 @@ def started(entrants: Sequence[Entrant], work: str, setting: Setting) -> Iterato
         for entrant in entrants:
             process = processes[entrant.name] = Process(entrant, work, setting)
             stack.callback(process.end)
+        stack.callback(lambda: [process.leave() for process in processes.values()])  # type: ignore[func-returns-value]
         for name, process in processes.items():
             say(f"{work}: waiting for {name} to be ready (the first time, its data is made)")
             process.answer()
@@ -135,18 +146,21 @@ def compete(
     others: Sequence[Entrant] = (),
 ) -> dict[str, Readings]:
     """Readings by name: a warm-up of each, which chooses the workers, then rounds: ours, peer, ours, peer, … and each
-    of the others (with `quick`, in the first round only)."""
+    of the others. With `quick` peers and others are in the first round only, and those that need no choice go without a
+    warm-up."""
     everybody = [*limits, ours, *peers, *others]
     readings = {entrant.name: Readings() for entrant in everybody}
     with started(everybody, work, setting) as processes:
         for entrant in everybody:
-            _warm(processes[entrant.name], entrant, readings[entrant.name], setting)
+            readings[entrant.name].workers = entrant.workers[0]
+            if entrant in (ours, *limits) or len(entrant.workers) > 1 or not setting.quick or setting.tiny:
+                _warm(processes[entrant.name], entrant, readings[entrant.name], setting)
         _agree(readings)
         for turn in range(setting.rounds):
             say(f"{work}: round {turn + 1} of {setting.rounds}")
-            turns = [each for peer in peers for each in (ours, peer)] or [ours]
-            beside = others if turn == 0 or not setting.quick else ()  # a look has a minute
-            for entrant in [*limits, *turns, *beside]:
+            whole = turn == 0 or not setting.quick  # a look has a minute
+            turns = [each for peer in peers for each in (ours, peer)] if whole and peers else [ours]
+            for entrant in [*limits, *turns, *(others if whole else ())]:
                 found = readings[entrant.name]
                 answer = processes[entrant.name].ask(workers=found.workers, seconds=setting.seconds)
                 found.rates.append(answer["rate"])

@@ -1,11 +1,15 @@
 """A race: Shardline's stream, the peers and the limit over one work, warm and local."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from benchmarks.outcome import Outcome, of_readings
+from benchmarks.results import kept
 from benchmarks.rounds import PEERS, Entrant, compete
 from benchmarks.setting import Setting
 from benchmarks.works import load
+
+_SOON = 2.5  # seconds
 
 
 def race(
@@ -27,8 +31,20 @@ def race(
     ours, floor = Entrant("Shardline", "ours"), Entrant("limit", "limit", limit, check=limit == "take")
     groups = beside if beside and setting.peers else {}
     others = [entrant for entrants in groups.values() for entrant in entrants]
-    readings = compete(ours, peers if setting.peers else (), (floor,), work, setting, others)
+    rivals = peers if setting.peers else ()
+    if setting.quick:
+        best = _best_workers(name)
+        rivals, others = ([replace(e, workers=best.get(e.name, e.workers)) for e in some] for some in (rivals, others))
+    readings = compete(ours, rivals, (floor,), work, setting, others)
     if limit_threads != 1:
         readings["limit"].rates = [rate * limit_threads for rate in readings["limit"].rates]
     names = {field: [entrant.name for entrant in entrants] for field, entrants in groups.items()}
     return of_readings(name, "samples/s", readings, wanted, limit_wanted, names)
+
+
+def _best_workers(name: str) -> dict[str, tuple[int]]:
+    """By peer, the workers that the kept result found best, so that a look needn't try; none where those take seconds
+    to start."""
+    result = kept().get(name, {})
+    firsts = result.get("first_batch_seconds", {})
+    return {peer: (best if firsts[peer] < _SOON else 0,) for peer, best in result.get("workers", {}).items()}
