@@ -26,7 +26,7 @@ def ask(setting: Setting) -> Outcome:
     root = setting.data / f"checkpoint{'-tiny' if setting.tiny else ''}"
     shutil.rmtree(root, ignore_errors=True)
     make(root, tiny=setting.tiny)
-    rounds = 1 if setting.tiny else 3 if setting.quick else 5
+    rounds = 1 if setting.tiny or setting.quick else 5
     say("checkpoint: SIGTERM")
     terms = [_sigterm(root) for _ in range(1 if setting.tiny or setting.quick else 3)]
     say("checkpoint: saving beside training")
