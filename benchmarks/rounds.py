@@ -130,7 +130,8 @@ def started(entrants: Sequence[Entrant], work: str, setting: Setting) -> Iterato
         for entrant in entrants:
             process = processes[entrant.name] = Process(entrant, work, setting)
             stack.callback(process.end)
-        stack.callback(lambda: [process.leave() for process in processes.values()])  # type: ignore[func-returns-value]
+        for process in processes.values():
+            stack.callback(process.leave)  # all of them, before the first is waited for
         for name, process in processes.items():
             say(f"{work}: waiting for {name} to be ready (the first time, its data is made)")
             process.answer()

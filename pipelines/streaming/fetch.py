@@ -91,19 +91,19 @@ class Fetcher:
         if course is None:
             return self._fetch(index)
         with self._changed:
+            if course.ended:
+                raise Cancelled(f"{self.describe(index)}: nobody waits for it any more")
             course.opening.add(index)
             future = course.here.get(index)
-        if future is None or (future.done() and future.exception()):  # perhaps long ago: what counts is now
-            future = self._apart(course, index)
-        try:
-            with self._changed:
+            if future is None or (future.done() and future.exception()):  # perhaps long ago: what counts is now
+                future = self._apart(course, index)
+            try:
                 self._changed.wait_for(lambda: course.ended or future.done())
-                if course.ended:
-                    raise Cancelled(f"{self.describe(index)}: nobody waits for it any more")
-            return future.result()
-        finally:
-            with self._changed:
+            finally:
                 self._drop(course, index)
+            if not future.done():
+                raise Cancelled(f"{self.describe(index)}: nobody waits for it any more")
+        return future.result()
 
     def _apart(self, course: _Course, index: int) -> Future[Opened]:
         """Fetch a shard now, in a thread of its own: so that waiting for it can be interrupted."""

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from redis.exceptions import OutOfMemoryError
 
@@ -135,7 +136,7 @@ class Pusher:
             due = [s for s in self._shares if not s.broken and time.monotonic() - s.renewed > interval]
         for share in due:
             share.renewed = time.monotonic()
-            self._attempt(share, lambda s=share: self._renew(s))  # type: ignore[misc]
+            self._attempt(share, partial(self._renew, share))
 
     def _renew(self, share: Share) -> None:
         with self.link.use() as client:

@@ -89,14 +89,16 @@ class Tiered:
                 return self._once(obj, behind)
         try:
             result = self._fetch(obj, behind)
-            future.set_result(result)
-            return result
         except BaseException as error:
-            future.set_exception(error)
+            self._ended(obj).set_exception(error)
             raise
-        finally:
-            with self._lock:
-                del self._under_way[obj.digest]
+        self._ended(obj).set_result(result)
+        return result
+
+    def _ended(self, obj: StoredObject) -> Future[Path | Buffer]:
+        """What others wait for; whoever comes from now on fetches the shard anew."""
+        with self._lock:
+            return self._under_way.pop(obj.digest)
 
     def open(self, obj: StoredObject) -> tuple[pa.Buffer, bool]:
         """The shard `obj` as a buffer, and whether that is memory of this process rather than a mapped file.

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from storage.cache.node import Claim
 from storage.cache.push import BATCH
 from storage.cache.receive import get_into
 from storage.digest import digest_bytes
-from storage.errors import DigestError
+from storage.errors import Cancelled, DigestError
 from storage.lake import StoredObject, Zone
 
 pytestmark = pytest.mark.xdist_group("redis")
@@ -647,3 +648,30 @@ def test_the_lock_of_a_file_that_is_gone_is_no_claim(tmp_path: Path, monkeypatch
     file = claims[0].commit(memoryview(bytes(PART)))
     assert isinstance(file, Path)
     assert file.stat().st_size == PART
+
+
+def test_a_fetch_that_was_cancelled_elsewhere_is_done_by_who_waited_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two streams of a process share tiers, and the one that fetches a shard is closed."""
+    begun, closed, tries = threading.Event(), threading.Event(), list[bool]()
+
+    def fetch(tiers: Tiered, obj: StoredObject, behind: bool) -> bytes:
+        tries.append(behind)
+        if len(tries) > 1:
+            return b"here"
+        begun.set()
+        closed.wait()
+        raise Cancelled("nobody waits for it any more")
+
+    monkeypatch.setattr(Tiered, "_fetch", fetch)
+    obj = StoredObject("objects/a.arrow", "a", 4, 4)
+    with Tiered(Zone(tmp_path)) as tiers, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(tiers.fetch, obj)
+        begun.wait()
+        second = pool.submit(tiers.fetch, obj)
+        wait_for(second.running, "the other to wait")
+        closed.set()
+        assert second.result() == b"here"
+        with pytest.raises(Cancelled):
+            first.result()

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import shared_memory
+from conftest import REPOSITORY
 from faulty_proxy import FaultyProxy, s3_error
 from numbered_samples import publish
 from servers import Redis, S3Machine, redis_server, wait_for
@@ -42,8 +43,6 @@ SETTINGS: dict[str, Any] = {"split": "train", "batch_size": BATCH, "seed": 5, "w
 BEFORE, DURING = 8, 24  # batches until the fault, and while it lasts: of the 64 of the first epoch
 LAKE_TIMEOUT, REDIS_TIMEOUT, LEASE = 40.0, 2.0, 3.0  # seconds
 SLACK = 15.0  # seconds: the machine is busy
-
-REPOSITORY = Path(__file__).parents[2]
 
 Batches = list[tuple[list[int], str]]  # of each one its labels, and the digest of its data
 

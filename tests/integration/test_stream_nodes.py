@@ -91,13 +91,8 @@ def test_the_workers_of_a_torch_data_loader_deliver_each_batch_once(
     with tiers, Stream(few, manifest, tiers=tiers, ahead=MIB, **SETTINGS) as stream:  # type: ignore[arg-type]
         next(stream)
         state = stream.state_dict()
-        loader: Any = torch.utils.data.DataLoader(
-            stream,
-            None,
-            num_workers=2,
-            timeout=30,
-            multiprocessing_context=method,  # type: ignore[arg-type]
-        )
+        workers: dict[str, Any] = {"num_workers": 2, "timeout": 30, "multiprocessing_context": method}
+        loader: Any = torch.utils.data.DataLoader(stream, None, **workers)
         loaded = [batch["label"].tolist() for batch in loader]
         assert stream.state_dict() == state
     with Stream(few, manifest, **SETTINGS) as stream:  # type: ignore[arg-type]

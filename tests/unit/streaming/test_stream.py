@@ -229,13 +229,8 @@ def test_in_a_torch_data_loader(zone: Zone, samples: Manifest) -> None:
 def test_in_the_workers_of_a_torch_data_loader(zone: Zone, samples: Manifest, method: str) -> None:
     """Each batch of the epoch once, in order; the stream itself stays where it is."""
     with make(zone, samples) as stream:
-        loader: Any = torch.utils.data.DataLoader(
-            stream,
-            None,
-            num_workers=2,
-            timeout=30,
-            multiprocessing_context=method,  # type: ignore[arg-type]
-        )
+        workers: dict[str, Any] = {"num_workers": 2, "timeout": 30, "multiprocessing_context": method}
+        loader: Any = torch.utils.data.DataLoader(stream, None, **workers)
         next(stream)  # whose thread the workers don't have
         for epoch in range(2):
             stream.set_epoch(epoch)
