@@ -12,6 +12,7 @@ SENTENCES = {
     "stream-blobs": "16,384 blobs of 8–32 KB and a label from local shards against the peers and a memcpy.",
     "stream-jpeg": "JPEG files of about 100 KB decoded to 224 × 224 against the peers, SPDL and the decoder alone.",
     "cold-s3": "The blobs from S3 with an empty node cache against plain ranged reads, MDS and litdata; first batches.",
+    "far-s3": "The same as cold-s3, from a store that answers after 30 ms and gives each connection 60 MB/s.",
     "hot-redis": "The blobs from Redis with an empty node cache against plain pipelined reads.",
     "egress": "What 8 nodes with one Redis ask of S3 in 3 epochs, by the cache's size; beside it LRU.",
     "resume": "10^9 samples in 10^6 shards: the time to the next index at 0, 50 and 99 %, and the memory.",

@@ -11,10 +11,11 @@ from storage.cache.embedded import Embedded
 from tests.servers import s3_server, wait_for
 
 BUCKET = "benchmarks"
+Env = dict[str, str]
 
 
 @contextmanager
-def s3(setting: Setting) -> Iterator[dict[str, str]]:
+def s3(setting: Setting) -> Iterator[Env]:
     """The environment of clients of an S3 server with the bucket `benchmarks`; what was put there once stays.
 
     A server that the environment names already (AWS_ENDPOINT_URL and its credentials) is used as it is.

@@ -22,14 +22,11 @@ from storage.clients import Client, Failure, open_client
 from storage.errors import Cancelled, LakeError
 from storage.forks import ForkLock
 from storage.secret import mask
+from storage.spans import PART, Spans
 
 T = TypeVar("T")
 
 TIMEOUT = 60.0  # seconds
-PART = 1 << 20  # bytes; `on_range` is told of so many at a time, and so many must come within `compute.lake_timeout`
-_LEAST_RANGE, _MOST_RANGE = 4 << 20, 16 << 20  # bytes asked for at once; a request costs client and server 2 ms
-_RANGES = 4  # of an object that is small enough
-_AT_ONCE = 8  # of a larger one
 _CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
     "s3": " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, …)",
     "gs": " (GOOGLE_APPLICATION_CREDENTIALS, …)",
@@ -73,6 +70,7 @@ class RangeReader:
         self._lock = ForkLock()
         self._opened: tuple[int, Client] | None = None
         self._told = float("-inf")
+        self._spans = Spans()
 
     def read_into(
         self, path: str, offset: int, out: Buffer, on_range: Callable[[int, int], None] | None = None
@@ -87,15 +85,14 @@ class RangeReader:
         (see `until`). What was read is not verified: that is the caller's.
         """
         view = memoryview(out).cast("B")
-        step = min(max(-(-view.nbytes // _RANGES // PART) * PART, _LEAST_RANGE), _MOST_RANGE)
+        spans, at_once = self._spans.cut(view.nbytes)
         job = _Job(self, path, offset, view, on_range)
-        spans = [(start, min(start + step, view.nbytes)) for start in range(0, view.nbytes, step)]
         if len(spans) <= 1:
             for start, stop in spans:
                 job.fill(start, stop)
             job.check()
             return
-        with ThreadPoolExecutor(min(_AT_ONCE, len(spans)), thread_name_prefix="lake") as pool:
+        with ThreadPoolExecutor(min(at_once, len(spans)), thread_name_prefix="lake") as pool:
             tasks = [pool.submit(job.fill, start, stop) for start, stop in spans]
             try:
                 for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
@@ -105,6 +102,11 @@ class RangeReader:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise  # after the others have left
         job.check()
+
+    @property
+    def far(self) -> bool:
+        """Whether the store's connections have been slow, so that many of them are faster."""
+        return self._spans.far
 
     def size(self, path: str) -> int:
         """Bytes of object `path`. Raises FileNotFoundError when it isn't there."""
@@ -202,8 +204,9 @@ class _Job:
             while at < stop:
                 if self.cancelled:
                     raise _Cancelled
-                begun = at
+                begun, since = at, time.perf_counter()
                 client.read_into(self.path, self.offset + at, self.view[at:stop], came)
+                self.reader._spans.note(at - begun, time.perf_counter() - since)
                 if at == begun:
                     raise _Beyond(f"it ends before byte {self.offset + stop}")
 

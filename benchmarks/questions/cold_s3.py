@@ -5,14 +5,15 @@ that of the first batch is the same read of the objects that the order's first w
 last batch; "until closed" counts what goes on behind it as well: the node cache's files are written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from benchmarks.contenders.ours import remote, settings
 from benchmarks.contenders.plain_s3 import RANGES
 from benchmarks.outcome import Bar, Outcome
 from benchmarks.questions.once import Epochs, epochs
 from benchmarks.rounds import Entrant
-from benchmarks.servers import BUCKET, s3
+from benchmarks.servers import BUCKET, Env, s3
 from benchmarks.setting import Setting
 from benchmarks.works import load
 from pipelines.streaming import Order
@@ -21,7 +22,12 @@ MB = 1e6
 
 
 def ask(setting: Setting) -> Outcome:
-    with s3(setting) as env:
+    return measure("cold-s3", setting, s3)
+
+
+def measure(name: str, setting: Setting, server: Callable[[Setting], AbstractContextManager[Env]]) -> Outcome:
+    """The comparison by `name` with the S3 server that `server` starts."""
+    with server(setting) as env:
         job = {"lake": f"s3://{BUCKET}/blobs-{'tiny' if setting.tiny else 'all'}"}
         work = load("blobs", setting.data, setting.tiny, job)
         records = remote(work).manifest().records()
@@ -39,14 +45,14 @@ def ask(setting: Setting) -> Outcome:
             Entrant("litdata", "with_litdata", "cold", (0, 2), job, env, fresh=True),
         ]
         found = epochs([*plain, ours, *(peers if setting.peers else ())], "blobs", setting)
-    return _outcome(found, _bytes(objects), _bytes(first))
+    return _outcome(name, found, _bytes(objects), _bytes(first))
 
 
 def _bytes(objects: Sequence[tuple[str, int]]) -> int:
     return sum(size for _, size in objects)
 
 
-def _outcome(found: Mapping[str, Epochs], everything: int, window: int) -> Outcome:
+def _outcome(name: str, found: Mapping[str, Epochs], everything: int, window: int) -> Outcome:
     speed = {name: everything / epochs.seconds / MB for name, epochs in found.items() if "window" not in name}
     ours, peers = speed["Shardline"], {name: value for name, value in speed.items() if name in ("MDS", "litdata")}
     client = max(("obstore", "s3fs"), key=lambda name: speed[f"{name}, all"])
@@ -79,7 +85,7 @@ def _outcome(found: Mapping[str, Epochs], everything: int, window: int) -> Outco
         "bytes": everything,
     }
     columns = ["", "MB/s", "spread", "until closed", "first batch"]
-    return Outcome("cold-s3", "MB/s", ours, peers, limit, bars, columns, table, more)
+    return Outcome(name, "MB/s", ours, peers, limit, bars, columns, table, more)
 
 
 def _ends(epochs: Epochs) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from benchmarks.rounds import Entrant, say, started
 from benchmarks.setting import Setting
 
 ROUNDS = 9  # an epoch takes a part of a second, and a busy machine's readings are apart
+_QUICK = 5
 
 
 @dataclass
@@ -60,7 +61,7 @@ def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str
             tried = {workers: run(entrant, workers) for workers in entrant.workers}
             seconds = {workers: answer["seconds"] for workers, answer in tried.items() if answer}
             found[entrant.name].workers = min(seconds, key=seconds.__getitem__, default=-1)
-        rounds = setting.rounds if setting.tiny else ROUNDS
+        rounds = setting.rounds if setting.tiny else _QUICK if setting.quick else ROUNDS
         for turn in range(rounds):
             say(f"{work}: round {turn + 1} of {rounds}")
             for entrant in entrants:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -21,9 +22,11 @@ from storage.lake import StoredObject
 from storage.remote import until
 
 DEFAULT_AHEAD = 256 << 20  # bytes
-THREADS = 4
-_FIRST = 32 << 20  # bytes of shards fetched side by side at first: a large one comes alone, and so sooner
-_TOGETHER = 128 << 20  # and later
+_THREADS = 4
+_THREADS_FAR = 16  # of small shards, where a store's connections are slow
+# Bytes under way, from which on no further shard is begun:
+_FIRST = 32 << 20  # at first, when a large one comes alone and so sooner
+_TOGETHER = 96 << 20  # later
 _GRACE = 5.0  # seconds that closing waits for fetches under way
 
 _COLUMNS = tuple(column.name for column in fields(StoredObject))
@@ -43,6 +46,8 @@ class _Course:
     here: dict[int, Future[Opened]] = field(default_factory=dict)
     bytes: int = 0
     under_way: int = 0  # bytes that are being fetched
+    busy: int = 0  # threads that fetch
+    workers: int = 0  # and all that run ahead
     begun: bool = False  # whether the first one is here
     ended: bool = False
     threads: list[threading.Thread] = field(default_factory=list)
@@ -165,11 +170,17 @@ class Fetcher:
         if not self.remote or not self.ahead:
             return None
         course = self._course = _Course(((epoch, index) for epoch, part in order for index in part.tolist()), is_open)
-        for number in range(min(THREADS, len(self))):
-            thread = threading.Thread(target=self._run, args=(course,), name=f"shardline-fetch-{number}", daemon=True)
-            course.threads.append(thread)
-            thread.start()
+        with self._changed:
+            self._add_worker(course)
         return course
+
+    def _add_worker(self, course: _Course) -> None:
+        """One more thread that runs ahead: there is always one that looks for what may be fetched."""
+        name = f"shardline-fetch-{course.workers}"
+        thread = threading.Thread(target=self._run, args=(course,), name=name, daemon=True)
+        thread.start()
+        course.workers += 1
+        course.threads = [*course.threads, thread]
 
     def reached(self, epoch: int) -> None:
         """Say which epoch the batches are in: what is fetched is of that one and the next."""
@@ -209,6 +220,7 @@ class Fetcher:
             self._into(course, index, future)
             with self._changed:
                 course.begun = True
+                course.busy -= 1
                 course.under_way -= self._bytes(index)
                 self._changed.notify_all()
 
@@ -226,16 +238,23 @@ class Fetcher:
                 epoch, index = course.next
                 size = self._bytes(index)
                 room = not course.bytes or course.bytes + size <= self.ahead
-                at_once = _TOGETHER if course.begun else _FIRST
-                alone = not course.under_way or course.under_way + size <= at_once
-                if epoch <= course.epoch + 1 and room and alone:
+                few = course.under_way < (_TOGETHER if course.begun else _FIRST) and course.busy < self._most(index)
+                if epoch <= course.epoch + 1 and room and few:
                     course.next = None
                     course.bytes += size
                     course.under_way += size
+                    course.busy += 1
+                    if course.busy == course.workers:
+                        with suppress(RuntimeError):  # no further thread can be started
+                            self._add_worker(course)
                     future = course.here[index] = Future()
                     return index, future
                 self._changed.wait()
             return None
+
+    def _most(self, index: int) -> int:
+        """How many shards may be fetched at once, as one more than those under way, of which `index` is the next."""
+        return _THREADS_FAR if self._find(index)[0].zone.reader.far else _THREADS
 
     @staticmethod
     def _is_at_hand(course: _Course, index: int) -> bool:

@@ -20,6 +20,7 @@ from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
+from storage.remote import RangeReader
 from storage.shards import Shard, encode_samples
 
 ROWS, SHARDS = 32, 8
@@ -103,17 +104,55 @@ def test_shards_come_in_the_order_of_need_up_to_the_bound(zone: Zone, manifest: 
 
 
 def test_the_first_large_shard_comes_alone(zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_FIRST", 2 * size(manifest) - 1)
+    monkeypatch.setattr(fetch, "_FIRST", size(manifest, 3))
+    monkeypatch.setattr(fetch, "_TOGETHER", size(manifest) + 1)
+    tiers = Watched(zone)
+    tiers.gate.clear()
+    fetcher = Fetcher([(tiers, manifest.table)])
+    fetcher.start(along(3, 4, 5, 6), lambda _: False)
+    assert under_way(fetcher, tiers) == [paths(manifest)[3]]
+    tiers.gate.set()
+    wait_for(lambda: len(tiers.opened) == 4, "the others")
+    fetcher.stop()
+
+
+def test_shards_come_side_by_side_while_less_than_enough_is_under_way(
+    zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the usual size, though they are a little larger than that."""
+    monkeypatch.setattr(fetch, "_FIRST", size(manifest) + 1)
+    monkeypatch.setattr(fetch, "_TOGETHER", size(manifest) + 1)
     tiers = Watched(zone)
     tiers.gate.clear()
     fetcher = Fetcher([(tiers, manifest.table)])
     fetcher.start(along(3, 4, 5), lambda _: False)
-    waiting = fetcher._changed._waiters  # type: ignore[attr-defined]
-    wait_for(lambda: len(tiers.opened) == 1 and len(waiting) == fetch.THREADS - 1, "all other threads waiting")
-    assert tiers.opened == [paths(manifest)[3]]
+    assert sorted(under_way(fetcher, tiers)) == sorted(paths(manifest)[3:5])
     tiers.gate.set()
-    wait_for(lambda: len(tiers.opened) == 3, "the others")
     fetcher.stop()
+
+
+@pytest.mark.parametrize(("far", "at_once"), [(False, 4), (True, 6)])
+def test_many_small_shards_come_at_once_from_a_store_far_away(
+    zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, far: bool, at_once: int
+) -> None:
+    monkeypatch.setattr(RangeReader, "far", far)
+    monkeypatch.setattr(fetch, "_THREADS_FAR", 6)
+    tiers = Watched(zone)
+    tiers.gate.clear()
+    fetcher = Fetcher([(tiers, manifest.table)])
+    fetcher.start(along(*range(SHARDS)), lambda _: False)
+    assert sorted(under_way(fetcher, tiers)) == sorted(paths(manifest)[:at_once])
+    assert len(threads("shardline-fetch")) <= at_once + 1
+    tiers.gate.set()
+    fetcher.stop()
+
+
+def under_way(fetcher: Fetcher, tiers: Watched) -> list[str]:
+    """What is being fetched, once nothing more is begun: as many threads hold shards as are held, and one waits."""
+    course, waiting = fetcher._course, fetcher._changed._waiters  # type: ignore[attr-defined]
+    assert course is not None
+    wait_for(lambda: course.busy == len(tiers.opened) == course.workers - 1 and len(waiting) == 1, "a thread waiting")
+    return tiers.opened
 
 
 def threads(*names: str) -> list[threading.Thread]:

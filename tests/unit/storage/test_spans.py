@@ -1,0 +1,53 @@
+"""Ranges of objects: all bytes once, and more of them at once where a store's connections are slow."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.spans import PART, Spans
+
+MB = 1e6
+
+
+def after(*rates: float) -> Spans:
+    """Spans that have seen ranges of 8 MiB come at so many bytes a second."""
+    spans = Spans()
+    for rate in rates:
+        spans.note(8 * PART, 8 * PART / rate)
+    return spans
+
+
+def shape(spans: Spans, mib: int) -> tuple[int, int]:
+    """How many ranges an object of so many MiB has, and how many at once."""
+    ranges, at_once = spans.cut(mib * PART)
+    return len(ranges), at_once
+
+
+@given(st.integers(0, 3 << 30), st.lists(st.floats(1e3, 1e10), max_size=40))
+def test_ranges_are_whole_parts_and_cover_the_object_once(nbytes: int, rates: list[float]) -> None:
+    ranges, at_once = after(*rates).cut(nbytes)
+    edges = [0, *(stop for _, stop in ranges)]
+    assert edges == [*(start for start, _ in ranges), nbytes]
+    assert all(start % PART == 0 and start < stop for start, stop in ranges)
+    assert 4 <= at_once <= 16
+    assert len(ranges) <= max(16, -(-nbytes // (16 * PART)))
+
+
+def test_slow_connections_are_many_and_quick_ones_few() -> None:
+    assert shape(after(), 64) == (8, 8)
+    assert shape(after(60 * MB, 90 * MB), 64) == (16, 16)
+    assert shape(after(60 * MB, 300 * MB), 64) == (4, 8)  # a limit would hold for all
+    assert shape(after(60 * MB), 1024) == (64, 16)
+    assert shape(after(300 * MB), 1024) == (64, 8)
+    assert shape(after(60 * MB), 3) == (1, 16)
+
+
+def test_what_was_quick_long_ago_does_not_count() -> None:
+    assert after(300 * MB, *[60 * MB] * 15).far is False
+    assert after(300 * MB, *[60 * MB] * 16).far is True
+
+
+def test_short_ranges_say_nothing() -> None:
+    spans = Spans()
+    spans.note(PART - 1, 1.0)
+    assert not spans.far
+    assert shape(spans, 64) == (8, 8)
