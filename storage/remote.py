@@ -22,7 +22,7 @@ from storage.clients import Client, Failure, open_client
 from storage.errors import Cancelled, LakeError
 from storage.forks import ForkLock
 from storage.secret import mask
-from storage.spans import PART, Spans
+from storage.spans import PART, Ranges, Spans
 
 T = TypeVar("T")
 
@@ -68,9 +68,8 @@ class RangeReader:
     def __init__(self, url: str, options: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> None:
         self.url, self.options, self.timeout = url.rstrip("/"), dict(options or {}), timeout
         self._lock = ForkLock()
-        self._opened: tuple[int, Client] | None = None
+        self._opened: tuple[int, Client, Spans] | None = None
         self._told = float("-inf")
-        self._spans = Spans()
 
     def read_into(
         self, path: str, offset: int, out: Buffer, on_range: Callable[[int, int], None] | None = None
@@ -85,28 +84,10 @@ class RangeReader:
         (see `until`). What was read is not verified: that is the caller's.
         """
         view = memoryview(out).cast("B")
-        spans, at_once = self._spans.cut(view.nbytes)
         job = _Job(self, path, offset, view, on_range)
-        if len(spans) <= 1:
-            for start, stop in spans:
-                job.fill(start, stop)
-            job.check()
-            return
-        with ThreadPoolExecutor(min(at_once, len(spans)), thread_name_prefix="lake") as pool:
-            tasks = [pool.submit(job.fill, start, stop) for start, stop in spans]
-            try:
-                for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
-                    task.result()
-            except BaseException:
-                job.failed = True
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise  # after the others have left
+        with self.spans.cut(view.nbytes) as (ranges, at_once):
+            job.fill_all(ranges, at_once)
         job.check()
-
-    @property
-    def far(self) -> bool:
-        """Whether the store's connections have been slow, so that many of them are faster."""
-        return self._spans.far
 
     def size(self, path: str) -> int:
         """Bytes of object `path`. Raises FileNotFoundError when it isn't there."""
@@ -141,16 +122,21 @@ class RangeReader:
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
-    def _client(self) -> Client:
+    def _open(self) -> tuple[int, Client, Spans]:
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
-                self._opened = (os.getpid(), open_client(self.url, self.options, self.timeout))
-            return self._opened[1]
+                self._opened = (os.getpid(), open_client(self.url, self.options, self.timeout), Spans())
+            return self._opened
+
+    @property
+    def spans(self) -> Spans:
+        """How objects are cut, and what is known of the store's speed, in this process."""
+        return self._open()[2]
 
     def _persist(self, path: str, attempt: Callable[[Client, "_Patience"], T], attempt_share: float = 0.25) -> T:
         """Do `attempt` until it succeeds, fails for good, or is without progress for the time-out, of which one attempt
         takes `attempt_share` at most."""
-        client = self._client()
+        client = self._open()[1]
         patience = _Patience(self.describe(path), client, self.timeout, attempt_share, self._tell)
         while True:
             try:
@@ -182,8 +168,24 @@ class _Job:
         on_range: Callable[[int, int], None] | None,
     ) -> None:
         self.reader, self.path, self.offset, self.view, self.on_range = reader, path, offset, view, on_range
-        self.failed, self.is_over = False, _within.is_over
+        self.failed, self.is_over, self.spans = False, _within.is_over, reader.spans
         self._serial = threading.Lock()
+
+    def fill_all(self, ranges: Ranges, at_once: int) -> None:
+        """Those ranges of the buffer, some of them side by side."""
+        if len(ranges) <= 1 or at_once == 1:
+            for start, stop in ranges:
+                self.fill(start, stop)
+            return
+        with ThreadPoolExecutor(min(at_once, len(ranges)), thread_name_prefix="lake") as pool:
+            tasks = [pool.submit(self.fill, start, stop) for start, stop in ranges]
+            try:
+                for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
+                    task.result()
+            except BaseException:
+                self.failed = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise  # after the others have left
 
     def fill(self, start: int, stop: int) -> None:
         """Bytes [start, stop) of the buffer; an attempt goes on where the one before broke off."""
@@ -206,7 +208,7 @@ class _Job:
                     raise _Cancelled
                 begun, since = at, time.perf_counter()
                 client.read_into(self.path, self.offset + at, self.view[at:stop], came)
-                self.reader._spans.note(at - begun, time.perf_counter() - since)
+                self.spans.note(at - begun, time.perf_counter() - since)
                 if at == begun:
                     raise _Beyond(f"it ends before byte {self.offset + stop}")
 

@@ -5,12 +5,19 @@ are what is fast. One near by gives a connection all it has, and there each furt
 nothing (docs/decisions/0032).
 """
 
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PART = 1 << 20  # bytes: ranges are whole parts
 _SLOW = 100e6  # bytes/s of a connection, below which more of them are used
 _KEPT = 16  # ranges whose speed is remembered
-_LEAST, _MOST = 4 << 20, 16 << 20  # bytes of a range
+_LEAST, _MOST, _MOST_NEAR = 4 << 20, 16 << 20, 64 << 20  # bytes of a range
+# Connections to an object that alone is being read, and to one beside others:
+_UNKNOWN, _FAR, _NEAR = (8, 8), (16, 16), (4, 1)
+
+Ranges = list[tuple[int, int]]
 
 
 class Spans:
@@ -18,23 +25,28 @@ class Spans:
 
     def __init__(self) -> None:
         self._rates: deque[float] = deque(maxlen=_KEPT)
+        self._lock = threading.Lock()
+        self._reading = 0  # objects
 
-    def cut(self, nbytes: int) -> tuple[list[tuple[int, int]], int]:
-        """(start, stop) of the ranges of `nbytes`, and at most how many of them to read side by side."""
-        number, at_once = self._shape()
-        step = min(max(-(-nbytes // number // PART) * PART, _LEAST), _MOST)
-        return [(start, min(start + step, nbytes)) for start in range(0, nbytes, step)], at_once
+    @contextmanager
+    def cut(self, nbytes: int) -> Iterator[tuple[Ranges, int]]:
+        """(start, stop) of the ranges of an object of `nbytes`, which is read inside, and how many of them at once."""
+        with self._lock:
+            self._reading += 1
+            beside = self._reading > 1
+        try:
+            shape = _UNKNOWN if not self._rates else _FAR if self.far else _NEAR
+            at_once, most = shape[beside], _MOST_NEAR if shape is _NEAR else _MOST
+            step = min(max(-(-nbytes // at_once // PART) * PART, _LEAST), most)
+            yield [(start, min(start + step, nbytes)) for start in range(0, nbytes, step)], at_once
+        finally:
+            with self._lock:
+                self._reading -= 1
 
     def note(self, nbytes: int, seconds: float) -> None:
         """A range of `nbytes` came within `seconds`. Short ones say more of the store's answering than of its speed."""
         if nbytes >= PART:
             self._rates.append(nbytes / max(seconds, 1e-9))
-
-    def _shape(self) -> tuple[int, int]:
-        """Ranges of an object that is small enough, and how many of a larger one at once."""
-        if not self._rates:
-            return 8, 8
-        return (16, 16) if self.far else (4, 8)
 
     @property
     def far(self) -> bool:

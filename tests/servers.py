@@ -205,12 +205,14 @@ def pings(client: Any) -> bool:
 
 
 class Cluster:
-    """Three masters, `nodes`, which hold a third of the slots each; `url` is for clients of the project."""
+    """Three masters, `nodes`, which hold a third of the slots each; `url` is for clients of the project. With `tls`, a
+    certificate and its key, clients are sent to ports that speak it."""
 
     _SLOTS = (0, 5461, 10923, 16384)  # where those of each begin, and the end
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder, self._stack = folder, stack
+    def __init__(self, folder: Path, stack: ExitStack, tls: tuple[Path, Path] | None = None) -> None:
+        self._folder, self._stack, self._tls = folder, stack, tls
+        self._doors: list[Proxy] = []
         self._buses = [free_port() for _ in range(3)]
         self.nodes = [self._start(number) for number in range(3)]
         for number, node in enumerate(self.nodes):
@@ -220,7 +222,8 @@ class Cluster:
         for node, bus in zip(self.nodes[1:], self._buses[1:], strict=True):
             self.nodes[0].client.execute_command("CLUSTER MEET", "127.0.0.1", node.port, bus)
         wait_for(self._agrees, "the cluster to agree", seconds=30)
-        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        places = ",".join(f"127.0.0.1:{place.port}" for place in self._doors or self.nodes)
+        self.url = f"rediss+cluster://{places}?ssl_ca_certs={tls[0]}" if tls else f"redis+cluster://{places}"
 
     def holder(self, key: str) -> int:
         """The number of the master that has `key`."""
@@ -233,9 +236,13 @@ class Cluster:
         wait_for(self._agrees, "the cluster to agree again", seconds=30)
 
     def _start(self, number: int, port: int | None = None) -> Redis:
+        port, announced = port or free_port(), {}
+        if self._tls:
+            self._doors.append(self._stack.enter_context(Proxy(port, self._tls)))
+            announced = {"cluster_announce_port": str(self._doors[-1].port)}
         server = redis_server(
             self._folder / str(number), port=port, cluster_enabled="yes", cluster_port=str(self._buses[number]),
-            cluster_config_file="nodes.conf",
+            cluster_config_file="nodes.conf", **announced,
         )  # fmt: skip
         return self._stack.enter_context(server)
 
@@ -245,16 +252,17 @@ class Cluster:
 
 
 @contextmanager
-def redis_cluster(folder: Path) -> Iterator[Cluster]:
+def redis_cluster(folder: Path, tls: tuple[Path, Path] | None = None) -> Iterator[Cluster]:
     """A cluster of three masters."""
     with ExitStack() as stack:
-        yield Cluster(folder, stack)
+        yield Cluster(folder, stack, tls)
 
 
 @contextmanager
-def redis_sentinel(folder: Path) -> Iterator[str]:
-    """The URL of a service that a Sentinel knows."""
-    with redis_server(folder / "master") as master:
+def redis_sentinel(folder: Path, tls: tuple[Path, Path] | None = None) -> Iterator[str]:
+    """The URL of a service that a Sentinel knows. With `tls`, clients speak it to both; the Sentinel doesn't."""
+    with redis_server(folder / "master") as server, ExitStack() as stack:
+        master = stack.enter_context(Proxy(server.port, tls, plain=True)) if tls else server
         place = folder / "sentinel"
         place.mkdir()
         port = free_port()
@@ -266,7 +274,11 @@ def redis_sentinel(folder: Path) -> Iterator[str]:
         client = redis_client(f"redis://127.0.0.1:{port}")
         try:
             wait_for(lambda: pings(client), f"the Sentinel (see {place}/log)", seconds=20)
-            yield f"redis+sentinel://127.0.0.1:{port}/service"
+            if tls:
+                door = stack.enter_context(Proxy(port, tls))
+                yield f"rediss+sentinel://127.0.0.1:{door.port}/service?ssl_ca_certs={tls[0]}"
+            else:
+                yield f"redis+sentinel://127.0.0.1:{port}/service"
         finally:
             client.close()
             process.kill()
@@ -286,11 +298,16 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert, key
 
 
+_HANDSHAKE = b"\x16"  # a TLS record of that kind comes first
+
+
 class Proxy:
     """Forwards connections to `target`, a port of this machine: with TLS towards the client where a certificate and a
-    key are given, and no faster than `rate` bytes a second (`upload`: from the client) while that is set."""
+    key are given (with `plain`, only towards clients that begin it), and no faster than `rate` bytes a second
+    (`upload`: from the client) while that is set."""
 
-    def __init__(self, target: int, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, target: int, tls: tuple[Path, Path] | None = None, *, plain: bool = False) -> None:
+        self._plain = plain
         self.rate: float | None = None
         self.upload: float | None = None
         self._target = target
@@ -311,7 +328,7 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError):
-            if self._context:
+            if self._context and not (self._plain and client.recv(1, socket.MSG_PEEK) != _HANDSHAKE):
                 client = self._context.wrap_socket(client, server_side=True)
             server = socket.create_connection(("127.0.0.1", self._target))
             self._sockets += [client, server]

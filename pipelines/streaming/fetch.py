@@ -26,7 +26,7 @@ _THREADS = 4
 _THREADS_FAR = 16  # of small shards, where a store's connections are slow
 # Bytes under way, from which on no further shard is begun:
 _FIRST = 32 << 20  # at first, when a large one comes alone and so sooner
-_TOGETHER = 96 << 20  # later
+_TOGETHER = 160 << 20  # later
 _GRACE = 5.0  # seconds that closing waits for fetches under way
 
 _COLUMNS = tuple(column.name for column in fields(StoredObject))
@@ -254,7 +254,7 @@ class Fetcher:
 
     def _most(self, index: int) -> int:
         """How many shards may be fetched at once, as one more than those under way, of which `index` is the next."""
-        return _THREADS_FAR if self._find(index)[0].zone.reader.far else _THREADS
+        return _THREADS_FAR if self._find(index)[0].zone.reader.spans.far else _THREADS
 
     @staticmethod
     def _is_at_hand(course: _Course, index: int) -> bool:

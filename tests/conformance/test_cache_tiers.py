@@ -19,7 +19,7 @@ from storage.lake import StoredObject, Zone
 pytestmark = pytest.mark.xdist_group("redis")
 
 PART = 1 << 20
-REDIS = ("tcp", "unix", "acl", "tls", "cluster", "sentinel", "embedded")
+REDIS = ("tcp", "unix", "acl", "tls", "cluster", "tls-cluster", "sentinel", "tls-sentinel", "embedded")
 RIGHTS = "+@read +@write +@scripting +@connection +time"  # as docs/cache.md says
 TIERS = ("node", *REDIS)
 
@@ -35,10 +35,12 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             server = Embedded(folder / "valkey", 256 << 20)
             yield server.url
             server.close()
-        elif form == "cluster":
-            yield stack.enter_context(redis_cluster(folder)).url
-        elif form == "sentinel":
-            yield stack.enter_context(redis_sentinel(folder))
+        elif form.endswith("cluster"):
+            tls = certificate(folder / "tls") if form.startswith("tls") else None
+            yield stack.enter_context(redis_cluster(folder, tls)).url
+        elif form.endswith("sentinel"):
+            tls = certificate(folder / "tls") if form.startswith("tls") else None
+            yield stack.enter_context(redis_sentinel(folder, tls))
         elif form == "acl":
             server = stack.enter_context(redis_server(folder))
             server.client.execute_command(f"ACL SETUSER reader on >p@ss:w/rd ~* -@all {RIGHTS}")

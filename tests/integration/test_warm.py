@@ -134,3 +134,8 @@ def test_the_pipeline_warms_before_it_trains(
     assert there == set(train_shards(project))
     assert not (project / ".shardline" / "valkey" / "url").exists()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(project) in " ".join(p.info["cmdline"] or [])]
+
+    drop(Workspace.open(project), "node")
+    done = run(sys.executable, "-m", "flows.warm", "--tier", "node", cwd=project, env=prefect.env | s3.env)
+    assert "are at hand" in done.stdout + done.stderr
+    assert NodeCache(project / ".shardline" / "cache", 0).digests() == train_shards(project)

@@ -1,5 +1,6 @@
 """Ranges of objects: all bytes once, and more of them at once where a store's connections are slow."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,27 +19,41 @@ def after(*rates: float) -> Spans:
 
 def shape(spans: Spans, mib: int) -> tuple[int, int]:
     """How many ranges an object of so many MiB has, and how many at once."""
-    ranges, at_once = spans.cut(mib * PART)
-    return len(ranges), at_once
+    with spans.cut(mib * PART) as (ranges, at_once):
+        return len(ranges), at_once
 
 
 @given(st.integers(0, 3 << 30), st.lists(st.floats(1e3, 1e10), max_size=40))
 def test_ranges_are_whole_parts_and_cover_the_object_once(nbytes: int, rates: list[float]) -> None:
-    ranges, at_once = after(*rates).cut(nbytes)
-    edges = [0, *(stop for _, stop in ranges)]
-    assert edges == [*(start for start, _ in ranges), nbytes]
-    assert all(start % PART == 0 and start < stop for start, stop in ranges)
-    assert 4 <= at_once <= 16
-    assert len(ranges) <= max(16, -(-nbytes // (16 * PART)))
+    spans = after(*rates)
+    for _ in range(2):  # alone, and beside another
+        with spans.cut(nbytes) as (ranges, at_once), spans.cut(nbytes) as beside:
+            for some, most in ((ranges, at_once), beside):
+                assert [0, *(stop for _, stop in some)] == [*(start for start, _ in some), nbytes]
+                assert all(start % PART == 0 and start < stop for start, stop in some)
+                assert 1 <= most <= 16
+                assert len(some) <= max(16, -(-nbytes // (16 * PART)))
 
 
 def test_slow_connections_are_many_and_quick_ones_few() -> None:
     assert shape(after(), 64) == (8, 8)
     assert shape(after(60 * MB, 90 * MB), 64) == (16, 16)
-    assert shape(after(60 * MB, 300 * MB), 64) == (4, 8)  # a limit would hold for all
+    assert shape(after(60 * MB, 300 * MB), 64) == (4, 4)  # a limit would hold for all
     assert shape(after(60 * MB), 1024) == (64, 16)
-    assert shape(after(300 * MB), 1024) == (64, 8)
+    assert shape(after(300 * MB), 1024) == (16, 4)
     assert shape(after(60 * MB), 3) == (1, 16)
+
+
+def test_beside_others_a_quick_connection_is_enough() -> None:
+    """And an object that ended in an error is beside none any more."""
+    near, far = after(300 * MB), after(60 * MB)
+    with near.cut(PART), far.cut(PART):
+        assert shape(near, 64) == (1, 1)
+        assert shape(far, 64) == (16, 16)
+    assert shape(near, 64) == (4, 4)
+    with pytest.raises(OSError, match="broken"), near.cut(PART):
+        raise OSError("broken")
+    assert shape(near, 64) == (4, 4)
 
 
 def test_what_was_quick_long_ago_does_not_count() -> None:

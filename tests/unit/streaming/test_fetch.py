@@ -20,8 +20,8 @@ from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
-from storage.remote import RangeReader
 from storage.shards import Shard, encode_samples
+from storage.spans import Spans
 
 ROWS, SHARDS = 32, 8
 
@@ -135,7 +135,7 @@ def test_shards_come_side_by_side_while_less_than_enough_is_under_way(
 def test_many_small_shards_come_at_once_from_a_store_far_away(
     zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, far: bool, at_once: int
 ) -> None:
-    monkeypatch.setattr(RangeReader, "far", far)
+    monkeypatch.setattr(Spans, "far", far)
     monkeypatch.setattr(fetch, "_THREADS_FAR", 6)
     tiers = Watched(zone)
     tiers.gate.clear()
