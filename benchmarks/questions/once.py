@@ -1,6 +1,6 @@
 """Whole epochs from the start, timed from asking for them: what a cold start costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -21,6 +21,12 @@ class Epochs:
     firsts: list[float] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
 
+    def add(self, answer: Mapping[str, float]) -> None:
+        """One more epoch, as its contender measured it."""
+        self.all_seconds.append(answer["seconds"])
+        self.firsts.append(answer["first"])
+        self.ends.append(answer["ended"])
+
     @property
     def seconds(self) -> float:
         return median(self.all_seconds)
@@ -37,7 +43,7 @@ class Epochs:
 def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str, Epochs]:
     """By name: a warm-up epoch with each of the entrant's `workers`, then rounds in turns with the best of them.
 
-    A fresh entrant (a peer) that breaks with some workers is measured with others, and left out where all break. With
+    A fresh entrant (a peer) that breaks with some workers is measured anew with others, or left out. With
     `--quick` it has no warm-up and one round, else fewer than the others, since each of its epochs takes a process.
     """
     found = {entrant.name: Epochs() for entrant in entrants}
@@ -66,11 +72,13 @@ def epochs(entrants: Sequence[Entrant], work: str, setting: Setting) -> dict[str
             say(f"{work}: round {turn + 1} of {rounds}")
             for entrant in entrants:
                 epochs = found[entrant.name]
-                if epochs.workers < 0 or (entrant.fresh and turn >= (1 if setting.quick else setting.rounds)):
+                enough = entrant.fresh and len(epochs.all_seconds) >= (1 if setting.quick else setting.rounds)
+                if epochs.workers < 0 or enough:
                     continue
                 answer = run(entrant, epochs.workers)
                 if answer:
-                    epochs.all_seconds.append(answer["seconds"])
-                    epochs.firsts.append(answer["first"])
-                    epochs.ends.append(answer["ended"])
+                    epochs.add(answer)
+                else:
+                    sound = [workers for workers in entrant.workers if workers not in epochs.broken]
+                    found[entrant.name] = Epochs(min(sound, default=-1), epochs.broken)
     return {name: epochs for name, epochs in found.items() if epochs.all_seconds}
