@@ -29,7 +29,9 @@ def slowed(endpoint: str, rate: float, delay: float) -> Iterator[str]:
         assert process.stdin
         assert process.stdout
         try:
-            yield process.stdout.readline().strip()
+            url = process.stdout.readline().strip()
+            assert url, f"the proxy in front of {endpoint} has ended"
+            yield url
         finally:
             process.stdin.close()  # it ends
 
@@ -45,7 +47,11 @@ def serve(endpoint: str, rate: float, delay: float) -> None:
             client, _ = listener.accept()
             client.setsockopt(socket.SOL_SOCKET, _PACE, int(rate))
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            server = socket.create_connection((str(place.hostname), place.port or 80))
+            try:
+                server = socket.create_connection((str(place.hostname), place.port or 80))
+            except OSError:
+                client.close()
+                continue
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for task in (_asks, _answers):
                 threading.Thread(target=task, args=(client, server, delay), daemon=True).start()
@@ -65,8 +71,9 @@ def _asks(client: socket.socket, server: socket.socket, delay: float) -> None:
 
 def _answers(client: socket.socket, server: socket.socket, _: float) -> None:
     out, into = os.pipe()
-    with client, server, suppress(OSError):
+    with suppress(OSError):  # who isn't root may have but some large pipes
         fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _CHUNK)
+    with client, server, suppress(OSError):
         while count := os.splice(server.fileno(), into, _CHUNK):
             while count:
                 count -= os.splice(out, client.fileno(), count)

@@ -45,8 +45,11 @@ class Failure:
 class Client(Protocol):
     """One attempt at each operation; `path` is relative to the zone. Errors are its own: `explain` says what they mean.
 
-    Safe for threads, not for a fork.
+    Safe for threads, not for a fork. `resumes`: whether what came of a read that broke off stays, so that it may be a
+    large one.
     """
+
+    resumes: bool
 
     def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
         """Fill `out` from byte `start` of an object on, in order, or as far as the object goes; `came(n)` as n bytes
@@ -80,6 +83,8 @@ class ObstoreClient:
     A read that makes no progress, or is not done, within a quarter of `timeout` [s] is cut: the caller tries again
     where it broke off. An upload cannot be taken up midway, so obstore repeats the requests of one by itself.
     """
+
+    resumes = True
 
     def __init__(self, url: str, options: dict[str, Any], timeout: float) -> None:
         self.url, self.options, self.timeout = url, options, timeout
@@ -213,6 +218,8 @@ def _brief(error: Exception) -> str:
 
 class FsspecClient:
     """Any URL through its fsspec driver."""
+
+    resumes = False  # a driver gives a range as a whole, or none of it
 
     def __init__(self, url: str, options: dict[str, Any], timeout: float) -> None:
         self.url, self.timeout = url, timeout

@@ -85,7 +85,7 @@ class RangeReader:
         """
         view = memoryview(out).cast("B")
         job = _Job(self, path, offset, view, on_range)
-        with self.spans.cut(view.nbytes) as (ranges, at_once):
+        with job.spans.cut(view.nbytes) as (ranges, at_once):
             job.fill_all(ranges, at_once)
         job.check()
 
@@ -125,13 +125,15 @@ class RangeReader:
     def _open(self) -> tuple[int, Client, Spans]:
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
-                self._opened = (os.getpid(), open_client(self.url, self.options, self.timeout), Spans())
+                client = open_client(self.url, self.options, self.timeout)
+                self._opened = (os.getpid(), client, Spans(client.resumes))
             return self._opened
 
     @property
-    def spans(self) -> Spans:
-        """How objects are cut, and what is known of the store's speed, in this process."""
-        return self._open()[2]
+    def far(self) -> bool:
+        """Whether the store's connections have been slow in this process, so that many of them are faster."""
+        opened = self._opened
+        return opened is not None and opened[0] == os.getpid() and opened[2].far
 
     def _persist(self, path: str, attempt: Callable[[Client, "_Patience"], T], attempt_share: float = 0.25) -> T:
         """Do `attempt` until it succeeds, fails for good, or is without progress for the time-out, of which one attempt
@@ -168,7 +170,7 @@ class _Job:
         on_range: Callable[[int, int], None] | None,
     ) -> None:
         self.reader, self.path, self.offset, self.view, self.on_range = reader, path, offset, view, on_range
-        self.failed, self.is_over, self.spans = False, _within.is_over, reader.spans
+        self.failed, self.is_over, self.spans = False, _within.is_over, reader._open()[2]
         self._serial = threading.Lock()
 
     def fill_all(self, ranges: Ranges, at_once: int) -> None:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 PART = 1 << 20  # bytes: ranges are whole parts
 _SLOW = 100e6  # bytes/s of a connection, below which more of them are used
 _KEPT = 16  # ranges whose speed is remembered
-_LEAST, _MOST, _MOST_NEAR = 4 << 20, 16 << 20, 64 << 20  # bytes of a range
+_LEAST, _MOST = 4 << 20, 16 << 20  # bytes of a range
+_MOST_NEAR = 80 << 20  # the usual shard, which is a little more than 64 MiB
 # Connections to an object that alone is being read, and to one beside others:
 _UNKNOWN, _FAR, _NEAR = (8, 8), (16, 16), (4, 1)
 
@@ -21,9 +22,13 @@ Ranges = list[tuple[int, int]]
 
 
 class Spans:
-    """Ranges of objects, and how many of an object's are read at once. Safe for threads."""
+    """Ranges of objects, and how many of an object's are read at once. Safe for threads.
 
-    def __init__(self) -> None:
+    Unless it `learns`, it goes on as if nothing were known of the store.
+    """
+
+    def __init__(self, learns: bool = True) -> None:
+        self._learns = learns
         self._rates: deque[float] = deque(maxlen=_KEPT)
         self._lock = threading.Lock()
         self._reading = 0  # objects
@@ -45,12 +50,12 @@ class Spans:
 
     def note(self, nbytes: int, seconds: float) -> None:
         """A range of `nbytes` came within `seconds`. Short ones say more of the store's answering than of its speed."""
-        if nbytes >= PART:
+        if self._learns and nbytes >= PART:
             self._rates.append(nbytes / max(seconds, 1e-9))
 
     @property
     def far(self) -> bool:
-        """Whether connections are known to be slow. Of the last ranges the fastest counts: other work on this machine
-        slows some, and a store's limit all."""
-        rates = list(self._rates)
-        return bool(rates) and max(rates) < _SLOW
+        """Whether connections are known to be slow. Of the last ranges the second fastest counts: other work on this
+        machine slows some, a store's limit all, and one may have slipped through it."""
+        fastest = sorted(self._rates)[-2:]
+        return bool(fastest) and fastest[0] < _SLOW

@@ -236,10 +236,10 @@ class Cluster:
         wait_for(self._agrees, "the cluster to agree again", seconds=30)
 
     def _start(self, number: int, port: int | None = None) -> Redis:
-        port, announced = port or free_port(), {}
+        port, announced = port or free_port(), dict[str, Any]()
         if self._tls:
             self._doors.append(self._stack.enter_context(Proxy(port, self._tls)))
-            announced = {"cluster_announce_port": str(self._doors[-1].port)}
+            announced["cluster_announce_port"] = str(self._doors[-1].port)
         server = redis_server(
             self._folder / str(number), port=port, cluster_enabled="yes", cluster_port=str(self._buses[number]),
             cluster_config_file="nodes.conf", **announced,

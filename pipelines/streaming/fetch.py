@@ -24,6 +24,7 @@ from storage.remote import until
 DEFAULT_AHEAD = 256 << 20  # bytes
 _THREADS = 4
 _THREADS_FAR = 16  # of small shards, where a store's connections are slow
+_IDLE = 2  # threads that look for what may be fetched; others end
 # Bytes under way, from which on no further shard is begun:
 _FIRST = 32 << 20  # at first, when a large one comes alone and so sooner
 _TOGETHER = 160 << 20  # later
@@ -113,10 +114,14 @@ class Fetcher:
     def _apart(self, course: _Course, index: int) -> Future[Opened]:
         """Fetch a shard now, in a thread of its own: so that waiting for it can be interrupted."""
         future: Future[Opened] = Future()
-        thread = threading.Thread(target=self._into, args=(course, index, future), name="shardline-fetch", daemon=True)
-        course.threads = [*(other for other in course.threads if other.is_alive()), thread]
-        thread.start()
+        self._begin(course, self._into, course, index, future)
         return future
+
+    @staticmethod
+    def _begin(course: _Course, what: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=what, args=arguments, name="shardline-fetch", daemon=True)
+        thread.start()
+        course.threads = [*(other for other in course.threads if other.is_alive()), thread]
 
     def _into(self, course: _Course, index: int, future: Future[Opened]) -> None:
         try:
@@ -175,12 +180,9 @@ class Fetcher:
         return course
 
     def _add_worker(self, course: _Course) -> None:
-        """One more thread that runs ahead: there is always one that looks for what may be fetched."""
-        name = f"shardline-fetch-{course.workers}"
-        thread = threading.Thread(target=self._run, args=(course,), name=name, daemon=True)
-        thread.start()
+        """One more thread that runs ahead: one at least looks for what may be fetched."""
+        self._begin(course, self._run, course)
         course.workers += 1
-        course.threads = [*course.threads, thread]
 
     def reached(self, epoch: int) -> None:
         """Say which epoch the batches are in: what is fetched is of that one and the next."""
@@ -232,14 +234,15 @@ class Fetcher:
                 while course.next is None or self._is_at_hand(course, course.next[1]):
                     course.next = next(course.shards, None)
                     if course.next is None:
+                        course.workers -= 1
                         return None
                     if course.next[0] > course.epoch + 1:
                         break
                 epoch, index = course.next
                 size = self._bytes(index)
                 room = not course.bytes or course.bytes + size <= self.ahead
-                few = course.under_way < (_TOGETHER if course.begun else _FIRST) and course.busy < self._most(index)
-                if epoch <= course.epoch + 1 and room and few:
+                few = course.under_way < (_TOGETHER if course.begun else _FIRST)
+                if epoch <= course.epoch + 1 and room and few and course.busy < self._most(index):
                     course.next = None
                     course.bytes += size
                     course.under_way += size
@@ -249,12 +252,16 @@ class Fetcher:
                             self._add_worker(course)
                     future = course.here[index] = Future()
                     return index, future
+                if course.workers - course.busy > _IDLE:
+                    break
                 self._changed.wait()
+            course.workers -= 1
             return None
 
     def _most(self, index: int) -> int:
-        """How many shards may be fetched at once, as one more than those under way, of which `index` is the next."""
-        return _THREADS_FAR if self._find(index)[0].zone.reader.spans.far else _THREADS
+        """How many shards may be fetched at once, where `index` is the next."""
+        zone = self._find(index)[0].zone
+        return _THREADS_FAR if zone.root is None and zone.reader.far else _THREADS
 
     @staticmethod
     def _is_at_hand(course: _Course, index: int) -> bool:

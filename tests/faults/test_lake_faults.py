@@ -22,7 +22,7 @@ from storage.atomic import write_atomically
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
-from storage.remote import RangeReader
+from storage.remote import RangeReader, _Job
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -93,12 +93,37 @@ def test_a_store_with_slow_connections_is_read_over_more_of_them(proxy: FaultyPr
     data = np.random.default_rng(1).bytes(64 << 20)
     stored = zone.publish(data, ".bin")
     proxy.slow(40e6)
-    reader, out = RangeReader(str(zone.url), timeout=20), bytearray(len(data))
+    reader, out = RangeReader(str(zone.url)), bytearray(len(data))
     for ranges in (8, 16):
         proxy.requests.clear()
         reader.read_into(stored.path, 0, out)
         assert len(proxy.requests) == ranges
         assert out == data
+
+
+def test_ranges_one_after_the_other(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
+    """As they are read where a store is near, beside another object: in order, to the end or to an error."""
+    reader, told, out = RangeReader(str(zone.url)), list[tuple[int, int]](), bytearray(stored.bytes)
+    ranges = [(0, 8 << 20), (8 << 20, 16 << 20), (16 << 20, stored.bytes)]
+
+    def some(start: int, stop: int) -> None:
+        told.append((start, stop))
+        if start >= limit:
+            raise ValueError("enough")
+
+    proxy.requests.clear()
+    limit = stored.bytes
+    job = _Job(reader, stored.path, 0, memoryview(out), some)
+    job.fill_all(ranges, 1)
+    assert out == DATA
+    assert told == [(start, start + (1 << 20)) for start in range(0, stored.bytes, 1 << 20)]
+    assert len(proxy.requests) == 3
+
+    proxy.requests.clear()
+    limit = 9 << 20
+    with pytest.raises(ValueError, match="enough"):
+        _Job(reader, stored.path, 0, memoryview(out), some).fill_all(ranges, 1)
+    assert len(proxy.requests) == 2
 
 
 def test_errors_that_last_are_named(proxy: FaultyProxy, zone: Zone, stored: StoredObject) -> None:
@@ -180,7 +205,7 @@ def test_a_refused_connection_is_named_and_one_that_comes_back_is_used(
 ) -> None:
     proxy.down()
     fails(zone, stored, "no progress")
-    (warning,) = caplog.messages  # of four ranges, and many attempts
+    (warning,) = caplog.messages  # of its ranges, and many attempts
     assert stored.path in warning
     assert "trying on until compute.lake_timeout=1.5 s" in warning
     proxy.up()

@@ -512,6 +512,7 @@ def test_a_stream_whose_lake_is_silent_is_closed_in_moments(site: Site, monkeypa
         return shard
 
     monkeypatch.setattr(Fetcher, "open", open_shard)
+    site.proxy.slow(1 << 20)  # the next shard isn't there when the first batch is
     with Tiered(site.zone) as tiers, Stream(site.zone, site.zone.manifest(), tiers=tiers, prefetch=64, **SETTINGS) as s:
         next(s)
         site.proxy.stall()

@@ -38,9 +38,10 @@ def test_ranges_are_whole_parts_and_cover_the_object_once(nbytes: int, rates: li
 def test_slow_connections_are_many_and_quick_ones_few() -> None:
     assert shape(after(), 64) == (8, 8)
     assert shape(after(60 * MB, 90 * MB), 64) == (16, 16)
-    assert shape(after(60 * MB, 300 * MB), 64) == (4, 4)  # a limit would hold for all
+    assert shape(after(60 * MB, 300 * MB), 64) == (16, 16)  # one may slip through a limit
+    assert shape(after(60 * MB, 300 * MB, 200 * MB), 64) == (4, 4)  # which holds for all others
     assert shape(after(60 * MB), 1024) == (64, 16)
-    assert shape(after(300 * MB), 1024) == (16, 4)
+    assert shape(after(300 * MB), 1024) == (13, 4)
     assert shape(after(60 * MB), 3) == (1, 16)
 
 
@@ -57,8 +58,19 @@ def test_beside_others_a_quick_connection_is_enough() -> None:
 
 
 def test_what_was_quick_long_ago_does_not_count() -> None:
-    assert after(300 * MB, *[60 * MB] * 15).far is False
-    assert after(300 * MB, *[60 * MB] * 16).far is True
+    assert after(300 * MB, 300 * MB, *[60 * MB] * 14).far is False
+    assert after(300 * MB, 300 * MB, *[60 * MB] * 15).far is True
+
+
+def test_what_does_not_learn_goes_on_as_it_began() -> None:
+    """Ranges of drivers that give a range as a whole or not at all stay small."""
+    for rate in (60 * MB, 300 * MB):
+        spans = Spans(learns=False)
+        spans.note(8 * PART, 8 * PART / rate)
+        assert not spans.far
+        assert shape(spans, 64) == (8, 8)
+        with spans.cut(PART):
+            assert shape(spans, 1024) == (64, 8)
 
 
 def test_short_ranges_say_nothing() -> None:

@@ -20,8 +20,8 @@ from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
+from storage.remote import RangeReader
 from storage.shards import Shard, encode_samples
-from storage.spans import Spans
 
 ROWS, SHARDS = 32, 8
 
@@ -135,7 +135,7 @@ def test_shards_come_side_by_side_while_less_than_enough_is_under_way(
 def test_many_small_shards_come_at_once_from_a_store_far_away(
     zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, far: bool, at_once: int
 ) -> None:
-    monkeypatch.setattr(Spans, "far", far)
+    monkeypatch.setattr(RangeReader, "far", far)
     monkeypatch.setattr(fetch, "_THREADS_FAR", 6)
     tiers = Watched(zone)
     tiers.gate.clear()
@@ -144,6 +144,24 @@ def test_many_small_shards_come_at_once_from_a_store_far_away(
     assert sorted(under_way(fetcher, tiers)) == sorted(paths(manifest)[:at_once])
     assert len(threads("shardline-fetch")) <= at_once + 1
     tiers.gate.set()
+    fetcher.stop()
+
+
+def test_threads_that_find_nothing_to_fetch_end(
+    zone: Zone, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After many small shards at once, all but two."""
+    monkeypatch.setattr(RangeReader, "far", True)
+    tiers = Watched(zone)
+    tiers.gate.clear()
+    fetcher = Fetcher([(tiers, manifest.table)], ahead=6 * size(manifest))
+    fetcher.start(along(*range(SHARDS)), lambda _: False)
+    assert len(under_way(fetcher, tiers)) == 6
+    tiers.gate.set()
+    wait_for(lambda: len(threads("shardline-fetch")) == 2, "the others to end")
+    for index in (0, 1):
+        fetcher.open(index)
+    wait_for(lambda: len(tiers.opened) == SHARDS, "the rest")
     fetcher.stop()
 
 
