@@ -23,7 +23,7 @@ from typing import Any
 from storage.cache.counters import Tally
 from storage.cache.locks import Locked, is_at, pauses, try_lock, unlock
 from storage.cache.node_index import Index, IndexLock
-from storage.cache.policy import DAY, decide, ring_of
+from storage.cache.policy import DAY, Decision, decide, ring_of
 from storage.cache.write import write
 
 SUFFIX, TEMPORARY = ".arrow", ".tmp"
@@ -183,17 +183,9 @@ class NodeCache:
             stale = os.fstat(descriptor).st_size  # a dead process left it
             index.bytes -= stale
             index.ring.pop(digest, None)
-            held = {key: nbytes for key, nbytes in index.ring.items() if self.path(key).exists()}
-            arriving = sum(index.ring.values()) - sum(held.values())
-            pinned = index.bytes - sum(index.ring.values())  # more than its part where the index was lost, and its ring
-            decision = decide(
-                size,
-                pinned=pinned,
-                pinned_limit=self.budget - self.ring_limit,
-                idle=self._idle(index),
-                ring=list(held.items()),
-                ring_limit=min(self.ring_limit, self.budget - pinned) - arriving,
-            )
+            decision = self._decide(size, index)
+            if decision.place == "none" and self._freed(index):
+                decision = self._decide(size, index)
             for dropped in decision.drop:
                 self._unlink(dropped, index)
             os.ftruncate(descriptor, 0)
@@ -204,6 +196,26 @@ class NodeCache:
             if decision.place == "ring":
                 index.ring[digest] = size
             return True
+
+    def _decide(self, size: int, index: Index) -> Decision:
+        held = {key: nbytes for key, nbytes in index.ring.items() if self.path(key).exists()}
+        arriving = sum(index.ring.values()) - sum(held.values())
+        pinned = index.bytes - sum(index.ring.values())  # more than its part where the index was lost, and its ring
+        return decide(
+            size,
+            pinned=pinned,
+            pinned_limit=self.budget - self.ring_limit,
+            idle=self._idle(index),
+            ring=list(held.items()),
+            ring_limit=min(self.ring_limit, self.budget - pinned) - arriving,
+        )
+
+    def _freed(self, index: Index) -> bool:
+        """Whether places in the ring of shards whose fetching process has died are free now."""
+        dead = [key for key in index.ring if self.temporary(key).exists() and self._swept(self.temporary(key))]
+        for key in dead:
+            index.bytes -= index.ring.pop(key)
+        return bool(dead)
 
     def give_back(self, digest: str, size: int, descriptor: int) -> None:
         """Remove a temporary file and uncount its `size` bytes, then let its lock go. Where the index can't be had, the

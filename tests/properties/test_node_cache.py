@@ -131,3 +131,14 @@ class Folder(RuleBasedStateMachine):
 
 TestFolder = Folder.TestCase
 TestFolder.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+
+
+def test_the_ring_gives_the_place_of_a_fetch_that_died_to_the_next() -> None:
+    folder = Folder()
+    folder.fetch("d")
+    folder.fetch("c")
+    folder.die("c")
+    folder.fetch("e")
+    folder.it_holds_what_it_says_within_the_budget()
+    assert set(folder.claims) == {"d", "e"}
+    folder.teardown()
