@@ -53,8 +53,8 @@ def serve(endpoint: str, rate: float, delay: float) -> None:
                 client.close()
                 continue
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for task in (_asks, _answers):
-                threading.Thread(target=task, args=(client, server, delay), daemon=True).start()
+            threading.Thread(target=_asks, args=(client, server, delay), daemon=True).start()
+            threading.Thread(target=_answers, args=(client, server), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     sys.stdin.read()
@@ -69,7 +69,7 @@ def _asks(client: socket.socket, server: socket.socket, delay: float) -> None:
         server.shutdown(socket.SHUT_WR)
 
 
-def _answers(client: socket.socket, server: socket.socket, _: float) -> None:
+def _answers(client: socket.socket, server: socket.socket) -> None:
     out, into = os.pipe()
     with suppress(OSError):  # who isn't root may have but some large pipes
         fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, _CHUNK)

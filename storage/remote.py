@@ -21,8 +21,8 @@ from typing_extensions import Buffer
 from storage.clients import Client, Failure, open_client
 from storage.errors import Cancelled, LakeError
 from storage.forks import ForkLock
+from storage.ranges import PART, Cutter, Ranges
 from storage.secret import mask
-from storage.spans import PART, Ranges, Spans
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class RangeReader:
     def __init__(self, url: str, options: dict[str, Any] | None = None, timeout: float = TIMEOUT) -> None:
         self.url, self.options, self.timeout = url.rstrip("/"), dict(options or {}), timeout
         self._lock = ForkLock()
-        self._opened: tuple[int, Client, Spans] | None = None
+        self._opened: tuple[int, Client, Cutter] | None = None
         self._told = float("-inf")
 
     def read_into(
@@ -85,7 +85,7 @@ class RangeReader:
         """
         view = memoryview(out).cast("B")
         job = _Job(self, path, offset, view, on_range)
-        with job.spans.cut(view.nbytes) as (ranges, at_once):
+        with job.cutter.cut(view.nbytes) as (ranges, at_once):
             job.fill_all(ranges, at_once)
         job.check()
 
@@ -122,11 +122,11 @@ class RangeReader:
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
-    def _open(self) -> tuple[int, Client, Spans]:
+    def _open(self) -> tuple[int, Client, Cutter]:
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
                 client = open_client(self.url, self.options, self.timeout)
-                self._opened = (os.getpid(), client, Spans(client.resumes))
+                self._opened = (os.getpid(), client, Cutter(client.resumes))
             return self._opened
 
     @property
@@ -170,7 +170,7 @@ class _Job:
         on_range: Callable[[int, int], None] | None,
     ) -> None:
         self.reader, self.path, self.offset, self.view, self.on_range = reader, path, offset, view, on_range
-        self.failed, self.is_over, self.spans = False, _within.is_over, reader._open()[2]
+        self.failed, self.is_over, self.cutter = False, _within.is_over, reader._open()[2]
         self._serial = threading.Lock()
 
     def fill_all(self, ranges: Ranges, at_once: int) -> None:
@@ -210,7 +210,7 @@ class _Job:
                     raise _Cancelled
                 begun, since = at, time.perf_counter()
                 client.read_into(self.path, self.offset + at, self.view[at:stop], came)
-                self.spans.note(at - begun, time.perf_counter() - since)
+                self.cutter.note(at - begun, time.perf_counter() - since)
                 if at == begun:
                     raise _Beyond(f"it ends before byte {self.offset + stop}")
 

@@ -184,7 +184,7 @@ class NodeCache:
             index.bytes -= stale
             index.ring.pop(digest, None)
             decision = self._decide(size, index)
-            if decision.place == "none" and self._freed(index):
+            if decision.place == "none" and self._free_dead(index):
                 decision = self._decide(size, index)
             for dropped in decision.drop:
                 self._unlink(dropped, index)
@@ -210,8 +210,8 @@ class NodeCache:
             ring_limit=min(self.ring_limit, self.budget - pinned) - arriving,
         )
 
-    def _freed(self, index: Index) -> bool:
-        """Whether places in the ring of shards whose fetching process has died are free now."""
+    def _free_dead(self, index: Index) -> bool:
+        """Give back the ring's places of fetches whose process has died. Returns whether there were any."""
         dead = [key for key in index.ring if self.temporary(key).exists() and self._swept(self.temporary(key))]
         for key in dead:
             index.bytes -= index.ring.pop(key)

@@ -4,35 +4,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.spans import PART, Spans
+from storage.ranges import PART, Cutter
 
 MB = 1e6
 
 
-def after(*rates: float) -> Spans:
-    """Spans that have seen ranges of 8 MiB come at so many bytes a second."""
-    spans = Spans()
+def after(*rates: float) -> Cutter:
+    """A cutter that has seen ranges of 8 MiB come at so many bytes a second."""
+    cutter = Cutter()
     for rate in rates:
-        spans.note(8 * PART, 8 * PART / rate)
-    return spans
+        cutter.note(8 * PART, 8 * PART / rate)
+    return cutter
 
 
-def shape(spans: Spans, mib: int) -> tuple[int, int]:
+def shape(cutter: Cutter, mib: int) -> tuple[int, int]:
     """How many ranges an object of so many MiB has, and how many at once."""
-    with spans.cut(mib * PART) as (ranges, at_once):
+    with cutter.cut(mib * PART) as (ranges, at_once):
         return len(ranges), at_once
 
 
 @given(st.integers(0, 3 << 30), st.lists(st.floats(1e3, 1e10), max_size=40))
 def test_ranges_are_whole_parts_and_cover_the_object_once(nbytes: int, rates: list[float]) -> None:
-    spans = after(*rates)
-    for _ in range(2):  # alone, and beside another
-        with spans.cut(nbytes) as (ranges, at_once), spans.cut(nbytes) as beside:
-            for some, most in ((ranges, at_once), beside):
-                assert [0, *(stop for _, stop in some)] == [*(start for start, _ in some), nbytes]
-                assert all(start % PART == 0 and start < stop for start, stop in some)
-                assert 1 <= most <= 16
-                assert len(some) <= max(16, -(-nbytes // (16 * PART)))
+    cutter = after(*rates)
+    with cutter.cut(nbytes) as alone, cutter.cut(nbytes) as beside:
+        for ranges, at_once in (alone, beside):
+            assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), nbytes]
+            assert all(start % PART == 0 and start < stop for start, stop in ranges)
+            assert 1 <= at_once <= 16
+            assert len(ranges) <= max(16, -(-nbytes // (16 * PART)))
 
 
 def test_slow_connections_are_many_and_quick_ones_few() -> None:
@@ -65,16 +64,16 @@ def test_what_was_quick_long_ago_does_not_count() -> None:
 def test_what_does_not_learn_goes_on_as_it_began() -> None:
     """Ranges of drivers that give a range as a whole or not at all stay small."""
     for rate in (60 * MB, 300 * MB):
-        spans = Spans(learns=False)
-        spans.note(8 * PART, 8 * PART / rate)
-        assert not spans.far
-        assert shape(spans, 64) == (8, 8)
-        with spans.cut(PART):
-            assert shape(spans, 1024) == (64, 8)
+        cutter = Cutter(learns=False)
+        cutter.note(8 * PART, 8 * PART / rate)
+        assert not cutter.far
+        assert shape(cutter, 64) == (8, 8)
+        with cutter.cut(PART):
+            assert shape(cutter, 1024) == (64, 8)
 
 
 def test_short_ranges_say_nothing() -> None:
-    spans = Spans()
-    spans.note(PART - 1, 1.0)
-    assert not spans.far
-    assert shape(spans, 64) == (8, 8)
+    cutter = Cutter()
+    cutter.note(PART - 1, 1.0)
+    assert not cutter.far
+    assert shape(cutter, 64) == (8, 8)

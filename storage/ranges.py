@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PART = 1 << 20  # bytes: ranges are whole parts
+PART = 1 << 20  # bytes: ranges are whole parts, and so many must come within `compute.lake_timeout`
 _SLOW = 100e6  # bytes/s of a connection, below which more of them are used
 _KEPT = 16  # ranges whose speed is remembered
 _LEAST, _MOST = 4 << 20, 16 << 20  # bytes of a range
@@ -21,8 +21,8 @@ _UNKNOWN, _FAR, _NEAR = (8, 8), (16, 16), (4, 1)
 Ranges = list[tuple[int, int]]
 
 
-class Spans:
-    """Ranges of objects, and how many of an object's are read at once. Safe for threads.
+class Cutter:
+    """Cuts objects into ranges, and says how many of an object's to read at once. Safe for threads.
 
     Unless it `learns`, it goes on as if nothing were known of the store.
     """
