@@ -121,6 +121,11 @@ def below(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def listening(processes: Iterable[psutil.Process]) -> set[str]:
+    """The addresses at which they wait for connections."""
+    return {at.laddr.ip for each in processes for at in each.net_connections("inet") if at.status == psutil.CONN_LISTEN}
+
+
 def gone(processes: Iterable[psutil.Process]) -> bool:
     """Whether they end soon."""
     return not psutil.wait_procs(list(processes), timeout=30)[1]

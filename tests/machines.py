@@ -17,6 +17,11 @@ class Machine:
     def on(self, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *command]
 
+    def listening(self) -> set[str]:
+        """The addresses at which its processes wait for connections."""
+        told = subprocess.run(self.on("ss", "-ltnH"), check=True, text=True, capture_output=True).stdout
+        return {line.split()[3].rpartition(":")[0] for line in told.splitlines()}
+
 
 @contextmanager
 def two_machines() -> Iterator[tuple[Machine, Machine]]:

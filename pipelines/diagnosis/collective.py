@@ -12,6 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pipelines.loopback import LOOPBACK
+from pipelines.training.listeners import use_interface
+
 MIB = 1 << 20
 SIZES = (1 << 10, 16 * MIB)  # bytes: of a message that only its latency costs, and of a bucket of gradients
 PATIENCE = 30.0  # seconds
@@ -22,6 +25,7 @@ def all_reduce(backend: str, world: int) -> dict[str, Any]:
     `error` in a line instead where it doesn't work. The ranks are processes that end with this call."""
     with tempfile.TemporaryDirectory(prefix="shardline-doctor-") as folder:
         command = [sys.executable, "-m", "pipelines.diagnosis.collective"]
+        use_interface(LOOPBACK)
         ranks = [
             subprocess.Popen(
                 [*command, str(rank), str(world), f"{folder}/store", backend],

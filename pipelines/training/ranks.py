@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pipelines.loopback import is_loopback, require_loopback
+from pipelines.training.listeners import store_on, use_interface
 
 #: Variables of a rank's place, the first that is there, and what holds without them.
 PLACE = (
@@ -88,14 +91,19 @@ class Ranks:
 @contextmanager
 def joined(ranks: Ranks, device: torch.device, timeout: timedelta | None = None) -> Iterator[None]:
     """Inside, the ranks are connected; a collective that takes longer than `timeout` (None: torch's own) fails. A
-    connection that is there already, of Ray's say, is used and left."""
+    connection that is there already is used and left. On one machine all of it stays on the loopback address."""
     if ranks.world == 1 or dist.is_initialized():
         yield
         return
     device_id = device if device.type != "cpu" else None
-    dist.init_process_group(BACKENDS[device.type], timeout=timeout, device_id=device_id)
-    try:
-        yield
-    finally:
-        if ranks.connected:
-            dist.destroy_process_group()
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if is_loopback(host):
+        require_loopback("The ranks of this machine speak through it.")
+        use_interface(host)
+    with store_on(host, int(port)) if ranks.leads and port.isdecimal() else nullcontext():
+        dist.init_process_group(BACKENDS[device.type], timeout=timeout, device_id=device_id)
+        try:
+            yield
+        finally:
+            if ranks.connected:
+                dist.destroy_process_group()

@@ -27,7 +27,7 @@ from pipelines.training.ranks import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
 from storage.cache import Tiered
-from storage.errors import DataError, ParamsError
+from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
@@ -157,6 +157,18 @@ class Session:
         saved = self.checkpoints.restore(before, (self.layout.data_rank, self.layout.data_world))
         if saved is None:
             return False
+        try:
+            self._take(saved)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(
+                f"{self.checkpoints.zone.describe()}: the newest checkpoint's weights are sound, but not what it says "
+                f"of the training ({type(error).__name__}: {error}). Delete its step's folder to use the one before."
+            ) from error
+        self._saved, self._rated = self.state.step, saved.score is not None
+        return True
+
+    def _take(self, saved: Extra) -> None:
+        """Go to where a checkpoint is, whose weights and optimiser are in place already."""
         self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
         if self.average is not None:
             self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
@@ -165,8 +177,6 @@ class Session:
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.values["scaler"])
-        self._saved, self._rated = self.state.step, saved.score is not None
-        return True
 
     def back_to_checkpoint(self) -> None:
         """Go back to the newest checkpoint in mid-training (`train.nonfinite: backoff` has one from the start on)."""

@@ -1,8 +1,11 @@
 """What a training knows of itself besides weights: how far it is, its best so far, its curves."""
 
+import json
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
+
+from pydantic import TypeAdapter
 
 Point = dict[str, float]
 
@@ -87,4 +90,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
+        """Raises ValueError, KeyError or TypeError for what `to_json` doesn't give."""
+        known = values | {"best_loss": 0.0 if values["best_loss"] is None else values["best_loss"]}
+        TypeAdapter(cls).validate_json(json.dumps(known), strict=True)
         return cls(**values | {"best_loss": inf if values["best_loss"] is None else values["best_loss"]})

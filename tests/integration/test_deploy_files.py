@@ -24,8 +24,8 @@ def accepts(command: list[str]) -> None:
 
 
 def test_the_kubernetes_job_is_consistent_with_itself_and_with_us() -> None:
-    service, job = yaml.safe_load_all((DEPLOY / "kubernetes" / "train.yaml").read_text())
-    assert (service["kind"], job["kind"]) == ("Service", "Job")
+    service, policy, job = yaml.safe_load_all((DEPLOY / "kubernetes" / "train.yaml").read_text())
+    assert (service["kind"], policy["kind"], job["kind"]) == ("Service", "NetworkPolicy", "Job")
     spec: dict[str, Any] = job["spec"]
     pod = spec["template"]["spec"]
     container = pod["containers"][0]
@@ -34,6 +34,9 @@ def test_the_kubernetes_job_is_consistent_with_itself_and_with_us() -> None:
     name = job["metadata"]["name"]
     assert service["metadata"]["name"] == pod["subdomain"] == service["spec"]["selector"]["job-name"] == name
     assert service["spec"]["clusterIP"] == "None"
+    pods = {"matchLabels": service["spec"]["selector"]}
+    closed = {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}]}
+    assert policy["spec"] == closed, "the job's pods are reached by themselves only, at every port"
     assert environment["PET_RDZV_ENDPOINT"] == f"{name}-0.{name}:{service['spec']['ports'][0]['port']}"
     assert int(environment["PET_NNODES"].split(":")[-1]) == spec["completions"] == spec["parallelism"]
     assert pod["terminationGracePeriodSeconds"] > Launching().grace_s

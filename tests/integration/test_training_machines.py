@@ -34,6 +34,8 @@ def test_ranks_go_down_and_up_in_one_job_and_the_loss_stays(tmp_path: Path, monk
             with started(*there, FIRST=first.address) as leaves:
                 until(lambda: newest(ws) == 15, stays, leaves)  # and both wait at the gate, in step 16
                 children = below(leaves)
+                for machine in (first, second):
+                    assert machine.listening() == {machine.address}, "only where the other machine can reach it"
                 assert starts(ws, rank=1) == 1
                 leaves.kill()
                 assert gone(children), "a killed launcher left processes behind"

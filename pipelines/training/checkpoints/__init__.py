@@ -7,7 +7,9 @@
 | `rows` | what each copy of the model has for itself |
 | `saver` | staging, the background thread, restoring |
 | `planning`, `storage` | torch's interfaces: planners for chunks and JSON, reading and writing a lake's zone |
-| `manifest`, `shelf` | what a checkpoint says of itself; which ones are there and which stay |
+| `tensor_files` | chunks in safetensors files |
+| `manifest`, `coverage` | what a checkpoint says of itself, and whether its chunks fill their tensors |
+| `shelf` | which checkpoints are there and which stay |
 | `gather` | whole tensors on rank 0 |
 """
 

@@ -1,17 +1,31 @@
-"""A checkpoint's manifest: a JSON file, written last. Its existence means that the checkpoint is complete."""
+"""A checkpoint's manifest: a JSON file, written last. Its existence means that the checkpoint is complete.
+
+It is read strictly, whoever wrote it: every field has its type, files are objects of the checkpoint's own folder, and
+the chunks of each tensor fill it exactly.
+"""
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from pipelines.training.checkpoints.chunks import Chunk
-from storage.digest import digest_json
+from pipelines.training.checkpoints.coverage import fault
+from pipelines.training.checkpoints.state import optimizer_fault
+from pipelines.training.checkpoints.tensor_files import DTYPES, SUFFIX, Entries, chunk_key
+from storage.digest import DIGEST_LENGTH, digest_json
 from storage.errors import FormatError
+from storage.lake import OBJECTS
 
 FORMAT = 2
 FILENAME = "manifest.json"
+_STRICT = ConfigDict(extra="forbid")
+
+Whole = Annotated[StrictInt, Field(ge=0)]
+Digest = Annotated[StrictStr, Field(pattern=rf"^[0-9a-f]{{{DIGEST_LENGTH}}}\z")]
 
 
 class Damaged(Exception):
@@ -22,9 +36,11 @@ class Damaged(Exception):
 class Tensors:
     """One tensor: torch's name of its type (`float32`), its shape, and where its chunks are: [offsets, sizes, file]."""
 
-    dtype: str
-    shape: list[int]
-    chunks: list[tuple[list[int], list[int], str]]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    dtype: StrictStr
+    shape: list[Whole]
+    chunks: list[tuple[list[Whole], list[Whole], StrictStr]]
 
     @classmethod
     def of(cls, chunk: Chunk) -> "Tensors":
@@ -33,8 +49,7 @@ class Tensors:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return DTYPES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,12 @@ class CheckpointManifest:
     bytes and BLAKE3 digest; tensors and JSON values by name.
     """
 
-    step: int
-    ranks: int
-    score: float | None
-    files: dict[str, tuple[int, str]]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    step: Whole
+    ranks: Whole
+    score: StrictFloat | StrictInt | None
+    files: dict[str, tuple[Whole, Digest]]
     tensors: dict[str, Tensors]
     values: dict[str, Any] = field(default_factory=dict)
 
@@ -61,19 +78,57 @@ class CheckpointManifest:
         """`what` names the file in errors. Raises Damaged; FormatError for another format version."""
         try:
             body = json.loads(data)
+            if not isinstance(body, dict):
+                raise ValueError("it is no JSON object")
             found, digest = body.pop("format"), body.pop("digest", None)
-        except (ValueError, KeyError, AttributeError) as error:
+            if found != FORMAT:
+                raise unknown_format(what, found)
+            if digest_json(body) != digest:
+                raise Damaged(f"{what} has another digest than it says")
+            manifest = _READER.validate_python(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise Damaged(f"{what} is no manifest: {place}: {first['msg']}") from error
+        except (ValueError, KeyError, RecursionError) as error:
             raise Damaged(f"{what} is no manifest: {error}") from error
-        if found != FORMAT:
-            raise unknown_format(what, found)
-        if digest_json(body) != digest:
-            raise Damaged(f"{what} has another digest than it says")
-        tensors = {name: Tensors(**about) for name, about in body.pop("tensors").items()}
-        return cls(tensors=tensors, **body)
+        if wrong := manifest.fault():
+            raise Damaged(f"{what}: {wrong}")
+        return manifest
+
+    def fault(self) -> str | None:
+        """What doesn't fit together: files, tensors and their chunks; None where all does."""
+        for path, (_, digest) in self.files.items():
+            if path != f"{OBJECTS}/{digest}{SUFFIX}":
+                return f"the file {path!r} is not the object of its digest, {OBJECTS}/{digest}{SUFFIX}"
+        for name, about in self.tensors.items():
+            if about.dtype not in DTYPES:
+                return f"tensor {name!r} has the unknown type {about.dtype!r}"
+            if wrong := fault(about.shape, [(at, sizes) for at, sizes, _ in about.chunks]):
+                return f"tensor {name!r} of shape {about.shape}: {wrong}"
+        contents = self.contents()
+        if contents.keys() != self.files.keys():
+            return f"the file {min(contents.keys() ^ self.files.keys())!r} is named by files or by chunks only"
+        for path, entries in contents.items():
+            least = sum(prod(sizes) * dtype.itemsize for dtype, sizes in entries.values())
+            if least > self.files[path][0]:
+                return f"the file {path!r} of {self.files[path][0]} bytes is to hold {least} bytes of tensors"
+        return optimizer_fault(self.values, self.tensors.keys())
+
+    def contents(self) -> dict[str, Entries]:
+        """File → the chunks in it, by their names there."""
+        found: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+        for name, about in self.tensors.items():
+            for at, sizes, path in about.chunks:
+                found.setdefault(path, {})[chunk_key(name, at)] = about.torch_dtype, tuple(sizes)
+        return dict(found)
 
     def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Every tensor's type and shape."""
         return {name: (about.torch_dtype, tuple(about.shape)) for name, about in self.tensors.items()}
+
+
+_READER = TypeAdapter(CheckpointManifest)
 
 
 def unknown_format(what: str, found: Any) -> FormatError:

@@ -231,7 +231,10 @@ class Saver:
             if self.ranks.leads:
                 self.shelf.pass_over(manifest.step, problems[0][1])
         load_model(self.model, chunks)
-        load_optimizer(self.model, self.optimizer, chunks, manifest.values)
+        try:
+            load_optimizer(self.model, self.optimizer, chunks, manifest.values)
+        except (TypeError, ValueError, RuntimeError) as error:  # a setting that this optimiser can't have
+            raise self._misfit(manifest.step, f"{type(error).__name__}: {error}") from error
         values = {name.removeprefix("values/"): v for name, v in manifest.values.items() if name.startswith("values/")}
         rest = {name: chunk for name, chunk in chunks.items() if not name.startswith(("model/", "optimizer/"))}
         if self.rules.background:

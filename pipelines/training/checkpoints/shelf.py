@@ -51,12 +51,23 @@ class Shelf:
             with suppress(ValueError, AttributeError):
                 raise unknown_format(self.zone.describe(old[-1]), json.loads(self.files.read(old[-1])).get("format"))
         for step in steps:
-            what = self.zone.describe(manifest_path(step))
             try:
-                self._known[step] = CheckpointManifest.decode(self.files.read(manifest_path(step)), what)
+                self._known[step] = self._read(step, paths)
             except (Damaged, FileNotFoundError) as error:
                 self.pass_over(step, str(error))
         yield from [self._known[step] for step in steps if step in self._known]
+
+    def _read(self, step: int, sizes: Mapping[str, int]) -> CheckpointManifest:
+        """`sizes`: path → bytes of every file that is there. Raises Damaged, FileNotFoundError, FormatError."""
+        what = self.zone.describe(manifest_path(step))
+        manifest = CheckpointManifest.decode(self.files.read(manifest_path(step)), what)
+        if manifest.step != step:
+            raise Damaged(f"{what} is of step {manifest.step}")
+        for path, (size, _) in manifest.files.items():
+            if sizes.get(path) != size:
+                there = "is missing" if path not in sizes else f"has {sizes[path]} bytes"
+                raise Damaged(f"{self.zone.describe(path)} {there}, and should have {size} bytes")
+        return manifest
 
     def pass_over(self, step: int, why: str) -> None:
         """Don't count with a damaged checkpoint any more: the next save removes it."""

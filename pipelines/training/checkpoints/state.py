@@ -5,7 +5,7 @@ lists), and then the path goes on. The value `optimizer/<parameter>` says how th
 Parameters' names are those of the plain model, in every parallel layout.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, ValuesView
 from typing import Any
 
 import torch
@@ -71,6 +71,37 @@ def _decode(value: Any, tensor: Callable[[str], Tensor]) -> Any:
     if "list" in value:
         return [_decode(item, tensor) for item in value["list"]]
     return {key: _decode(item, tensor) for key, item in value["dict"].items()}
+
+
+def optimizer_fault(values: Mapping[str, Any], tensors: Collection[str]) -> str | None:
+    """Which value of an optimiser is none that `optimizer_state` gives, or is of a tensor that isn't one of `tensors`;
+    None where all are sound."""
+    for name, value in values.items():
+        if not name.startswith("optimizer/"):
+            continue
+        parts = value if isinstance(value, dict) and value.keys() == {"group", "slots"} else {}
+        if not (parts and all(isinstance(part, dict) for part in parts.values())):
+            return f"value {name!r} is no optimiser's state"
+        for part, known in (("group", ()), ("slots", tensors)):
+            wrong = next((key for key, found in parts[part].items() if not _is_encoded(found, known)), None)
+            if wrong is not None:
+                return f"value {name!r}, {wrong!r}: {parts[part][wrong]!r} is none that an optimiser has"
+    return None
+
+
+def _is_encoded(value: Any, tensors: Collection[str]) -> bool:
+    """Whether `_encode` may have made it, with tensors of these names. A tensor of a group is a number, or a list."""
+    if isinstance(value, list):
+        return not tensors and all(isinstance(item, bool | int | float | list) for item in value)
+    if not isinstance(value, dict):
+        return True
+    if len(value) != 1:
+        return False
+    [(kind, inner)] = value.items()
+    if kind == "tensor":
+        return isinstance(inner, str) and inner in tensors
+    items = inner.values() if isinstance(inner, dict) and kind == "dict" else inner if kind == "list" else None
+    return isinstance(items, list | ValuesView) and all(_is_encoded(item, tensors) for item in items)
 
 
 def optimizer_chunks(

@@ -6,7 +6,7 @@ torch's own file storage pickles its metadata and all values that aren't tensors
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,26 +20,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItemType
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
-from typing_extensions import Buffer
 
 from pipelines.training.checkpoints.chunks import raw, raw_type
 from pipelines.training.checkpoints.manifest import CheckpointManifest, Damaged, Tensors
+from pipelines.training.checkpoints.tensor_files import SUFFIX, chunk_key, parts, split
 from storage.digest import digest_bytes
 from storage.errors import DigestError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file
-
-SUFFIX = ".safetensors"
-#: safetensors' names of types (https://github.com/huggingface/safetensors#format).
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
 
 #: Called on rank 0 with all that a manifest holds: files, tensors, values.
 Commit = Callable[[dict[str, tuple[int, str]], dict[str, Tensors], dict[str, Any]], None]
@@ -77,7 +68,8 @@ class ZoneWriter(StorageWriter):
         chunks = [(item, _tensor(planner.resolve_data(item))) for item in plan.items if item.tensor_data is not None]
         if chunks:
             chunks.sort(key=lambda pair: -pair[1].element_size())  # so that each starts at a multiple of its width
-            stored = self.zone.publish_parts(safetensors_parts(chunks), SUFFIX)
+            named = [(chunk_key(item.index.fqn, item.index.offset), tensor) for item, tensor in chunks]
+            stored = self.zone.publish_parts(parts(named), SUFFIX)
             results += [
                 WriteResult(item.index, tensor.nbytes, _Written(tuple(tensor.shape), stored)) for item, tensor in chunks
             ]
@@ -115,31 +107,12 @@ def _tensor(found: Any) -> Tensor:
     return found
 
 
-def chunk_key(name: str, offsets: Any) -> str:
-    """A chunk's name in its file."""
-    return f"{name}@{','.join(str(offset) for offset in offsets or ())}"
-
-
-def safetensors_parts(chunks: list[tuple[WriteItem, Tensor]]) -> Iterator[Buffer]:
-    """A safetensors file in pieces: 8 bytes with the header's length, the JSON header, the tensors' bytes."""
-    header: dict[str, Any] = {}
-    end = 0
-    for item, tensor in chunks:
-        begin, end = end, end + tensor.nbytes
-        about = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        header[chunk_key(item.index.fqn, item.index.offset)] = about
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, tensor in chunks:
-        yield raw(tensor.cpu().contiguous()).reshape(-1).data
-
-
 class ZoneReader(StorageReader):
-    """Reads what a manifest names; each file that is read is verified in whole first. Raises Damaged."""
+    """Reads what a manifest names; each file that is read is verified in whole first, and its header compared with the
+    manifest. Raises Damaged."""
 
     def __init__(self, zone: Zone, manifest: CheckpointManifest) -> None:
-        self.zone, self.manifest = zone, manifest
+        self.zone, self.manifest, self.contents = zone, manifest, manifest.contents()
 
     def reset(self, checkpoint_id: Any = None) -> None:
         pass
@@ -169,12 +142,15 @@ class ZoneReader(StorageReader):
         for item in plan.items:
             by_file.setdefault(self.files[item.storage_index], []).append(item)
         for path, items in by_file.items():
-            header, data = split_safetensors(self._verified(path))
+            contents = self.contents[path]
+            try:
+                found = split(self._verified(path), contents)
+            except ValueError as error:
+                raise Damaged(f"{self.zone.describe(path)}: {error}") from error
             for item in items:
                 target = planner.resolve_tensor(item)
-                about = header[chunk_key(item.storage_index.fqn, item.storage_index.offset)]
-                begin, end = about["data_offsets"]
-                whole = np.frombuffer(data[begin:end], raw_type(target.dtype)).reshape(about["shape"])
+                key = chunk_key(item.storage_index.fqn, item.storage_index.offset)
+                whole = np.frombuffer(found[key], raw_type(target.dtype)).reshape(contents[key][1])
                 box = tuple(slice(at, at + size) for at, size in zip(item.storage_offsets, item.lengths, strict=True))
                 np.copyto(raw(target), whole[box])
                 planner.commit_tensor(item, target)
@@ -202,9 +178,3 @@ class ZoneReader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return False
-
-
-def split_safetensors(data: memoryview) -> tuple[dict[str, Any], memoryview]:
-    """The header of a safetensors file, and the bytes that its offsets count."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(bytes(data[8 : 8 + length])), data[8 + length :]

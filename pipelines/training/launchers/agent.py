@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import collector
-from pipelines.environment import expand
+from pipelines.loopback import LOOPBACK
 from pipelines.params import Compute
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.lifeline import die_with_parent
-from pipelines.training.launchers.placement import Placement, interfaces, place
+from pipelines.training.launchers.meeting import arguments, hosted
+from pipelines.training.launchers.placement import Placement, place
 from pipelines.training.launchers.stacks import RECORDER
 from pipelines.training.launchers.watchdog import Late, Watchdog, kill
+from pipelines.training.listeners import use_interface
 from storage.atomic import write_atomically
 from storage.errors import Hung, ShardlineError
 
 AGENT_PID = "SHARDLINE_AGENT_PID"
-LOOPBACK = "127.0.0.1"
 FAILURE, HUNG = "failure.json", "hung.json"
 
 
@@ -41,8 +42,11 @@ def main(folder: str, launcher: str) -> int:
 
     ended: set[int] = set()
     try:
-        with Watchdog(Path(folder), compute.hang_timeout_s, partial(end_hung, Path(folder), ended)):
-            torchrun([*_arguments(folder, job, placement), "-m", "pipelines.training.main", folder])
+        with (
+            Watchdog(Path(folder), compute.hang_timeout_s, partial(end_hung, Path(folder), ended)),
+            hosted(placement.meeting),
+        ):
+            torchrun([*arguments(folder, job, placement), "-m", "pipelines.training.main", folder])
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         _fail(folder, rank=rank, exit_code=first.exitcode, process=first.pid)
@@ -78,34 +82,7 @@ def _prepare_environment(compute: Compute, placement: Placement) -> None:
     # Shared, the ranks' store lives on over a restart in torch 2.13, and with it the addresses of ranks that are dead:
     # the new ones then wait for these (docs/decisions/0018).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    meeting = placement.meeting
-    interface = meeting.interface if meeting else interfaces().get(LOOPBACK)
-    if interface is not None:  # gloo would take the host name's address, if it has any
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-
-
-def _arguments(folder: str, job: Job, placement: Placement) -> list[str]:
-    """torchrun's command line."""
-    common = ["--nproc-per-node", str(placement.per_node), "--max-restarts", str(placement.restarts)]
-    common += ["--log-dir", f"{folder}/agent"]
-    meeting, compute = placement.meeting, job.workspace.params.compute
-    if meeting is None:
-        return [*common, "--standalone", "--local-addr", LOOPBACK]
-    id = os.environ.get("PET_RDZV_ID") or expand("compute.rendezvous_id", compute.rendezvous_id) or job.id
-    settings = {
-        "join_timeout": compute.rendezvous_timeout_s,
-        "read_timeout": compute.rendezvous_timeout_s,
-        "last_call_timeout": compute.last_call_s,
-        "keep_alive_interval": compute.heartbeat_s,
-        "keep_alive_max_attempt": 3,
-    }
-    if meeting.host is not None:
-        settings["is_host"] = int(meeting.host)
-    return [
-        *common, "--nnodes", f"{placement.min_nodes}:{placement.max_nodes}", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", meeting.endpoint, "--rdzv-id", id, "--local-addr", meeting.address,
-        "--rdzv-conf", ",".join(f"{name}={value}" for name, value in settings.items()),
-    ]  # fmt: skip
+    use_interface(placement.meeting.address if placement.meeting else LOOPBACK)
 
 
 def _fail(folder: str, **about: object) -> None:

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-import psutil
-
 from pipelines.environment import expand
+from pipelines.loopback import interfaces
 from pipelines.params import Params
 from storage.errors import ParamsError
 
@@ -33,12 +32,11 @@ def started_by_others(environment: Mapping[str, str] = os.environ) -> bool:
 @dataclass(frozen=True)
 class Meeting:
     """Where machines meet. `host` is None where torch may find out by itself who hosts it (loopback); `address` is this
-    machine's on the way there, `interface` the network interface that has it."""
+    machine's on the way there."""
 
     endpoint: str
     host: bool | None
     address: str
-    interface: str | None
 
 
 @dataclass(frozen=True)
@@ -112,12 +110,7 @@ def meet(endpoint: str) -> Meeting:
             raise ParamsError(f"compute.rendezvous={endpoint!r}: no way to {target} ({error}).") from error
     loopback = ipaddress.ip_address(target).is_loopback
     joined = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return Meeting(joined, None if loopback else target in own, address, own.get(address))
-
-
-def interfaces() -> dict[str, str]:
-    """This machine's addresses, and the network interface of each."""
-    return {at.address.split("%")[0]: name for name, found in psutil.net_if_addrs().items() for at in found}
+    return Meeting(joined, None if loopback else target in own, address)
 
 
 def split(endpoint: str) -> tuple[str, int]:

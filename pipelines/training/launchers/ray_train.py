@@ -1,7 +1,8 @@
 """Ranks as the workers of Ray Train's TorchTrainer, on a Ray cluster or on one of this machine.
 
-Ray places the ranks and connects them; a rank does what it does under torchrun, and reports through the same files
-(`folder` has to be the same on all machines of the cluster: a shared disk).
+Ray places the ranks and tells them where to meet; they connect by themselves, since Ray's own way listens on all
+addresses of the machine. A rank does what it does under torchrun, and reports through the same files (`folder` has to
+be the same on all machines of the cluster: a shared disk).
 """
 
 import os
@@ -15,7 +16,6 @@ from pipelines.ray_cluster import ray_cluster
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import Follower, collect_output, last_lines
 from pipelines.training.launchers.reports import Report, read_reports
-from pipelines.training.pulse import collective_timeout
 from pipelines.training.signals import StopRequest, stop_on_signals
 from storage.errors import Interrupted, ParamsError, ShardlineError
 
@@ -66,14 +66,15 @@ def _fit(ray: Any, job: Job, workers: int, folder: Path, stop: StopRequest) -> E
 
 def _trainer(job: Job, workers: int, folder: Path, wish: Any) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.training.launchers.ray_backend import Unconnected
 
     params = job.workspace.params
-    timeout = collective_timeout(params.compute)
     return TorchTrainer(
         _rank,
         train_loop_config={"folder": str(folder), "wish": wish},
-        torch_config=TorchConfig(timeout_s=int(timeout.total_seconds())) if timeout else TorchConfig(),
+        torch_config=Unconnected(),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=_on_gpu(params.train.device)),
         run_config=RunConfig(
             name="training", storage_path=str(folder / "ray"), failure_config=_failures(FailureConfig, params.compute)

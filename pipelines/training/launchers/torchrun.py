@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from pipelines.leftovers import MARK, sweep
+from pipelines.loopback import require_loopback
 from pipelines.params import Params
 from pipelines.progress import say
 from pipelines.training.launchers.agent import FAILURE, HUNG
@@ -31,7 +32,9 @@ class Torchrun:
     def launch(self, job: Job, folder: Path) -> None:
         job.save(folder)
         placement = place(job.workspace.params, job.ranks)  # errors before anything is started
-        if placement.meeting is not None:
+        if placement.meeting is None:
+            require_loopback("Its ranks speak through it; train.ranks: 1 needs none.")
+        else:
             say(f"meeting the other machines at {placement.meeting.endpoint}; logs of this one: {folder}")
         command = [sys.executable, "-m", "pipelines.training.launchers.agent", str(folder), str(os.getpid())]
         environment = os.environ | {MARK: str(folder)}
