@@ -134,9 +134,10 @@ def verify_zones(ws: Workspace, name: str | None) -> None:
         manifest = zone.manifest()
         bad = 0
         with progress(f"verify {zone_name}", manifest.table.num_rows, "objects") as advance:
-            for record in manifest.table.select(["path", "digest"]).to_pylist():
+            names = [name for name in ("path", "digest", "plain_bytes") if name in manifest.table.column_names]
+            for record in manifest.table.select(names).to_pylist():
                 try:
-                    zone.verify(record["path"], record["digest"])
+                    zone.verify(*record.values())
                 except (DigestError, LakeError) as error:
                     bad += 1
                     damaged.append(str(error))

@@ -1,10 +1,14 @@
-"""Files that are whole or absent: temp + fsync + rename, with a clear error for a full disk."""
+"""Files that are whole or absent: temp + fsync + rename, with a clear error for a full disk.
+
+What is made here has the permissions that the process's umask (or the folder's default ACL) leaves it.
+"""
 
 import errno
 import fcntl
 import os
 import re
-import tempfile
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,14 +56,14 @@ def storage_errors(what: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def temporary_file(folder: Path, prefix: str) -> Iterator[Path]:
-    """A new empty file in `folder`, removed at the end if it is still there.
+def temporary_file(folder: Path, prefix: str, mode: int = 0o666) -> Iterator[Path]:
+    """A new empty file in `folder`, removed at the end if it is still there. The umask takes its part of `mode`.
 
     It is locked as long as its process lives, so that `sweep_temporaries` knows those of the dead.
     """
+    temporary = folder / f"{prefix}{secrets.token_hex(4)}.tmp"
     with storage_errors(folder):
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=folder)
-    temporary = Path(name)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with suppress(OSError):  # a file system without locks; nothing is ever swept there
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,10 +85,21 @@ def atomic_path(target: Path, *, durable_name: bool = True) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o644)
             temporary.replace(target)
             if durable_name:
                 sync_folder(target.parent)
+
+
+@contextmanager
+def temporary_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new empty folder in `folder`, removed at the end with all that is in it, if it is still there."""
+    temporary = folder / f"{prefix}{secrets.token_hex(4)}"
+    with storage_errors(folder):
+        temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep_temporaries(folder: Path, pattern: re.Pattern[str]) -> int:

@@ -59,9 +59,12 @@ def decompress_into(data: Buffer, out: memoryview) -> None:
         raise ValueError(f"it holds {'more' if rest else at} bytes where {view.nbytes} belong")
 
 
-def decompress(data: Buffer) -> pa.Buffer:
-    """What the zstd frame `data` holds. Raises ValueError if it cannot be decompressed."""
+def decompress(data: Buffer, plain_bytes: int | None = None) -> pa.Buffer:
+    """What the zstd frame `data` holds: `plain_bytes`, where that is known. Raises ValueError if it cannot be
+    decompressed or holds another number of bytes."""
     size = plain_size(data)
+    if plain_bytes not in (None, size):
+        raise ValueError(f"its zstd frame states {size} bytes where {plain_bytes} belong")
     try:
         out = pa.allocate_buffer(size)
     except MemoryError as error:
@@ -70,12 +73,16 @@ def decompress(data: Buffer) -> pa.Buffer:
     return out
 
 
-def digest_plain(data: Buffer) -> str:
-    """Hexadecimal BLAKE3 of what the zstd frame `data` holds, in bounded memory. Raises ValueError."""
-    hasher = blake3()
+def digest_plain(data: Buffer, plain_bytes: int | None = None) -> str:
+    """Hexadecimal BLAKE3 of what the zstd frame `data` holds, in bounded memory; not more than `plain_bytes` are
+    unpacked, or what the frame states where that isn't known. Raises ValueError."""
+    hasher, left = blake3(), plain_size(data) if plain_bytes is None else plain_bytes
     try:
         with pa.input_stream(pa.py_buffer(data), compression="zstd") as source:
             while piece := source.read(_CHUNK):
+                left -= len(piece)
+                if left < 0:
+                    raise ValueError("it holds more bytes than belong there")
                 hasher.update(piece)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"zstd cannot decompress it ({error})") from error

@@ -1,9 +1,9 @@
 """BLAKE3 digests of bytes, files and JSON values, and keyed hashing (https://github.com/BLAKE3-team/BLAKE3-specs)."""
 
-import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from blake3 import blake3
 from typing_extensions import Buffer
@@ -11,6 +11,12 @@ from typing_extensions import Buffer
 from storage.mapped import map_file
 
 DIGEST_LENGTH = 64  # hexadecimal characters
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: object) -> bool:
+    """Whether it is a digest as these functions write it; so it may be a file's name."""
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def digest_bytes(data: Buffer) -> str:
@@ -21,11 +27,6 @@ def digest_bytes(data: Buffer) -> str:
 def digest_file(path: Path) -> str:
     """Hexadecimal BLAKE3 of a file, mapped rather than read."""
     return digest_bytes(map_file(path))
-
-
-def digest_opened(file: BinaryIO) -> str:
-    """The same of a file that was just opened, read in pieces: it takes no memory, mapped or other."""
-    return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]
 
 
 def canonical_json(value: Any) -> bytes:

@@ -8,6 +8,7 @@ bytes, and its name ends in `.zst`.
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -148,7 +149,8 @@ class Zone:
         hasher, size = blake3(), 0
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with temporary_file(folder, _INCOMING) as spool:
+        mode = 0o666 if self.root is not None else 0o600  # the system's temporary folder is everybody's
+        with temporary_file(folder, _INCOMING, mode) as spool:
             with storage_errors(spool):
                 target = spool.open("wb")
             try:
@@ -175,7 +177,6 @@ class Zone:
     def _adopt(self, spool: Path, stored: StoredObject) -> None:
         """Move the synced local file `spool` to its place in the zone."""
         if self.root is not None:
-            spool.chmod(0o644)
             spool.replace(self.root / stored.path)
         else:
             self.reader.put(stored.path, spool)
@@ -187,7 +188,10 @@ class Zone:
     def _size(self, path: str) -> int | None:
         """Bytes of object `path`, None where it isn't there."""
         try:
-            return (self.root / path).stat().st_size if self.root is not None else self.reader.size(path)
+            if self.root is None:
+                return self.reader.size(path)
+            with readable(self.describe(path), missing=False):
+                return (self.root / path).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -196,19 +200,23 @@ class Zone:
         if self.root is None:
             return {f"{OBJECTS}/{name}": size for name, size in self.reader.sizes(OBJECTS).items()}
         folder = self.root / OBJECTS
-        entries = list(os.scandir(folder)) if folder.is_dir() else []
-        return {f"{OBJECTS}/{entry.name}": entry.stat().st_size for entry in entries}
+        with readable(str(folder)):
+            entries = list(os.scandir(folder)) if folder.is_dir() else []
+            return {f"{OBJECTS}/{entry.name}": entry.stat().st_size for entry in entries}
 
-    def read(self, path: str, digest: str | None = None, size: int | None = None) -> memoryview:
+    def read(
+        self, path: str, digest: str | None = None, size: int | None = None, plain_bytes: int | None = None
+    ) -> memoryview:
         """The plain bytes of object `path`, checked against `digest`; a mismatch is read once more, then DigestError.
 
-        `size`, of the object as it lies there, saves a request where it is remote and the size is known.
+        `size`, of the object as it lies there, saves a request where it is remote and the size is known. With
+        `plain_bytes`, a compressed object that claims another number isn't unpacked.
         """
         found = ""
         for _ in range(2):
             data = self._read(path, size)
             try:
-                plain = compression.decompress(data) if is_compressed(path) else data
+                plain = compression.decompress(data, plain_bytes) if is_compressed(path) else data
             except ValueError as error:
                 found = f"none: {error}"
                 continue
@@ -218,34 +226,31 @@ class Zone:
 
     def _read(self, path: str, size: int | None = None) -> Buffer:
         """The bytes of object `path` as they lie there."""
-        try:
+        with readable(self.describe(path)):
             if self.root is not None:
                 return (self.root / path).read_bytes()
-            out = bytearray(self.reader.size(path) if size is None else size)
-        except FileNotFoundError as error:
-            raise missing_object(self.describe(path)) from error
+            out = _memory(self.describe(path), self.reader.size(path) if size is None else size)
         self.reader.read_into(path, 0, out)
         return out
 
-    def verify(self, path: str, digest: str) -> None:
+    def verify(self, path: str, digest: str, plain_bytes: int | None = None) -> None:
         """Check object `path` against `digest`; raises DigestError, or LakeError when it is missing. Plain objects take
-        64 MiB of memory at most, compressed ones what they take in the lake."""
-        if (found := self._digest(path)) != digest:
+        64 MiB of memory at most, compressed ones what they take in the lake. Of these, not more than `plain_bytes` are
+        unpacked."""
+        if (found := self._digest(path, plain_bytes)) != digest:
             raise DigestError(self.describe(path), digest, found)
 
-    def _digest(self, path: str) -> str:
+    def _digest(self, path: str, plain_bytes: int | None) -> str:
         """The digest of the plain bytes of object `path`, or why there is none."""
         if is_compressed(path):
             try:
-                return compression.digest_plain(self._read(path))
+                return compression.digest_plain(self._read(path), plain_bytes)
             except ValueError as error:
                 return f"none: {error}"
-        try:
+        with readable(self.describe(path)):
             if self.root is not None:
                 return digest_file(self.root / path)
             size = self.reader.size(path)
-        except FileNotFoundError as error:
-            raise missing_object(self.describe(path)) from error
         hasher, out = blake3(), memoryview(bytearray(min(size, _VERIFIED)))
         for start in range(0, size, _VERIFIED):
             piece = out[: min(_VERIFIED, size - start)]
@@ -257,8 +262,9 @@ class Zone:
 
     @property
     def complete(self) -> bool:
-        """Whether a manifest is there: the zone holds a whole version."""
-        return (self.folder / FILENAME).is_file()
+        """Whether a manifest is there: the zone holds a whole version. Raises LakeError where that can't be told."""
+        with readable(str(self.folder / FILENAME)):
+            return (self.folder / FILENAME).is_file()
 
     def manifest(self) -> Manifest:
         return Manifest.load(self.folder)
@@ -289,6 +295,28 @@ class Zone:
     def sweep_temporaries(self) -> int:
         """Remove the temporary files that killed processes left behind. Returns how many."""
         return sweep_temporaries(self._waiting, _TEMPORARY)
+
+
+@contextmanager
+def readable(what: str, *, missing: bool = True) -> Iterator[None]:
+    """Turn the operating system's errors of reading into a LakeError that names `what`: missing objects too, unless
+    `missing` leaves them as they are."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not missing:
+            raise
+        raise missing_object(what) from error
+    except OSError as error:
+        raise LakeError(f"{what}: cannot be read ({error.strerror or error}). Check its permissions.") from error
+
+
+def _memory(what: str, size: int) -> bytearray:
+    """Memory for an object of `size` bytes, which may be what somebody claims."""
+    try:
+        return bytearray(size)
+    except (MemoryError, OverflowError) as error:
+        raise LakeError(f"{what}: it is said to have {size:,} bytes, for which there is no memory.") from error
 
 
 _readers: dict[tuple[object, ...], RangeReader] = {}

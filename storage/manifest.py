@@ -1,11 +1,14 @@
 """Manifests: what a dataset version holds. The digest of a manifest *is* the version.
 
-A manifest is one Arrow IPC file: a row an object, and a JSON header in the schema's metadata. So a manifest of a
-million objects opens by mapping it, and nothing in it is ever unpickled. It is written last: its existence means that
-the version is complete.
+A manifest is one Arrow IPC file: a row an object, a JSON header in the schema's metadata, and a seal in the footer, by
+which a flipped bit is found (see seal.py). So a manifest of a million objects opens by mapping it, and nothing in it is
+ever unpickled. It is written last: its existence means that the version is complete.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from storage.arrow_files import Malformed, read_batches
 from storage.atomic import write_atomically
-from storage.digest import canonical_json, digest_bytes, digest_opened
-from storage.errors import FormatError
-from storage.mapped import map_opened
+from storage.digest import canonical_json, digest_bytes
+from storage.errors import DigestError, FormatError, LakeError
+from storage.manifest_checks import check_header, check_rows
+from storage.mapped import let_go, mapping
+from storage.seal import BLANK, KEY, Digests, digests_of, sealed
 
 #: The format in which a zone's manifest is written; older ones are read too.
-FORMATS = {"raw": 1, "curated": 1, "shards": 2}  # 2: shards have plain_bytes, and may be compressed at rest
+FORMATS = {"raw": 2, "curated": 2, "shards": 3}  # of shards 2: they have plain_bytes, and may be compressed at rest
+_SEALED = {"raw": 2, "curated": 2, "shards": 3}  # the first format that has a seal
 FILENAME = "manifest.arrow"
 _METADATA_KEY = b"shardline"
 
@@ -61,33 +68,45 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Open the manifest in file `path` (or in folder `path`). Raises FormatError for an unknown or damaged one."""
+        """Open the manifest in file `path` (or in folder `path`). Raises FormatError for one that isn't there, isn't
+        known or makes no sense, DigestError for a damaged one, and LakeError where it can't be read."""
         file = path / FILENAME if path.is_dir() or not path.suffix else path
-        if not file.is_file():
-            raise FormatError(f"{file}: no manifest. The stage that makes this zone has not finished: run `dvc repro`.")
-        with file.open("rb") as opened:
-            manifest = cls.from_bytes(map_opened(opened), str(file))  # what is never looked at takes no memory
-            manifest.__dict__["digest"] = digest_opened(opened)
-        return manifest
+        with _readable(file), file.open("rb") as opened, ThreadPoolExecutor(1) as beside:
+            mapped = mapping(opened)  # what is never looked at takes no memory
+            digests = beside.submit(digests_of, opened, 0 if mapped is None else len(mapped))
+            data = b"" if mapped is None else pa.py_buffer(mapped)
+            return cls._decode(data, str(file), digests.result, lambda: mapped and let_go(mapped))
 
     @classmethod
     def from_bytes(cls, data: bytes | pa.Buffer, what: str = "manifest") -> "Manifest":
-        """Decode a manifest; `what` names it in errors."""
+        """Decode a manifest; `what` names it in errors. Raises as `load` does."""
+        buffer = pa.py_buffer(data)
+        return cls._decode(data, what, lambda: digests_of(pa.BufferReader(buffer), buffer.size), lambda: None)
+
+    @classmethod
+    def _decode(
+        cls, data: bytes | pa.Buffer, what: str, digests: Callable[[], Digests], done: Callable[[], object]
+    ) -> "Manifest":
+        """`digests()` are those of `data`; `done()` is called when what was looked at isn't needed for a while."""
+        refused: ValueError | FormatError | None = None
         try:
-            table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-            header = json.loads((table.schema.metadata or {})[_METADATA_KEY])
-        except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:
-            raise FormatError(f"{what}: not a Shardline manifest ({error}). Restore it with `dvc checkout`.") from error
-        newest = FORMATS.get(header.get("zone"), max(FORMATS.values()))
-        if header.get("format") not in range(1, newest + 1):
+            header, table = _decoded(data, what, done)
+        except (Malformed, FormatError) as error:
+            refused = error
+        found = digests()
+        if not found.intact:  # whatever else was met is what the damage makes of it
+            raise DigestError(what, str(found.says), found.found)
+        if refused is None and found.says is None and header["format"] >= _SEALED[header["zone"]]:
+            refused = Malformed(f"format {header['format']} has a seal, and here is none")
+        if isinstance(refused, Malformed):
             raise FormatError(
-                f"{what}: manifest format {header.get('format')!r}, but this Shardline reads formats 1 to {newest} "
-                "only. Use the Shardline that wrote it, or make the dataset again with `dvc repro --force`."
-            )
-        if header.get("zone") == "shards" and header["format"] == 1:
-            table = table.append_column("plain_bytes", table["bytes"])
-        manifest = cls(header, table.replace_schema_metadata(None))
-        manifest.__dict__["encoded"] = data
+                f"{what}: not a Shardline manifest ({refused}). Restore it with `dvc checkout`, or make the dataset "
+                "again with `dvc repro --force`."
+            ) from refused
+        if refused is not None:
+            raise refused
+        manifest = cls(header, table)
+        manifest.__dict__.update(encoded=data, digest=found.whole)
         return manifest
 
     @cached_property
@@ -95,9 +114,9 @@ class Manifest:
         """The file's bytes; the same manifest always has the same."""
         table = self.table.combine_chunks().replace_schema_metadata({_METADATA_KEY: canonical_json(self.header)})
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
+        with pa.ipc.new_file(sink, table.schema, metadata={KEY: BLANK}) as writer:
             writer.write_table(table)
-        return bytes(sink.getvalue().to_pybytes())
+        return sealed(sink.getvalue().to_pybytes())
 
     @cached_property
     def digest(self) -> str:
@@ -127,6 +146,47 @@ class Manifest:
     def records(self) -> list[dict[str, Any]]:
         """The objects as dictionaries. Only for zones of modest size: it is O(objects) Python objects."""
         return list(self.table.to_pylist())
+
+
+def _decoded(data: bytes | pa.Buffer, what: str, done: Callable[[], object]) -> tuple[dict[str, Any], pa.Table]:
+    """Header and table, checked. Raises Malformed; FormatError for a format that isn't known."""
+    schema, batches = read_batches(data)
+    try:
+        header = json.loads((schema.metadata or {})[_METADATA_KEY])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise Malformed(f"its header is none: {error}") from error
+    if not isinstance(header, dict):
+        raise Malformed(f"its header is {header!r:.80}")
+    zone, version = str(header.get("zone")), header.get("format")
+    newest = FORMATS.get(zone, max(FORMATS.values()))
+    if type(version) is not int or version not in range(1, newest + 1):
+        raise FormatError(
+            f"{what}: manifest format {version!r}, but this Shardline reads formats 1 to {newest} "
+            "only. Use the Shardline that wrote it, or make the dataset again with `dvc repro --force`."
+        )
+    if zone not in FORMATS:
+        raise Malformed(f"its zone is {zone:.80}")
+    check_header(header)
+    old = zone == "shards" and version == 1
+    columns = {**CORE_COLUMNS, **ZONE_COLUMNS[zone], **(DOMAIN_COLUMN if "domain" in schema.names else {})}
+    if old:
+        del columns["plain_bytes"]
+    check_rows(schema, pa.schema(columns), batches, done)
+    table = pa.Table.from_batches(batches, schema).replace_schema_metadata(None)
+    return header, table.append_column("plain_bytes", table["bytes"]) if old else table
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn the operating system's errors into a LakeError that names `file`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{file}: no manifest. The stage that makes this zone has not finished: run `dvc repro`."
+        ) from error
+    except OSError as error:
+        raise LakeError(f"{file}: the manifest cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def _where(table: pa.Table, column: str, value: str) -> pa.Table:

@@ -21,14 +21,25 @@ def map_file(file: Path) -> pa.Buffer:
 
 def map_opened(file: BinaryIO) -> pa.Buffer:
     """The same of a file that is open, and needn't stay so."""
-    size = os.fstat(file.fileno()).st_size
-    if not size:
+    mapped = mapping(file)
+    if mapped is None:
         return pa.py_buffer(b"")
-    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             mapped.madvise(mmap.MADV_HUGEPAGE)
     return pa.py_buffer(mapped)
+
+
+def mapping(file: BinaryIO) -> mmap.mmap | None:
+    """An open file, mapped read-only; None where it is empty. See `let_go`."""
+    size = os.fstat(file.fileno()).st_size
+    return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else None
+
+
+def let_go(mapped: mmap.mmap) -> None:
+    """What was looked at takes this process's memory no longer; it is mapped again when it is looked at again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_in(mapped: pa.Buffer) -> None:

@@ -20,20 +20,20 @@ Array = npt.NDArray[Any]
 def open_split(zone: Zone, manifest: Manifest, split: str, domain: str | None = None) -> Iterator[Shard]:
     """Every shard of `split`, or of one domain of it, verified, one after the other. Raises DataError for an empty
     split, DigestError."""
-    records = manifest.select(split, domain).select(["path", "digest", "rows"]).to_pylist()
+    records = manifest.select(split, domain).select(["path", "digest", "plain_bytes", "rows"]).to_pylist()
     if not any(record["rows"] for record in records):
         raise DataError(
             f"The shards (version {manifest.digest[:12]}) have no samples in split {split!r}. "
             f"Raise curate.split.{split}, or set evaluate.split to one of: {', '.join(manifest.splits)}."
         )
     for record in records:
-        path, digest = record["path"], record["digest"]
+        path, digest, size = record["path"], record["digest"], record["plain_bytes"]
         file = zone.local_path(path)
         if file is not None:
-            zone.verify(path, digest)
+            zone.verify(path, digest, size)
             yield Shard.open(file)
         else:
-            yield Shard.open(zone.read(path, digest), zone.describe(path))
+            yield Shard.open(zone.read(path, digest, plain_bytes=size), zone.describe(path))
 
 
 def sample_batches(

@@ -6,13 +6,12 @@
 """
 
 import re
-import shutil
 import sysconfig
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.params import suggestion
+from storage.atomic import temporary_folder
 from storage.errors import SourceError
 
 
@@ -38,13 +37,9 @@ def _once(make: Callable[[Path], None]) -> Callable[[Path], Path]:
     def folder(target: Path) -> Path:
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
+            with temporary_folder(target.parent, f".{target.name}.") as temporary:
                 make(temporary)
-                temporary.chmod(0o755)
                 temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         return target
 
     return folder

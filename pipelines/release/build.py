@@ -24,7 +24,7 @@ from pipelines.release.identity import METADATA, Identity, evaluation
 from pipelines.release.logged import log_package
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
 from pipelines.workspace import Workspace
-from storage.atomic import storage_errors
+from storage.atomic import storage_errors, temporary_folder
 from storage.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -241,17 +241,13 @@ def _fresh_folder(ws: Workspace) -> Iterator[Path]:
     beside.mkdir(parents=True, exist_ok=True)
     for stale in beside.glob(f".{ws.package.name}.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{ws.package.name}.", dir=beside))
-    try:
+    with temporary_folder(beside, f".{ws.package.name}.") as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
     """Rename `folder` to `target`, whose old content goes to where `folder` was."""
     with storage_errors(target):
-        folder.chmod(0o755)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rename(folder.with_name(f"{folder.name}.old"))

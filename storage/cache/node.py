@@ -157,7 +157,7 @@ class NodeCache:
         """A descriptor of the temporary file with its lock, or None while another holds it."""
         self._objects.mkdir(parents=True, exist_ok=True)
         path = self.temporary(digest)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if try_lock(descriptor) and is_at(descriptor, path):  # not one that was renamed or removed meanwhile
             return descriptor
         os.close(descriptor)
@@ -335,7 +335,7 @@ class NodeCache:
     def _index(self) -> Iterator[Index]:
         """The index under its lock; written back when the block succeeds. Raises OSError."""
         self._objects.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._lock.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self._lock.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             self._lock.take(descriptor)
             index = Index.load(descriptor)

@@ -26,7 +26,7 @@ from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
 from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
-from storage.errors import Cancelled, DigestError
+from storage.errors import Cancelled, DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file, read_in
 
@@ -165,7 +165,7 @@ class Tiered:
     def _into(self, claim: Claim, obj: StoredObject, behind: bool) -> Path | Buffer:
         """Fill a file of the node cache; the shard's bytes where that can't be, or is done `behind` the caller."""
         try:
-            view = self._memory.take(obj.plain_bytes)
+            view = self._take(obj, obj.plain_bytes)
             was_hot = self._fill(obj, view)
         except BaseException:
             claim.abandon()
@@ -198,9 +198,19 @@ class Tiered:
         return file
 
     def _in_memory(self, obj: StoredObject) -> Buffer:
-        view = self._memory.take(obj.plain_bytes)
+        view = self._take(obj, obj.plain_bytes)
         self._fill(obj, view)
         return view.toreadonly()
+
+    def _take(self, obj: StoredObject, nbytes: int) -> memoryview:
+        """Memory for the shard. A manifest may claim any size."""
+        try:
+            return self._memory.take(nbytes)
+        except (OSError, OverflowError, ValueError) as error:
+            raise LakeError(
+                f"{self.zone.describe(obj.path)}: the manifest says that it has {nbytes:,} bytes, for which this "
+                "machine has no memory. Lower shard.target_mb, or restore the manifest with `dvc checkout`."
+            ) from error
 
     def _fill(self, obj: StoredObject, view: memoryview) -> bool:
         """Put the shard's plain bytes into `view` and check them; returns whether they came from the hot cache rather
@@ -237,7 +247,7 @@ class Tiered:
 
     def _read_packed(self, obj: StoredObject, view: memoryview) -> str:
         """Read a compressed object and unpack it into `view`; returns the digest of what came out."""
-        packed = self._memory.take(obj.bytes)
+        packed = self._take(obj, obj.bytes)
         self.zone.reader.read_into(obj.path, 0, packed)
         try:
             decompress_into(packed, view)

@@ -1,5 +1,6 @@
 """Reading of shards. A mapped shard costs no memory of its own, and its columns are the file's bytes."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from typing_extensions import Buffer
 
+from storage.arrow_files import Malformed, read_batches, validated
 from storage.digest import digest_bytes
 from storage.errors import DataError, DigestError, FormatError
 from storage.mapped import map_file
@@ -53,10 +55,17 @@ class Shard:
         """Samples, or documents of a token shard."""
         return int(self._batch.num_rows)
 
-    @property
+    @cached_property
     def ids(self) -> pa.LargeStringArray:
-        """The rows' names, [rows]."""
-        return self._batch.column(IDS)
+        """The rows' names, [rows]; checked when first asked for. Raises FormatError."""
+        stored = self._batch.column(IDS)
+        try:
+            if stored.type != pa.large_string() or stored.null_count:
+                raise Malformed(f"it holds {stored.type} and {stored.null_count} nulls, not large_string")
+            validated(stored)
+        except Malformed as error:
+            raise FormatError(self._malformed(IDS, error)) from error
+        return stored
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Column `name` as an array [rows, *shape]; for `tokens`, the flat stream. Raises DataError when missing, or
@@ -153,13 +162,12 @@ def _map_file(file: Path, what: str) -> pa.Buffer:
 
 def _read_batch(buffer: pa.Buffer, what: str) -> pa.RecordBatch:
     try:
-        with pa.ipc.open_file(buffer) as file:
-            if file.num_record_batches != 1:
-                raise ValueError(f"{file.num_record_batches} record batches where a shard has one")
-            batch = file.get_batch(0)
-        batch.validate()
-        return batch
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        _, batches = read_batches(buffer)
+        if len(batches) != 1:
+            raise Malformed(f"{len(batches)} record batches where a shard has one")
+        validated(batches[0], full=False)
+        return batches[0]
+    except Malformed as error:
         raise FormatError(
             f"{what}: not a shard, or cut off ({error}). Restore it with `dvc checkout` or `dvc pull`, or make "
             "the shards again with `dvc repro --force shard`."

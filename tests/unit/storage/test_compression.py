@@ -1,13 +1,19 @@
 """Objects compressed at rest: what goes in comes out, and damage is told."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.cache import NodeCache, Tiered
 from storage.compression import Compression, compress, decompress, decompress_into, digest_plain, plain_size
 from storage.digest import digest_bytes
+from storage.errors import DigestError, LakeError
+from storage.lake import Zone
 
 sizes = st.sampled_from([0, 1, 255, 256, 65_791, 65_792, 300_000]) | st.integers(0, 70_000)
 
@@ -71,3 +77,39 @@ def test_a_buffer_of_arrow_is_compressed_without_a_copy_of_bytes() -> None:
     frame = compress(column, "zstd")
     assert frame is not None
     assert decompress(frame) == column
+
+
+def test_no_more_is_unpacked_than_belongs_there() -> None:
+    """A frame of some kilobytes may hold gigabytes."""
+    frame = compress(bytes(8 << 20), "zstd")
+    assert frame is not None
+    assert digest_plain(frame, 8 << 20) == digest_bytes(bytes(8 << 20))
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(ValueError, match="states 8388608 bytes where 100 belong"):
+        decompress(frame, 100)
+    assert pa.default_memory_pool().max_memory() == before
+    with pytest.raises(ValueError, match="more bytes than belong there"):
+        digest_plain(frame, 100)
+    assert digest_plain(frame, 8 << 20 | 1) == digest_plain(frame)
+
+
+def test_a_compressed_object_that_claims_too_much_is_named(tmp_path: Path) -> None:
+    zone = Zone(tmp_path, "memory://bombs")
+    stored = zone.publish(bytes(8 << 20), ".arrow", "zstd")
+    assert zone.read(stored.path, stored.digest, plain_bytes=8 << 20) == bytes(8 << 20)
+    with pytest.raises(DigestError, match="states 8388608 bytes where 100 belong"):
+        zone.read(stored.path, stored.digest, plain_bytes=100)
+    with pytest.raises(DigestError, match="more bytes than belong"):
+        zone.verify(stored.path, stored.digest, 100)
+
+
+@pytest.mark.parametrize("tier", ["none", "node"])
+@pytest.mark.parametrize("claim", [1 << 62, 1 << 50])
+def test_a_shard_that_claims_more_than_there_is_memory_is_named(tmp_path: Path, claim: int, tier: str) -> None:
+    zone = Zone(tmp_path / "zone", "memory://claims")
+    stored = replace(zone.publish(b"abc", ".arrow"), plain_bytes=claim)
+    node = NodeCache(tmp_path / "node", 1 << 63) if tier == "node" else None
+    with Tiered(zone, node) as cache, pytest.raises(LakeError, match=f"says that it has {claim:,} bytes"):
+        cache.fetch(stored)
+    with pytest.raises(LakeError, match="said to have"):
+        zone.read(stored.path, size=1 << 62)

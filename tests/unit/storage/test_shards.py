@@ -199,6 +199,35 @@ def test_offsets_that_lead_out_of_the_values_are_refused(kind: str, offsets: lis
         Shard.open(encoded.replace(good.tobytes(), np.array(offsets).tobytes()), "zone/s.arrow")
 
 
+@pytest.mark.parametrize("offsets", [[0, 1, 0, 3], [0, 1, 2, 1 << 40], [-8, 1, 2, 3], [0, 1 << 40, 2, 3]])
+def test_ids_are_checked_before_they_are_used(offsets: list[int]) -> None:
+    """Arrow follows them wherever they lead; a stream that never asks for names doesn't pay for them."""
+    encoded = bytes(encode_samples({"x": np.arange(3)}, list("abc")))
+    good = np.arange(4).tobytes()
+    damaged = encoded[: encoded.rfind(good)] + np.array(offsets).tobytes() + encoded[encoded.rfind(good) + len(good) :]
+    with pytest.raises(FormatError, match=r"zone/s.arrow: (column 'id' is malformed|not a shard)"):
+        _ = Shard.open(damaged, "zone/s.arrow").ids
+    assert Shard.open(encoded).ids.to_pylist() == list("abc")
+
+
+def test_ids_that_are_no_text_are_refused() -> None:
+    encoded = bytes(encode_samples({"x": np.arange(3)}, ["name", "b", "c"]))
+    with pytest.raises(FormatError, match=r"zone/s.arrow: column 'id' is malformed"):
+        _ = Shard.open(encoded.replace(b"name", b"\xff\xfe\xfd\xfc"), "zone/s.arrow").ids
+
+
+def test_a_compressed_shard_is_refused_before_it_is_unpacked() -> None:
+    """Some hundred bytes may claim to hold terabytes."""
+    table = pa.ipc.open_file(encode_samples({"x": np.zeros(1 << 20)}, [""] * (1 << 20))).read_all()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(table.to_batches()[0])
+    before = pa.total_allocated_bytes()
+    with pytest.raises(FormatError, match="compressed"):
+        Shard.open(sink.getvalue())
+    assert pa.total_allocated_bytes() == before
+
+
 def test_blobs_that_are_none_are_refused() -> None:
     values = np.zeros(4, np.uint8)
     for offsets in ([0, 3], [1, 4], [0, 5], [0, 3, 2, 4], []):
