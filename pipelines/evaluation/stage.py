@@ -24,9 +24,9 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
     manifest = zone.manifest()
     from pipelines.evaluation.measure import measure
     from pipelines.evaluation.plots import png
-    from pipelines.models import load_model
+    from pipelines.models import Own, load_model
 
-    model, config = load_model(ws.model)
+    model, config = load_model(ws.model, Own.of(ws.params, ws.root, ws.project))
     result = measure(model, config, zone, manifest, ws.params)
     files = {f"{name}.png": png(draw()) for name, draw in result.figures.items()}
     files |= {f"{name}.csv": _csv(rows) for name, rows in result.tables.items()}

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipelines.models.importing import NOBODY, Own
 from pipelines.models.saved import ModelConfig, load_model
 from storage.errors import DataError, FormatError
 from storage.images import decode_image
@@ -28,9 +29,10 @@ class Served:
     config: ModelConfig
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None) -> "Served":
-        """From model.safetensors and config.json in `folder`, on `device` (None: an accelerator where there is one)."""
-        module, config = load_model(folder)
+    def load(cls, folder: Path, device: str | None = None, *, own: Own = NOBODY) -> "Served":
+        """From model.safetensors and config.json in `folder`, on `device` (None: an accelerator where there is one); of
+        Shardline's models, or of the user's `own` code. Raises as `load_model`."""
+        module, config = load_model(folder, own)
         return cls(module.to(torch.device(device) if device else preferred_device()), config)
 
     @cached_property
