@@ -66,9 +66,9 @@ def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-    from pipelines.evaluation.measure import HEADLINE
+    from pipelines.evaluation.measure import HEADLINES
 
-    metric, _ = HEADLINE[metrics["task"]]
+    metric = next(name for name in HEADLINES[metrics["task"]] if name in metrics)
     others = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics["baseline"].items())
     own = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics.get("domains", {}).items())
     return (

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipelines.models.importing import NOBODY, Own
 from pipelines.models.saved import ModelConfig, load_model
+from pipelines.models.tokens import why_no_bytes
 from storage.errors import DataError, FormatError
 from storage.images import decode_image
 
@@ -69,6 +70,7 @@ class Served:
     @torch.inference_mode()
     def _logits(self, inputs: NDArray[Any]) -> torch.Tensor:
         logits: torch.Tensor = self.module(torch.from_numpy(inputs).to(self.device))
+        self.config.get_task().check_shapes(logits, torch.empty(len(inputs)))
         return logits.double().cpu()
 
     def pixels(self, data: bytes, name: str) -> NDArray[np.uint8]:
@@ -97,11 +99,9 @@ class Served:
         """The tokens of a prompt; of an empty one the separator, which begins a document. A model that has seen whole
         documents only gets it before every prompt. Raises DataError for an empty one where the data has no separator.
         """
-        encoding = self.config.spec.get("encoding")
-        if encoding != "bytes":
+        if why := why_no_bytes(self.config.spec):
             raise FormatError(
-                f"The model's tokens are encoded as {encoding!r}, but this Shardline knows 'bytes' only. "
-                "Use the Shardline that trained it."
+                f"The model's tokens cannot be told from text: {why}. Use it from Python, with its tokenizer."
             )
         separator = self.config.spec.get("separator")
         if separator is None and not text:

@@ -440,6 +440,11 @@ def test_images_and_tables_are_answered_line_by_line(make, monkeypatch, capsys):
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["rows.csv:2", "rows.csv:3"]
     assert all(line[1] in ("0", "1") and 0.5 <= float(line[2]) <= 1 for line in lines)
+    (ws.root / "rows.csv").write_text("id,width,height,mean area,note\n7,1,2,3,x\n")
+    predict("table_test", [Path("rows.csv")])
+    said = capsys.readouterr()
+    assert "rows.csv: columns that the model does not take: id, note\n" in said.err
+    assert said.out.split("\t")[1] == lines[0][1]
 
 
 def test_text_is_written_and_repeats_by_seed(make, monkeypatch, capsys):
