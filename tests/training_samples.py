@@ -64,17 +64,20 @@ def train_params(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def make_text(root: Path, *, documents: int = 24, separator: int = 256, **changes: Any) -> Workspace:
+def make_text(root: Path, *, documents: int = 24, separator: int | None = 256, **changes: Any) -> Workspace:
     """A language task: documents of lower-case letters that mostly count upwards; 3 train shards. Each document begins
-    with token 256, whatever the manifest calls the separator."""
+    with token 256, whatever the manifest calls the separator; with None they are their bytes alone."""
     ws = _open(root, {"stream": {"batch_size": 8, "seq_len": SEQ_LEN}, **_transformer(), **changes})
     rng, spec = np.random.default_rng(5), TEXT | {"separator": separator}
+    begin = [] if separator is None else [256]
+    if separator is None:
+        spec = {name: value for name, value in TEXT.items() if name != "separator"} | {"vocab_size": 256}
     records = []
     for split, count in (("train", documents), ("val", 4), ("test", 4)):
         for part in np.array_split(np.arange(count), 3 if split == "train" else 1):
             texts = [_counting(rng) for _ in part]
-            tokens = np.concatenate([np.append(256, text) for text in texts]).astype(np.uint16)
-            offsets = np.concatenate([[0], np.cumsum([len(text) + 1 for text in texts])])
+            tokens = np.concatenate([np.append(begin, text) for text in texts]).astype(np.uint16)
+            offsets = np.concatenate([[0], np.cumsum([len(begin) + len(text) for text in texts])])
             data = encode_tokens(tokens, offsets, [f"{split}/{i}.txt" for i in part])
             records.append(_record(ws, data, split, len(part), len(tokens)))
     ws.zone("shards").commit(Manifest.build("shards", records, kind="tokens", spec=spec, counts={}, parents={}))

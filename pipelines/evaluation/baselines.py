@@ -1,38 +1,52 @@
-"""What needs no model: a bigram table, general compressors, the commonest class, the mean."""
+"""What needs no model: tables of tokens, general compressors, the commonest class, the mean."""
 
 import lzma
 import zlib
 from collections.abc import Callable, Iterable
-from math import log2
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.evaluation.data import Array
 
-SMOOTHING = 0.1  # added to every count of the bigram model
+SMOOTHING = 0.1  # added to every count of tokens
+PAIRED = 1024  # largest vocabulary whose pairs are counted: 8 MiB a table
 COMPRESSED_LIMIT = 64 << 20  # bytes; xz -9e takes about half a second a MiB
 Counts = npt.NDArray[np.int64]
 
 
-def bigram_counts(streams: Iterable[Array], vocabulary: int) -> Counts:
-    """How often token b follows token a in the streams: int64 [vocabulary, vocabulary], rows a."""
-    counts = np.zeros((vocabulary, vocabulary), np.int64)
+def no_tokens(vocabulary: int) -> Counts:
+    """Counts of nothing: of pairs, int64 [vocabulary, vocabulary], or of single tokens, [vocabulary], where there would
+    be too many pairs."""
+    return np.zeros((vocabulary,) * (2 if vocabulary <= PAIRED else 1), np.int64)
+
+
+def counts_of_streams(streams: Iterable[Array], vocabulary: int) -> Counts:
+    """How often token b follows token a in the streams (row a, column b), or follows any, as `no_tokens`."""
+    counts = no_tokens(vocabulary)
     for tokens in streams:
-        counts += pair_counts(tokens[:-1], tokens[1:], vocabulary)
+        counts += token_counts(tokens[:-1], tokens[1:], vocabulary)
     return counts
 
 
-def pair_counts(before: Array, after: Array, vocabulary: int) -> Counts:
-    """How often token after[i] = b follows before[i] = a: int64 [vocabulary, vocabulary], rows a."""
+def token_counts(before: Array, after: Array, vocabulary: int) -> Counts:
+    """How often token after[i] = b follows before[i] = a, or any, as `no_tokens`."""
+    if vocabulary > PAIRED:
+        return np.bincount(after, minlength=vocabulary)
     pairs = before.astype(np.int64) * vocabulary + after
     return np.bincount(pairs, minlength=vocabulary * vocabulary).reshape(vocabulary, vocabulary)
 
 
-def bigram_bits(train: Counts, held_out: Counts, smoothing: float = SMOOTHING) -> float:
-    """Bits that the bigram model p(b|a) = (n_ab + s) / (n_a + s·V) of `train` spends on the pairs of `held_out`."""
+def table_name(counts: Counts) -> str:
+    """The model that such counts make."""
+    return "bigram" if counts.ndim == 2 else "unigram"
+
+
+def table_bits(train: Counts, held_out: Counts, smoothing: float = SMOOTHING) -> float:
+    """Bits that the model of `train` spends on the tokens of `held_out`: the bigram model p(b|a) = (n_ab + s) / (n_a +
+    s·V), or of single tokens p(b) = (n_b + s) / (n + s·V)."""
     smoothed = train + smoothing
-    probability = smoothed / smoothed.sum(axis=1, keepdims=True)
+    probability = smoothed / smoothed.sum(axis=-1, keepdims=True)
     return float(-(held_out * np.log2(probability)).sum())
 
 
@@ -67,8 +81,3 @@ def majority(train_counts: Counts, held_out_counts: Counts) -> dict[str, float]:
         "accuracy": float(held_out_counts[train_counts.argmax()] / total),
         "loss": float(-(held_out_counts * np.log(frequency)).sum() / total),
     }
-
-
-def uniform_bits(vocabulary: int) -> float:
-    """Bits of a token that nothing is known of."""
-    return log2(vocabulary)

@@ -1,11 +1,23 @@
-"""What language models and compressors are charged for held-out documents, and what that comes to for each byte."""
+"""What language models and compressors are charged for held-out documents, and what that comes to for each byte, or for
+each token where nobody knows the bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from typing import Any
 
-from pipelines.evaluation.baselines import COMPRESSED_LIMIT, Counts, bigram_bits, compressed_bits, xz_9e, zlib_9
+import numpy as np
+
+from pipelines.evaluation.baselines import (
+    COMPRESSED_LIMIT,
+    Counts,
+    compressed_bits,
+    table_bits,
+    table_name,
+    xz_9e,
+    zlib_9,
+)
+from pipelines.evaluation.data import Array
 from pipelines.progress import track
 
 FIRST_TOKEN_BITS = 8.0
@@ -15,12 +27,12 @@ FIRST_TOKEN_BITS = 8.0
 class Charges:
     """Of one model on a split, or on a domain of it.
 
-    `pairs` [vocabulary, vocabulary]: the tokens charged, each with the one before it; `nats` that the model spent on
-    them; `firsts`: tokens that nothing predicts; of the documents their number, their `size` in bytes without
-    separators, and the bytes that were `cut` off before.
+    `tokens`: those charged, as `baselines.token_counts` has them; `nats` that the model spent on them; `firsts`: tokens
+    that nothing predicts; of the documents their number, their `size` in tokens without separators (which are bytes
+    where the data's tokens are), and those that were `cut` off before.
     """
 
-    pairs: Counts
+    tokens: Counts
     nats: float = 0.0
     firsts: int = 0
     documents: int = 0
@@ -30,24 +42,32 @@ class Charges:
     def __add__(self, other: "Charges") -> "Charges":
         return Charges(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
-    def take(self, documents: Sequence[bytes], cut: int) -> None:
-        """Count documents, of which `cut` bytes are left out."""
+    def take(self, documents: Sequence[Array], cut: int) -> None:
+        """Count documents, of which `cut` tokens are left out."""
         self.documents += len(documents)
         self.size += sum(map(len, documents))
         self.cut += cut
 
-    def metrics(self, train: Counts) -> dict[str, Any]:
-        """The model's figures, and the bits per byte of the bigram model of `train` on the same tokens."""
+    def by_byte(self, train: Counts) -> dict[str, Any]:
+        """The model's figures, and the bits per byte of the model that the counts of `train` make, on the same
+        tokens. Only where these are bytes."""
         size, alone = max(1, self.size), FIRST_TOKEN_BITS * self.firsts
-        loss = self.nats / max(1, int(self.pairs.sum()))
-        return {
-            "bits_per_byte": (self.nats / log(2) + alone) / size,
-            "loss": loss,
-            "perplexity": exp(min(loss, 700.0)),
-            "documents": self.documents,
-            "bytes": size,
-            "baseline": {"bigram": {"bits_per_byte": (bigram_bits(train, self.pairs) + alone) / size}},
-        }
+        table = {"bits_per_byte": (table_bits(train, self.tokens) + alone) / size}
+        figures = {"bits_per_byte": (self.nats / log(2) + alone) / size} | self._by_token()
+        return figures | {"bytes": size, "baseline": {table_name(train): table}}
+
+    def by_token(self, train: Counts) -> dict[str, Any]:
+        """The model's figures, and the loss of the model that the counts of `train` make, on the same tokens."""
+        table = {"loss": table_bits(train, self.tokens) * log(2) / self._charged}
+        return self._by_token() | {"tokens": self.size, "baseline": {table_name(train): table}}
+
+    def _by_token(self) -> dict[str, Any]:
+        loss = self.nats / self._charged
+        return {"loss": loss, "perplexity": exp(min(loss, 700.0)), "documents": self.documents}
+
+    @property
+    def _charged(self) -> int:
+        return max(1, int(self.tokens.sum()))
 
 
 @dataclass
@@ -57,11 +77,11 @@ class Compressed:
     documents: list[bytes] = field(default_factory=list)
     size: int = 0
 
-    def take(self, documents: Sequence[bytes]) -> None:
-        """Keep those for which there is room."""
+    def take(self, documents: Sequence[Array]) -> None:
+        """Keep those for which there is room. Their tokens must be bytes."""
         for document in documents:
-            if document and self.size + len(document) <= COMPRESSED_LIMIT:
-                self.documents.append(document)
+            if len(document) and self.size + len(document) <= COMPRESSED_LIMIT:
+                self.documents.append(document.astype(np.uint8).tobytes())
                 self.size += len(document)
 
     def metrics(self) -> dict[str, dict[str, float]]:

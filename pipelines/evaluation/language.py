@@ -1,4 +1,4 @@
-"""Bits per byte of a language model on held-out documents.
+"""Bits per byte of a language model on held-out documents; loss and perplexity a token where nobody knows the bytes.
 
 The rule. A split's shards hold documents end to end, each after a separator token. A shard of n tokens is cut into
 windows of `seq_len` tokens that don't overlap; in each, the model predicts every token from those before it in the
@@ -16,6 +16,9 @@ A model that has learnt from whole documents (`stream.samples: documents`) is me
 `evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
 is given, and the one that ends it, which is charged. What is cut off is in no figure but `cut_bytes`; the bigram model
 and the compressors get the same tokens and bytes as the model.
+
+All this needs the bytes of tokens (`models.tokens`). Where nobody knows them, there are neither bits per byte nor
+compressors: `tokens`, `cut_tokens` and the loss of a bigram (of a large vocabulary, a unigram) model take their place.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.evaluation.baselines import bigram_counts, pair_counts
+from pipelines.evaluation.baselines import counts_of_streams, no_tokens, token_counts
 from pipelines.evaluation.charges import Charges, Compressed
 from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split
@@ -38,8 +41,9 @@ from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
 from pipelines.evaluation.whole_documents import cut_documents, padded_batches
 from pipelines.models import ModelConfig, Task, task_of
-from pipelines.models.tasks import IGNORED
-from pipelines.progress import progress
+from pipelines.models.tasks import IGNORED, TOKENS
+from pipelines.models.tokens import why_no_bytes
+from pipelines.progress import progress, say
 from pipelines.streaming.documents import documents_of
 from storage.errors import ParamsError
 from storage.lake import Zone
@@ -61,8 +65,10 @@ def measure_language(
     task = task_of(spec, config.documents).for_model(model)
     if samples == "documents" and spec.get("pack_len") is not None:
         raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
-    charges = {d: Charges(np.zeros((vocabulary, vocabulary), np.int64)) for d in domains_of(manifest, split)}
-    compressed = Compressed()
+    charges = {d: Charges(no_tokens(vocabulary)) for d in domains_of(manifest, split)}
+    compressed, no_bytes = Compressed(), why_no_bytes(spec)
+    if no_bytes:
+        say(f"evaluate: no bits per byte and no compressors of these tokens: {no_bytes}.")
     with progress("evaluate", sum(manifest.select(split)["tokens"].to_pylist()), "tokens") as advance:
         for domain, own in charges.items():
             for shard in open_split(zone, manifest, split, domain):
@@ -70,32 +76,37 @@ def measure_language(
                 own.firsts += samples == "windows" and bool(len(shard.tokens))
                 for inputs, targets, beside, alone in pieces:
                     own.nats += cost(model, inputs, targets, device, chosen, beside)
-                    own.pairs += pair_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
+                    own.tokens += token_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
                     own.firsts += alone
                     advance(int((targets != IGNORED).sum()))
                 own.take(kept, cut)
-                compressed.take(kept)
-    train = bigram_counts((shard.tokens for shard in open_split(zone, manifest, "train")), vocabulary)
-    if task.documents is not None and task.documents.packed:
+                if not no_bytes:
+                    compressed.take(kept)
+    train = counts_of_streams((known_tokens(shard, task) for shard in open_split(zone, manifest, "train")), vocabulary)
+    if task.documents is not None and task.documents.packed and train.ndim == 2:
         train[separator, separator] = 0  # what fills up packs
 
     def metrics_of(own: Charges) -> dict[str, Any]:
-        return own.metrics(train) | ({"samples": samples, "cut_bytes": own.cut} if samples == "documents" else {})
+        figures = own.by_token(train) if no_bytes else own.by_byte(train)
+        cut = {"cut_tokens" if no_bytes else "cut_bytes": own.cut}
+        return figures | ({"samples": samples, **cut} if samples == "documents" else {})
 
     metrics = metrics_of(reduce(add, charges.values()))
     metrics["baseline"] |= compressed.metrics()
-    rows = [{"name": "model", "bits_per_byte": metrics["bits_per_byte"]}]
-    rows += [{"name": name, "bits_per_byte": block["bits_per_byte"]} for name, block in metrics["baseline"].items()]
-    figure = partial(bars, rows, "name", "bits_per_byte", "bits per byte of held-out documents (less is better)")
-    result = Evaluation(metrics, {"bits_per_byte": rows}, {"bits_per_byte": figure})
+    metric, what = ("loss", "nats a token") if no_bytes else ("bits_per_byte", "bits per byte")
+    rows = [{"name": "model", metric: metrics[metric]}]
+    rows += [{"name": name, metric: block[metric]} for name, block in metrics["baseline"].items()]
+    figure = partial(bars, rows, "name", metric, f"{what} of held-out documents (less is better)")
+    result = Evaluation(metrics, {metric: rows}, {metric: figure})
     of_domains = {domain: metrics_of(own) for domain, own in charges.items()}
-    return with_domains(result, of_domains, "bits_per_byte", "bits per byte by domain (less is better)")
+    return with_domains(result, of_domains, metric, f"{what} by domain (less is better)")
 
 
 def shown(
     shard: Shard, length: int, batch: int, samples: str, task: Task, separator: int | None, device: torch.device
-) -> tuple[Questions, list[bytes], int]:
-    """What a model is asked of a shard, the bytes of the documents that this is of, and how many bytes are cut off."""
+) -> tuple[Questions, list[Array], int]:
+    """What a model is asked of a shard, the documents that this is of, and how many of their tokens are cut off."""
+    known_tokens(shard, task)
     whole = texts(shard, separator)
     if samples == "windows":
         return questions(shard, length, batch, task, device), whole, 0
@@ -155,9 +166,14 @@ def cost(
     return float(each.cpu().double().sum())
 
 
-def texts(shard: Shard, separator: int | None) -> list[bytes]:
-    """The bytes of each document of a shard."""
-    tokens, offsets = shard.tokens, shard.offsets
-    documents = (tokens[start:end] for start, end in pairwise(offsets))
+def known_tokens(shard: Shard, task: Task) -> Array:
+    """A shard's tokens. Raises DataError for one that is not in the vocabulary."""
+    task.check_values({TOKENS: shard.tokens}, shard.what)
+    return shard.tokens
+
+
+def texts(shard: Shard, separator: int | None) -> list[Array]:
+    """The tokens of each document of a shard, without separators."""
+    documents = (shard.tokens[start:end] for start, end in pairwise(shard.offsets))
     none = -1 if separator is None else separator
-    return [document[document != none].astype(np.uint8).tobytes() for document in documents]
+    return [document[document != none] for document in documents]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.evaluation.baselines import Counts, majority
 from pipelines.evaluation.chosen import Chosen
@@ -33,7 +33,7 @@ def measure_classification(
     nats = dict.fromkeys(confusions, 0.0)
     batches = ((d, *pair) for d in nats for pair in sample_batches(zone, manifest, split, task.target, batch, d))
     for domain, inputs, labels in track(batches, "evaluate", unit="batches"):
-        answers = model(torch.from_numpy(inputs).to(device)).float().cpu()
+        answers = _answers(model, task, inputs, labels, device).float().cpu()
         right = answers.log_softmax(-1).double()[torch.arange(len(labels)), torch.from_numpy(labels)]
         nats[domain] -= float(right.sum())
         chosen.update(answers.softmax(-1), torch.from_numpy(labels).long())
@@ -52,6 +52,14 @@ def measure_classification(
     result = Evaluation(metrics, tables, {"confusion": partial(matrix, confusion, classes)})
     of_domains = {d: _figures(seen, nats[d], by_class(seen, classes), train) for d, seen in confusions.items()}
     return with_domains(result, of_domains, "accuracy", "accuracy by domain (more is better)")
+
+
+def _answers(model: nn.Module, task: Task, inputs: Array, targets: Array, device: torch.device) -> Tensor:
+    """What the model says, of the shape that the targets ask for. Raises DataError, ParamsError as `Task.check_…`."""
+    task.check_values({task.target: targets})
+    answers: Tensor = model(torch.from_numpy(inputs).to(device))
+    task.check_shapes(answers, torch.from_numpy(targets))
+    return answers
 
 
 def _figures(confusion: Counts, nats: float, rows: list[dict[str, Any]], train: Counts) -> dict[str, Any]:
@@ -90,7 +98,9 @@ def _occurs(confusion: Counts, index: int) -> bool:
 def _label_counts(zone: Zone, manifest: Manifest, task: Task, classes: int) -> Counts:
     counts = np.zeros(classes, np.int64)
     for shard in open_split(zone, manifest, "train"):
-        counts += np.bincount(shard.column(task.target), minlength=classes)
+        labels = shard.column(task.target)
+        task.check_values({task.target: labels}, shard.what)
+        counts += np.bincount(labels, minlength=classes)
     return counts
 
 
@@ -102,7 +112,7 @@ def measure_regression(
     found: dict[Domain, list[tuple[Array, Array]]] = {domain: [] for domain in domains_of(manifest, split)}
     batches = ((d, *pair) for d in found for pair in sample_batches(zone, manifest, split, task.target, batch, d))
     for domain, inputs, targets in track(batches, "evaluate", unit="batches"):
-        answer = model(torch.from_numpy(inputs).to(device)).float().cpu()
+        answer = _answers(model, task, inputs, targets, device).float().cpu()
         chosen.update(answer, torch.from_numpy(targets).float())
         found[domain].append((answer.double().numpy(), targets.astype(np.float64)))
     known = [shard.column(task.target).astype(np.float64) for shard in open_split(zone, manifest, "train")]

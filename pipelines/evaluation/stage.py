@@ -24,9 +24,9 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
     manifest = zone.manifest()
     from pipelines.evaluation.measure import measure
     from pipelines.evaluation.plots import png
-    from pipelines.models import load_model
+    from pipelines.models import Own, load_model
 
-    model, config = load_model(ws.model)
+    model, config = load_model(ws.model, Own.of(ws.params, ws.root, ws.project))
     result = measure(model, config, zone, manifest, ws.params)
     files = {f"{name}.png": png(draw()) for name, draw in result.figures.items()}
     files |= {f"{name}.csv": _csv(rows) for name, rows in result.tables.items()}
@@ -66,9 +66,9 @@ def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _summary(metrics: dict[str, Any]) -> str:
-    from pipelines.evaluation.measure import HEADLINE
+    from pipelines.evaluation.measure import HEADLINES
 
-    metric, _ = HEADLINE[metrics["task"]]
+    metric = next(name for name in HEADLINES[metrics["task"]] if name in metrics)
     others = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics["baseline"].items())
     own = ", ".join(f"{name} {block[metric]:.4f}" for name, block in metrics.get("domains", {}).items())
     return (

@@ -12,7 +12,9 @@ The contract of a model, ours or anybody's:
 """
 
 import inspect
+from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,13 +39,16 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def build_model(
-    name: str, args: dict[str, Any], spec: dict[str, Any], seq_len: int | None = None, *, seed: int = 0
-) -> nn.Module:
+    name: str, args: dict[str, Any], spec: dict[str, Any], seq_len: int | None = None, *, seed: int = 0,
+    folders: Sequence[Path] = (),
+) -> nn.Module:  # fmt: skip
     """The model `name` for data of `spec` (the shards manifest's), on the CPU, its weights a function of `seed`.
 
-    Raises ParamsError for a model that cannot be found, imported or made with these arguments.
+    An import path is imported (looked for in `folders` first), so it must be one that params.yaml gives; for a name
+    out of a file, `Own.check` comes before. Raises ParamsError for a model that cannot be found, imported or made with
+    these arguments.
     """
-    cls = find_model(name)
+    cls = find_model(name, folders)
     facts = data_facts(spec, seq_len)
     parameters = inspect.signature(cls).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -96,7 +101,7 @@ def data_facts(spec: dict[str, Any], seq_len: int | None = None) -> dict[str, An
     }
 
 
-def find_model(name: str) -> type[nn.Module]:
+def find_model(name: str, folders: Sequence[Path] = ()) -> type[nn.Module]:
     """The class of a registered name or of an import path `package.module:Class`. Raises ParamsError."""
     if ":" not in name:
         if name in MODELS:
@@ -105,7 +110,7 @@ def find_model(name: str) -> type[nn.Module]:
             f"model.name={name!r}: no such model{suggestion(name, list(MODELS))} "
             "A model of your own is named by its import path, package.module:Class."
         )
-    cls = import_named(name, "model.name")
+    cls = import_named(name, "model.name", folders)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ParamsError(f"model.name={name!r}: {cls!r} must be a class of torch.nn.Module.")
     return cls

@@ -1,6 +1,7 @@
 """A trained model on disk: model.safetensors and config.json. Nothing in it is ever unpickled."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor, nn
 
+from pipelines.models.importing import NOBODY, Own
 from pipelines.models.registry import build_model
 from pipelines.models.tasks import Task, task_of
 from storage.atomic import write_atomically
@@ -42,9 +44,10 @@ class ModelConfig:
         """Tokens of a window, where samples are windows of tokens."""
         return self.seq_len if self.samples == "windows" else None
 
-    def build(self, seed: int = 0) -> nn.Module:
-        """A fresh model of this configuration."""
-        return build_model(self.model["name"], self.model["args"], self.spec, self.seq_len, seed=seed)
+    def build(self, seed: int = 0, folders: Sequence[Path] = ()) -> nn.Module:
+        """A fresh model of this configuration, its code looked for in `folders` (none: the current one) first."""
+        model, args = self.model["name"], self.model["args"]
+        return build_model(model, args, self.spec, self.seq_len, seed=seed, folders=folders)
 
     def get_task(self) -> Task:
         return task_of(self.spec, self.documents)
@@ -66,8 +69,9 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
     write_atomically(folder / CONFIG, (text + "\n").encode())
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """Raises FormatError for a folder without a model, or of an unknown format."""
+def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
+    """Raises FormatError for a folder without a model, or of an unknown format; ParamsError for one whose model is
+    neither Shardline's nor of the user's `own` code."""
     file = folder / CONFIG
     try:
         values = json.loads(file.read_text())
@@ -75,20 +79,34 @@ def load_config(folder: Path) -> ModelConfig:
     except FileNotFoundError:
         raise FormatError(f"{folder}: holds no trained model. Run the train stage: `dvc repro train`.") from None
     except (ValueError, KeyError, AttributeError) as error:
-        raise FormatError(f"{file}: not a model's configuration ({error}). Restore it with `dvc checkout`.") from error
+        raise _malformed(file, error) from error
     if found != FORMAT:
         raise FormatError(
             f"{file}: model format {found!r}, but this Shardline reads format {FORMAT} only. "
             "Use the Shardline that wrote it, or train again with `dvc repro --force train`."
         )
-    return ModelConfig(**values)
+    try:
+        config = ModelConfig(**values)
+        name, _ = str(config.model["name"]), dict(config.model["args"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise _malformed(file, error) from error
+    own.check(name, file)
+    return config
 
 
-def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
-    """The model in `folder`, on the CPU and in evaluation mode. Raises FormatError, ParamsError (code that is gone)."""
-    config = load_config(folder)
+def _malformed(file: Path, error: Exception) -> FormatError:
+    return FormatError(f"{file}: not a model's configuration ({error}). Restore it with `dvc checkout`.")
+
+
+def load_model(folder: Path, own: Own = NOBODY) -> tuple[nn.Module, ModelConfig]:
+    """The model in `folder`, on the CPU and in evaluation mode. Its configuration may name Shardline's models and the
+    user's `own` code (by default none), and nothing else is imported.
+
+    Raises FormatError, ParamsError (code that is gone, or not to be imported).
+    """
+    config = load_config(folder, own)
     file = folder / WEIGHTS
-    model = config.build()
+    model = config.build(folders=own.folders)
     try:
         model.load_state_dict(load_tensors(file.read_bytes()))
     except FileNotFoundError:

@@ -29,7 +29,8 @@ class Task:
 
     `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
     the place of cross-entropy or squared error; `documents`: how a window's are told apart. `counts_vary`: how
-    many targets count differs from sample to sample, and the others are IGNORED.
+    many targets count differs from sample to sample, and the others are IGNORED. `classes`: how many classes or tokens
+    there are, None for a regression.
     """
 
     name: Literal["language", "classification", "regression"]
@@ -38,6 +39,7 @@ class Task:
     criterion: Criterion | None = None
     counts_vary: bool = False
     documents: Documents | None = None
+    classes: int | None = None
 
     def for_model(self, model: nn.Module) -> "Task":
         """The task as `model` takes it. Raises ParamsError when it can't."""
@@ -64,8 +66,10 @@ class Task:
         """Inputs and targets on `device`; narrow types travel, and widen there.
 
         language: tokens [n, T+1] → int64 [n, T] twice, shifted by one, a target that doesn't count being IGNORED;
-        otherwise inputs as stored [n, *shape], and targets int64 [n] or float32 [n].
+        otherwise inputs as stored [n, *shape], and targets int64 [n] or float32 [n]. Raises DataError for targets that
+        are no classes or tokens.
         """
+        self.check_values(arrays)
         if self.name == "language":
             tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
             inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -82,7 +86,9 @@ class Task:
         return inputs, targets.float() if self.name == "regression" else targets.long()
 
     def loss(self, answers: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Sum over the targets that count: the criterion, the cross-entropy in nats, the squared error in `scale`²."""
+        """Sum over the targets that count: the criterion, the cross-entropy in nats, the squared error in `scale`².
+        Raises ParamsError as `check_shapes`."""
+        self.check_shapes(answers, targets)
         if self.name == "regression":
             answers, targets = answers.float() / self.scale, targets / self.scale
             return (self.criterion or partial(F.mse_loss, reduction="sum"))(answers, targets)
@@ -98,7 +104,44 @@ class Task:
         """How many classes are right, as a tensor; 0 for the other tasks."""
         if self.name != "classification":
             return torch.zeros((), device=answers.device)
+        self.check_shapes(answers, targets)
         return (answers.argmax(-1) == targets).sum()
+
+    def check_shapes(self, answers: Tensor, targets: Tensor) -> None:
+        """Raises ParamsError for answers of another shape than the targets ask for, which torch would broadcast in
+        part. Shapes alone are looked at, so no device is waited for."""
+        wanted = targets.shape if self.classes is None else (*targets.shape, self.classes)
+        if not isinstance(answers, Tensor):
+            raise ParamsError(f"model.name: the model answers with a {type(answers).__name__}, but must with a tensor.")
+        if answers.shape != wanted:
+            each = "a number" if self.classes is None else f"{self.classes} logits"
+            raise ParamsError(
+                f"model.name: the model answers {list(answers.shape)} to targets {list(targets.shape)}, but must give "
+                f"{list(wanted)}, {each} a target: see the contract of a model in docs/models.md, and model.args."
+            )
+
+    def check_values(self, arrays: Mapping[str, npt.NDArray[Any]], what: str = "a batch") -> None:
+        """Raises DataError for targets of these samples, of `what`, that are no classes or tokens. They are on the host
+        still, so no device is waited for."""
+        targets = arrays[self.target]
+        if self.name != "language" and targets.ndim != 1:
+            raise DataError(
+                f"{what}: targets {self.target!r} of shape {list(targets.shape)}, but must be one a sample."
+            )
+        if self.classes is None or not targets.size:
+            return
+        low, high = int(targets.min()), int(targets.max())
+        if low >= 0 and high < self.classes:
+            return
+        bad = low if low < 0 else high
+        row = int(np.argwhere(targets == bad)[0, 0])
+        kind = "tokens" if self.name == "language" else "classes"
+        where = f", sample {arrays.ids()[row]}" if hasattr(arrays, "ids") else ""
+        hint = f" ({IGNORED} marks nothing here: leave samples without a label out)" if low < 0 else ""
+        raise DataError(
+            f"{what}{where}: {self.target} holds {bad}, but there are {self.classes} {kind}, numbered from 0{hint}. "
+            "The shards' spec and their columns differ: make the shards again."
+        )
 
     def summary(self, loss: float, hits: float) -> dict[str, float]:
         """Metrics of a mean loss and a share of hits."""
@@ -117,17 +160,45 @@ def task_of(spec: dict[str, Any], documents: bool = False, *, counts_vary: bool 
     if "vocab_size" in spec:
         packed = spec.get("pack_len") is not None
         told = Documents(documents, spec.get("separator"), packed) if documents or packed else None
-        return Task("language", counts_vary=counts_vary or told is not None, documents=told)
+        vocabulary = int(spec["vocab_size"])
+        return Task("language", counts_vary=counts_vary or told is not None, documents=told, classes=vocabulary)
     if documents:
         raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")
     if not target:
         raise DataError("The shards have no target to learn: set `curate.label` to the column to predict.")
-    if spec.get("classes"):
-        return Task("classification", target["name"])
+    _check_inputs(spec)
+    if target.get("shape"):
+        raise DataError(
+            f"The target {target['name']!r} has the shape {target['shape']} a sample, but a model learns one class or "
+            "number: make shards with one target column of shape []."
+        )
+    if classes := spec.get("classes"):
+        if not np.issubdtype(np.dtype(target["dtype"]), np.integer):
+            raise DataError(
+                f"The target {target['name']!r} has classes but is {target['dtype']}, not whole numbers: store the "
+                "number of each sample's class, or leave the classes out for a regression."
+            )
+        return Task("classification", target["name"], classes=len(classes))
     if not np.issubdtype(np.dtype(target["dtype"]), np.floating):
         raise DataError(
             f"The target {target['name']!r} is {target['dtype']} but has no classes: "
             "set `curate.target` to class, or to value for a regression."
         )
     return Task("regression", target["name"], float(target.get("std") or 1.0))
+
+
+def _check_inputs(spec: dict[str, Any]) -> None:
+    """Raises DataError for inputs that a model would not be given, or that make no batch."""
+    inputs = spec.get("inputs") or {}
+    if more := sorted(set(inputs) - {INPUTS}):
+        raise DataError(
+            f"The shards have the inputs {', '.join(inputs)}, but a model is given {INPUTS!r} alone, so "
+            f"{', '.join(more)} would be left out: make shards with one input column {INPUTS!r}."
+        )
+    own = inputs.get(INPUTS, {})
+    if own.get("codec", "raw") != "raw" and not own.get("shape"):
+        raise DataError(
+            f"The input {INPUTS!r} has values of different shapes (codec {own['codec']!r}), which make no batch: bring "
+            "them to one shape when the shards are made; images by shard.image_size."
+        )

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from pipelines.params.suggestion import suggestion
 
@@ -19,3 +19,4 @@ def _known(name: str, what: str, known: tuple[str, ...], own: str) -> str:
 
 ModelName = Annotated[str, AfterValidator(lambda name: _known(name, "model", MODELS, "package.module:Class"))]
 LossName = Annotated[str, AfterValidator(lambda name: _known(name, "loss", LOSSES, "package.module:function"))]
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pipelines.params.names import ImportPath
 from pipelines.params.section import NAME, Section
 
 
@@ -62,3 +63,5 @@ class Promote(Section):
     """Name in the registry; None: the recipe's."""
     gate: Gate
     """What the champion alias asks for."""
+    trusted: list[ImportPath] = []
+    """Import paths of earlier models of this recipe, which a version in the registry may name beside model.name."""

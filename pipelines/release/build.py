@@ -46,11 +46,13 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
 
     Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
-    or its metrics, ParamsError when what was packaged does not answer its own input example.
+    or its metrics, ParamsError when the model is not the recipe's, or what was packaged does not answer its own input
+    example.
     """
+    from pipelines.models.importing import Own
     from pipelines.models.saved import load_config
 
-    config = load_config(ws.model)
+    config = load_config(ws.model, Own.of(ws.params))
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
     one = alone(ws.state / "package.lock", ws.package)

@@ -1,6 +1,7 @@
 """What MLflow runs to load a packaged model ("models from code"): no pickle, only this file, JSON and safetensors."""
 
 import codecs
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
 
+from pipelines.models.importing import Own
 from pipelines.release.served import Served
 
 
@@ -17,7 +19,10 @@ class ShardlineModel(PythonModel):
     Tables: the features' columns → the same, or `value`. Arrays: [n, *shape] → the same."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.served = Served.load(Path(context.artifacts["weights"]).parent)
+        folder = Path(context.artifacts["weights"]).parent
+        # The folder `code` lies in the same package as this file and the configuration: who runs one trusts the others.
+        name = json.loads((folder / "config.json").read_text())["model"]["name"]
+        self.served = Served.load(folder, own=Own((name,), (folder.parent / "code",)))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

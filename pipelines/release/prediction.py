@@ -62,6 +62,9 @@ def _of_table(served: Served, file: Path) -> Iterator[tuple[str, list[str]]]:
                 {name for name in head if head.count(name) > 1 and name in served.config.spec["features"]}
             ):
                 raise DataError(f"{file}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
+            if unused := [name for name in head if name not in served.config.spec["features"]]:
+                more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
+                print(f"{file}: columns that the model does not take: {', '.join(unused[:10])}{more}", file=sys.stderr)
             for part in batches(_rows(reader, head, file), 1000):
                 columns = dict(zip(head, zip(*(row for _, row in part), strict=True), strict=True))
                 answers = served.answer(served.rows(columns, f"{file} from line {part[0][0]}"))

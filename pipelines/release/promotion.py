@@ -242,9 +242,9 @@ def _champion_metrics(ws: Workspace, store: Store, version: "ModelVersion", mani
 def evaluate_files(ws: Workspace, folder: Path) -> dict[str, float]:
     """Flat metrics of the model in `folder` on the workspace's shards. Raises ShardlineError where they don't fit."""
     from pipelines.evaluation import evaluate_model
-    from pipelines.models import load_model
+    from pipelines.models import Own, load_model
 
-    module, config = load_model(folder)
+    module, config = load_model(folder, Own.of(ws.params, ws.root, ws.project))
     zone = ws.zone("shards")
     return numbers(evaluate_model(module, config, zone, zone.manifest(), ws.params))
 

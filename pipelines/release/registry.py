@@ -1,6 +1,5 @@
 """The model registry: which registered model a command means, its versions, and their files."""
 
-import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from pipelines.params import FILENAME
 from pipelines.release.identity import ARTIFACTS
 from pipelines.tracking import Store, connect
 from pipelines.tracking.store import cause, patient, redacted
@@ -155,19 +155,16 @@ def get_version(model: Registered, alias: str) -> "ModelVersion":
 
 
 def load_version(model: Registered, alias: str) -> "tuple[Served, ModelVersion]":
-    """A version, ready to answer. A model of the user's own is imported from the current folder or its recipe's."""
+    """A version, ready to answer. A model of the user's own is imported where the recipe of this checkout names it."""
+    from pipelines.models import Own
     from pipelines.release.served import Served
 
     version = get_version(model, alias)
     project = project_root()
-    folders = [str(recipes(project).get(model.recipe or "", project)), str(project)]
-    sys.path.extend(folders)
-    try:
-        with version_files(model.store, version) as folder:
-            return Served.load(folder / ARTIFACTS), version
-    finally:
-        for one in folders:
-            sys.path.remove(one)
+    recipe = recipes(project).get(model.recipe or "", project)
+    own = Own.of(Workspace.open(recipe).params, recipe, project) if (recipe / FILENAME).is_file() else Own()
+    with version_files(model.store, version) as folder:
+        return Served.load(folder / ARTIFACTS, own=own), version
 
 
 @contextmanager

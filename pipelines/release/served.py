@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipelines.models.importing import NOBODY, Own
 from pipelines.models.saved import ModelConfig, load_model
+from pipelines.models.tokens import why_no_bytes
 from storage.errors import DataError, FormatError
 from storage.images import decode_image
 
@@ -28,9 +30,10 @@ class Served:
     config: ModelConfig
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None) -> "Served":
-        """From model.safetensors and config.json in `folder`, on `device` (None: an accelerator where there is one)."""
-        module, config = load_model(folder)
+    def load(cls, folder: Path, device: str | None = None, *, own: Own = NOBODY) -> "Served":
+        """From model.safetensors and config.json in `folder`, on `device` (None: an accelerator where there is one); of
+        Shardline's models, or of the user's `own` code. Raises as `load_model`."""
+        module, config = load_model(folder, own)
         return cls(module.to(torch.device(device) if device else preferred_device()), config)
 
     @cached_property
@@ -67,6 +70,7 @@ class Served:
     @torch.inference_mode()
     def _logits(self, inputs: NDArray[Any]) -> torch.Tensor:
         logits: torch.Tensor = self.module(torch.from_numpy(inputs).to(self.device))
+        self.config.get_task().check_shapes(logits, torch.empty(len(inputs)))
         return logits.double().cpu()
 
     def pixels(self, data: bytes, name: str) -> NDArray[np.uint8]:
@@ -95,11 +99,9 @@ class Served:
         """The tokens of a prompt; of an empty one the separator, which begins a document. A model that has seen whole
         documents only gets it before every prompt. Raises DataError for an empty one where the data has no separator.
         """
-        encoding = self.config.spec.get("encoding")
-        if encoding != "bytes":
+        if why := why_no_bytes(self.config.spec):
             raise FormatError(
-                f"The model's tokens are encoded as {encoding!r}, but this Shardline knows 'bytes' only. "
-                "Use the Shardline that trained it."
+                f"The model's tokens cannot be told from text: {why}. Use it from Python, with its tokenizer."
             )
         separator = self.config.spec.get("separator")
         if separator is None and not text:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.caches import open_cache
 from pipelines.models import save_model
-from pipelines.models.importing import current_folder_importable, import_named
+from pipelines.models.importing import import_named, importable, refuse_data
 from pipelines.params import suggestion
 from pipelines.progress import say
 from pipelines.training.checkpoints import checkpoint_key
@@ -34,7 +34,7 @@ FOLDER = "entrypoint"  # in the workspace's state: a folder for each training
 def run_entrypoint(ws: Workspace, ranks: Ranks, stop: StopRequest) -> None:
     """Run `train.entrypoint`; rank 0 publishes its model. Raises ShardlineError; Interrupted when it left after a
     signal; whatever the trainer raises. `stop` as in `train_rank`."""
-    with stop_on_signals(stop), opened(ws, ranks, stop) as job, current_folder_importable():
+    with stop_on_signals(stop), opened(ws, ranks, stop) as job, importable(Path.cwd()):
         set_current(job)
         try:
             _call(ws, job)
@@ -104,6 +104,7 @@ def find_script(root: Path, name: str) -> Path:
         there = sorted(str(file.relative_to(root)) for file in root.glob("*.py"))
         hint = suggestion(name, there) if there else ". The recipe's folder holds no script."
         raise ParamsError(f"train.entrypoint={name!r}: {script} does not exist{hint}")
+    refuse_data(script, f"train.entrypoint={name!r}", (root,))
     return script
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from release_samples import (
 )
 from servers import free_port, wait_for
 
-from pipelines.evaluation import evaluate_model
+from pipelines.evaluation import evaluate, evaluate_model
 from pipelines.locks import alone
 from pipelines.models import load_model
 from pipelines.release import generate, package, predict, promote
@@ -121,21 +122,26 @@ def test_a_package_loads_and_answers_as_an_mlflow_model(make, kind):
     assert str(recorded_run_id(ws)) in card
 
 
-def test_a_package_runs_without_the_checkout(make, tmp_path):
+def test_a_package_runs_without_the_checkout_and_without_pickles(make, tmp_path):
     ws = make("image")
     package(ws)
     folder = tmp_path / "elsewhere" / "model"
     shutil.copytree(ws.package, folder)
     code = (
         "import sys, mlflow.pyfunc\n"
+        "unpickled = []\n"
+        "sys.addaudithook(lambda event, args: event == 'pickle.find_class' and unpickled.append(args))\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
         "print(model.predict(model.input_example)['label'][0])\n"
         "ours = [m for n, m in sys.modules.items() if n.split('.')[0] in ('pipelines', 'storage', 'flows')]\n"
         "outside = {m.__file__ for m in ours if m.__file__ and not m.__file__.startswith(sys.argv[1])}\n"
-        "assert ours and not outside, outside"
+        "assert ours and not outside, outside\n"
+        "assert not unpickled, unpickled\n"
+        "import pickle; pickle.loads(pickle.dumps(len)); assert unpickled, 'the hook sees nothing'"
     )
     command = [sys.executable, "-W", "ignore", "-P", "-c", code, str(folder)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    env = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}  # as docs/security.md asks of servers
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in IMAGE["classes"]
 
@@ -171,6 +177,61 @@ def test_a_model_of_the_users_own_travels_with_its_package(make, tmp_path, monke
     capsys.readouterr()
     predict(None, [Path("../a.png")])
     assert capsys.readouterr().out.startswith("../a.png\t")
+
+
+def name_evil(config: Path, where: Path) -> None:
+    """A config.json whose model would leave a file when it is imported, from wherever it lies: `where`/data/model."""
+    code = where / "data" / "model" / "evil.py"
+    code.parent.mkdir(parents=True, exist_ok=True)
+    code.write_text(f"open({str(where / 'it_ran')!r}, 'w')\n{OWN_MODEL}")
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"model": {"name": "data.model.evil:Tiny", "args": {}}}))
+
+
+def test_a_models_folder_chooses_no_code(make, monkeypatch):
+    ws = make("image")
+    monkeypatch.chdir(ws.root)
+    name_evil(ws.model / "config.json", ws.root)
+    for stage in (evaluate, package):
+        with pytest.raises(ParamsError, match=r"data/model/config.json names the model 'data.model.evil:Tiny', which"):
+            stage(ws)
+    assert not (ws.root / "it_ran").exists()
+    assert not ws.package.exists(), "nor is its code copied"
+
+
+def test_the_registry_chooses_no_code(make, monkeypatch):
+    ws = make("image")
+    release(ws, 0.90, seed=1)
+    stored = ws.project / ".shardline" / "mlflow" / "artifacts"
+    (config,) = stored.rglob("artifacts/config.json")
+    name_evil(config, ws.root)
+    (config.parents[1] / "entry.py").write_text("raise SystemExit('it ran')")
+    (ws.root / "a.png").write_bytes(png())
+    monkeypatch.chdir(ws.root)
+    with pytest.raises(ParamsError, match=r"names the model 'data.model.evil:Tiny', which was not imported"):
+        predict(None, [Path("a.png")])
+    write_shards(ws, "image", rows=44)  # so that the champion is to be measured again
+    result = release(ws, 0.98, seed=2)
+    assert result["aliases"] == {"candidate": 2, "champion": 1}
+    assert "cannot be measured on the present data" in result["decision"]["reason"]
+    assert "which was not imported" in result["decision"]["reason"]
+    assert not (ws.root / "it_ran").exists()
+
+
+def test_an_earlier_model_of_the_recipe_is_measured_where_it_is_trusted(make, tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "earlier.py").write_text(OWN_MODEL)
+    monkeypatch.chdir(root)
+    ws = make("image", model={"name": "earlier:Tiny", "args": {}})
+    release(ws, 0.9, seed=1)
+    promote = {"gate": {"metric": "accuracy"}}
+    now = make_workspace(root, "image", rows=44)
+    assert "names the model 'earlier:Tiny', which was not" in release(now, 0.98, seed=2)["decision"]["reason"]
+    trusting = make_workspace(root, "image", rows=44, promote=promote | {"trusted": ["earlier:Tiny"]})
+    result = release(trusting, 0.98, seed=2)
+    assert result["decision"]["champion"] == {"version": 1, "metrics": "re-evaluated"}
+    assert result["aliases"] == {"candidate": 2, "champion": 2}
 
 
 def test_the_package_is_logged_to_its_run_once(make):
@@ -379,6 +440,11 @@ def test_images_and_tables_are_answered_line_by_line(make, monkeypatch, capsys):
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["rows.csv:2", "rows.csv:3"]
     assert all(line[1] in ("0", "1") and 0.5 <= float(line[2]) <= 1 for line in lines)
+    (ws.root / "rows.csv").write_text("id,width,height,mean area,note\n7,1,2,3,x\n")
+    predict("table_test", [Path("rows.csv")])
+    said = capsys.readouterr()
+    assert "rows.csv: columns that the model does not take: id, note\n" in said.err
+    assert said.out.split("\t")[1] == lines[0][1]
 
 
 def test_text_is_written_and_repeats_by_seed(make, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.models import Task, task_of
+from pipelines.models import task_of
 from pipelines.models.transformer import Transformer
 from pipelines.streaming.documents import documents_of
 
@@ -57,7 +57,7 @@ def test_logits_and_gradients_are_those_of_each_document_alone() -> None:
     apart = [model(document) for document in alone(batch)]
     torch.testing.assert_close(logits, torch.cat(apart, 1)[:, :-1], rtol=0, atol=1e-5)
 
-    plain = Task("language")
+    plain = task_of(NO_SEPARATOR)
     each = [plain.loss(answers[:, :-1], document[:, 1:]) for answers, document in zip(apart, alone(batch), strict=True)]
     wanted = gradients(model, torch.stack(each).sum())
     found = gradients(model, task.loss(model(inputs, **task.beside(batch, CPU)), targets))

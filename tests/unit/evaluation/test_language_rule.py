@@ -2,6 +2,7 @@
 
 from math import log, log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,18 @@ from torch import nn
 from training_samples import SEQ_LEN, TEXT, make_text
 
 from pipelines.evaluation import evaluate_model
+from pipelines.evaluation.baselines import table_bits, token_counts
 from pipelines.evaluation.charges import Compressed
 from pipelines.evaluation.language import IGNORED, windows
+from pipelines.evaluation.measure import measure as measure_all
+from pipelines.evaluation.stage import numbers
 from pipelines.models import ModelConfig
 from pipelines.workspace import Workspace
 from storage.errors import DataError
+from storage.manifest import Manifest
 from storage.shards import Shard
+
+Z = np.zeros(0, np.int64)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 7, 100])
@@ -35,8 +42,12 @@ def test_windows_ask_for_every_token_but_the_first_exactly_once(count: int, leng
 class Uniform(nn.Module):
     """Knows nothing."""
 
+    def __init__(self, vocabulary: int = 257) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(*tokens.shape, 257)
+        return torch.zeros(*tokens.shape, self.vocabulary)
 
 
 class Told(Uniform):
@@ -64,7 +75,7 @@ def test_of_a_large_split_only_what_compressors_get_is_held(monkeypatch: pytest.
     monkeypatch.setattr("pipelines.evaluation.charges.COMPRESSED_LIMIT", 10)
     compressed = Compressed()
     for texts in ([b"abcd", b""], [b"12345678", b"efghij"], [b"k"]):
-        compressed.take(texts)
+        compressed.take([np.frombuffer(text, np.uint8).astype(np.uint16) for text in texts])
     assert (compressed.documents, compressed.size) == ([b"abcd", b"efghij"], 10)
 
 
@@ -99,24 +110,22 @@ def test_a_model_that_knows_nothing_pays_the_vocabulary(ws: Workspace) -> None:
 
 @pytest.mark.parametrize("samples", ["windows", "documents"])
 def test_without_separators_nothing_predicts_where_a_document_begins(samples: str, tmp_path: Path) -> None:
-    ws = make_text(tmp_path)
+    ws = make_text(tmp_path, separator=None)
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    spec = {name: value for name, value in TEXT.items() if name != "separator"}
-    bare = type(manifest)(manifest.header | {"spec": spec}, manifest.table)
-    config = ModelConfig({}, spec, 10_000, "language", "", samples, documents=True)
-    metrics = evaluate_model(Told(), config, zone, bare, ws.params)
+    config = ModelConfig({}, manifest.header["spec"], 10_000, "language", "", samples, documents=True)
+    metrics = evaluate_model(Told(256), config, zone, manifest, ws.params)
     (tokens,) = tokens_of(ws, "test")
-    assert (metrics["documents"], metrics["bytes"]) == (4, len(tokens))  # 256 is a token as others are
-    bits = (len(tokens) - 4) * log2(257) + 8 * 4
+    assert (metrics["documents"], metrics["bytes"]) == (4, len(tokens))
+    bits = (len(tokens) - 4) * log2(256) + 8 * 4
     assert metrics["bits_per_byte"] == pytest.approx(bits / len(tokens), abs=1e-6)
 
 
 @pytest.mark.parametrize("seq_len", [1, 16, 10_000])
 def test_the_bigram_baseline_is_charged_like_a_model(ws: Workspace, seq_len: int) -> None:
-    from pipelines.evaluation.baselines import bigram_counts
+    from pipelines.evaluation.baselines import counts_of_streams
 
-    metrics = measure(ws, Bigram(bigram_counts(tokens_of(ws, "train"), 257)), seq_len)
+    metrics = measure(ws, Bigram(counts_of_streams(tokens_of(ws, "train"), 257)), seq_len)
     assert metrics["bits_per_byte"] == pytest.approx(metrics["baseline"]["bigram"]["bits_per_byte"], abs=2e-6)
     assert metrics["bits_per_byte"] < 3, "the texts mostly count upwards"
 
@@ -139,3 +148,57 @@ def test_data_of_another_kind_and_an_empty_split_are_refused(ws: Workspace) -> N
     without = type(manifest)(manifest.header, manifest.table.filter(manifest.table["split"].to_numpy() != "test"))
     with pytest.raises(DataError, match="no samples in split 'test'"):
         evaluate_model(Uniform(), ModelConfig({}, TEXT, SEQ_LEN, "language", ""), zone, without, ws.params)
+
+
+def with_spec(manifest: Manifest, **changes: Any) -> Manifest:
+    return type(manifest)(manifest.header | {"spec": manifest.header["spec"] | changes}, manifest.table)
+
+
+@pytest.mark.parametrize("samples", ["windows", "documents"])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"encoding": "gpt2"}, "their encoding is 'gpt2'"),
+        ({"encoding": None}, "their encoding is None"),
+        ({"vocab_size": 300}, "their vocabulary of 300 has tokens beside the 256 bytes and the separator"),
+        ({"vocab_size": 5000}, "their vocabulary of 5000"),
+        ({"separator": 97}, "their separator is 97, which is a byte as well"),
+        ({"separator": None}, "their vocabulary of 257 has tokens beside the 256 bytes"),
+    ],
+)
+def test_tokens_that_are_no_bytes_have_no_figures_a_byte(
+    ws: Workspace, samples: str, changes: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zone = ws.zone("shards")
+    manifest = with_spec(zone.manifest(), **changes)
+    spec = manifest.header["spec"]
+    config = ModelConfig({}, spec, 10_000, "language", "", samples)
+    result = measure_all(Uniform(spec["vocab_size"]), config, zone, manifest, ws.params)
+    assert f"evaluate: no bits per byte and no compressors of these tokens: {why}" in capsys.readouterr().out
+    metrics = result.metrics
+    assert not [name for name in numbers(metrics) if "byte" in name]
+    table = "unigram" if spec["vocab_size"] > 1024 else "bigram"
+    assert set(metrics["baseline"]) == {table}
+    assert metrics["loss"] == pytest.approx(log(spec["vocab_size"]), abs=1e-5)
+    assert metrics["perplexity"] == pytest.approx(spec["vocab_size"], rel=1e-4)
+    assert metrics["baseline"][table]["loss"] < metrics["loss"], "it knows how often tokens are"
+    (tokens,) = tokens_of(ws, "test")
+    assert metrics["documents"] == 4
+    assert metrics["tokens"] == int((tokens != spec["separator"]).sum())
+    assert list(result.tables["loss"][0]) == ["name", "loss"]
+    if samples == "documents":
+        assert metrics["cut_tokens"] == 0
+
+
+def test_a_unigram_by_hand() -> None:
+    train, held_out = token_counts(Z, np.array([1, 1, 2]), 2000), token_counts(Z, np.array([1, 5]), 2000)
+    assert table_bits(train, held_out, 0.5) == pytest.approx(-log2(2.5 / 1003) - log2(0.5 / 1003), rel=1e-12)
+
+
+def test_a_token_that_is_not_in_the_vocabulary_is_named(ws: Workspace) -> None:
+    """In a table of pairs it would count as another pair."""
+    zone = ws.zone("shards")
+    manifest = with_spec(zone.manifest(), vocab_size=120, separator=None)
+    config = ModelConfig({}, manifest.header["spec"], SEQ_LEN, "language", "")
+    with pytest.raises(DataError, match=r"\.arrow: tokens holds 256, but there are 120 tokens, numbered from 0"):
+        evaluate_model(Uniform(120), config, zone, manifest, ws.params)

@@ -1,12 +1,15 @@
 """From names and arguments to models, and what a person reads when that fails."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipelines.models import MODELS, build_model, data_facts
+from pipelines.models.importing import import_named
+from pipelines.training.entrypoint import find_script
 from storage.errors import ParamsError
 
 TOKENS = {"vocab_size": 257, "separator": 256}
@@ -84,6 +87,54 @@ def test_what_cannot_be_made_is_explained(name: str, args: dict[str, object], sa
     with pytest.raises(ParamsError) as caught:
         build_model(name, args, PICTURES)
     assert said in str(caught.value)
+
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_name("it_ran").touch()
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, **facts):
+        super().__init__()
+        self.head = nn.Linear(1, 1)
+"""
+
+
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Code among a recipe's raw data, in a package whose own code would run as well."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("recipe: x")
+    folder = tmp_path / "data" / "raw" / "pack"
+    folder.mkdir(parents=True)
+    for name in ("__init__.py", "evil.py"):
+        (folder / name).write_text(EVIL)
+    yield folder
+    for name in [name for name in sys.modules if name.split(".")[0] in ("data", "pack", "linked")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["data.raw.pack.evil:Net", "data.raw.pack:Net", "pack.evil:Net", "linked.pack:Net"])
+def test_nothing_is_imported_from_below_data(evil: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (Path.cwd() / "linked").symlink_to(evil.parent)
+    monkeypatch.syspath_prepend(evil.parent)
+    with pytest.raises(ParamsError, match=r"model.name='.*' ?.*data.* which holds data and models"):
+        build_model(name, {}, PICTURES)
+    with pytest.raises(ParamsError, match=r"evaluate.metrics=.*Nothing is imported from there"):
+        import_named(name, "evaluate.metrics")
+    assert not (evil / "it_ran").exists()
+
+
+def test_a_script_below_data_is_no_entry_point(evil: Path) -> None:
+    with pytest.raises(ParamsError, match=r"train.entrypoint='data/raw/pack/evil.py'.*Nothing is imported from there"):
+        find_script(Path.cwd(), "data/raw/pack/evil.py")
+
+
+def test_a_package_named_data_that_is_no_recipes_is_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "library" / "data").mkdir(parents=True)
+    (tmp_path / "library" / "data" / "nets.py").write_text(EVIL)
+    assert build_model("library.data.nets:Net", {}, PICTURES)
 
 
 def test_weights_are_a_function_of_the_seed_alone() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipelines.models import ModelConfig, load_model, save_model, task_of
-from pipelines.models.saved import weights
+from pipelines.models import ModelConfig, Own, load_model, save_model, task_of
+from pipelines.models.saved import load_config, weights
 from storage.errors import DataError, FormatError, ParamsError
 
 SPEC = {
@@ -54,6 +54,34 @@ def test_damage_is_named(saved: Path) -> None:
         load_model(saved)
     with pytest.raises(FormatError, match="holds no trained model"):
         load_model(saved / "elsewhere")
+
+
+def test_a_configuration_chooses_no_code(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands in config.json: what params.yaml doesn't name is not imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'it_ran')!r}).touch()\n")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"model": {"name": "evil:Net", "args": {}}}))
+    for own in (Own(), Own(("nets:Net",)), Own(("evil",)), Own(("evil:Other",))):
+        with pytest.raises(ParamsError, match=r"config.json names the model 'evil:Net', which was not imported"):
+            load_model(saved, own)
+        with pytest.raises(ParamsError, match=r"code runs only where params.yaml names it"):
+            load_config(saved, own)
+    assert not (tmp_path / "it_ran").exists()
+    with pytest.raises(ParamsError, match=r"'evil' has no|evil has no"):
+        load_model(saved, Own(("evil:Net",)))
+    assert (tmp_path / "it_ran").exists(), "or this test shows nothing"
+
+
+@pytest.mark.parametrize("model", [None, "mlp", {}, {"name": "mlp"}, {"name": "mlp", "args": "x"}, {"args": {}}])
+def test_a_malformed_configuration_is_named(saved: Path, model: object) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"model": model}))
+    with pytest.raises(FormatError, match="not a model's configuration"):
+        load_model(saved)
+    (saved / "config.json").write_text(json.dumps(config | {"more": 1}))
+    with pytest.raises(FormatError, match="not a model's configuration"):
+        load_model(saved)
 
 
 def test_tasks_follow_from_the_spec() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from training_samples import SEQ_LEN, TEXT, losses, make_points, make_text, without_mlflow
 
 from pipelines.evaluation import evaluate_model
-from pipelines.models import ModelConfig, load_model
+from pipelines.models import ModelConfig, Own, load_model
 from pipelines.training import train
 from pipelines.training.replay import replay
 from storage.errors import ParamsError
@@ -65,11 +65,12 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_of_ones_own_gets_what_it_names(tmp_path: Path) -> None:
     ws = make_text(tmp_path / "ws", model={"name": "told:Told"}, stream=STREAM)
     train(ws)
-    model, config = load_model(ws.model)
+    own = Own.of(ws.params)
+    model, config = load_model(ws.model, own)
     assert config.documents
     zone = ws.zone("shards")
     found = evaluate_model(model, config, zone, zone.manifest(), ws.params)
-    blind, _ = load_model(ws.model)
+    blind, _ = load_model(ws.model, own)
     blind.forward = lambda x: blind.table(x)  # its answers don't depend on what it is told
     same = ModelConfig(config.model, TEXT, SEQ_LEN, "language", config.manifest)
     assert found == evaluate_model(blind, same, zone, zone.manifest(), ws.params), "the same tokens are charged"
@@ -107,7 +108,7 @@ def test_a_saved_model_says_so_only_where_it_is(tmp_path: Path) -> None:
 
 def test_held_out_documents_are_measured_as_if_each_stood_alone(tmp_path: Path) -> None:
     """The transformer's nats of each piece of a document in a window by itself, and 8 bits for what begins one."""
-    ws = make_text(tmp_path / "ws", stream=STREAM, separator=0)
+    ws = make_text(tmp_path / "ws", stream=STREAM, separator=None)
     zone = ws.zone("shards")
     manifest = zone.manifest()
     config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", documents=True)
@@ -130,4 +131,5 @@ def test_held_out_documents_are_measured_as_if_each_stood_alone(tmp_path: Path) 
     assert count + 4 == len(shard.tokens)
     bits = nats / log(2) + 8 * 4
     assert metrics["bits_per_byte"] == pytest.approx(bits / metrics["bytes"], abs=2e-6)
+    assert metrics["bytes"] == len(shard.tokens)
     assert metrics["bits_per_byte"] < log2(257) * 1.1
