@@ -5,8 +5,9 @@ from typing import Any
 from prefect import flow
 
 from flows.commands import run_stage
+from flows.parameters import RECIPE, Recipe
 from flows.report import read_json
-from flows.steps import RECIPE, Recipe, by_hand, open_recipe
+from flows.steps import by_hand, open_recipe
 from pipelines import versions
 
 

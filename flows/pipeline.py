@@ -20,10 +20,11 @@ from flows.commands import run_by_dvc
 from flows.curate import curate
 from flows.evaluate import evaluate
 from flows.ingest import ingest
+from flows.parameters import RECIPE, Force, Push, Recipe, ReleaseStage, Retries
 from flows.release import release
 from flows.report import Outcome, publish_summary
 from flows.shard import shard
-from flows.steps import DVC, RECIPE, RETRY, STEP, Force, Recipe, Retries, by_hand, open_recipe
+from flows.steps import DVC, RETRY, STEP, by_hand, open_recipe
 from flows.train import train
 from flows.version import version
 from flows.warm import warm
@@ -36,11 +37,9 @@ UP_TO_DATE = "up to date"
 
 
 @flow(name="pipeline", flow_run_name="{recipe}", persist_result=False)
-def pipeline(recipe: Recipe = RECIPE, force: Force = False, push: bool = True, retries: Retries = 2) -> dict[str, str]:
+def pipeline(recipe: Recipe = RECIPE, force: Force = False, push: Push = True, retries: Retries = 2) -> dict[str, str]:
     """Run what is stale of a recipe, from its sources to the registry: new source files, changed parameters, missing
     outs. Leaves a summary on the Artifacts page. Returns what became of each stage.
-
-    `push`: upload the outs to DVC's default remote, where there is one. `retries`: of the training.
     """
     ws = open_recipe(recipe)
     outcomes: dict[str, Outcome] = {}
@@ -84,8 +83,8 @@ def run_one(recipe: str, stage: str, command: str, retries: int) -> None:
         "shard": lambda: shard(recipe),
         "train": lambda: train(recipe, retries),
         "evaluate": lambda: evaluate(recipe),
-        "package": lambda: release(recipe, ["package"]),
-        "promote": lambda: release(recipe, ["promote"]),
+        "package": lambda: release(recipe, [ReleaseStage.package]),
+        "promote": lambda: release(recipe, [ReleaseStage.promote]),
     }
     if command == f"shardline {stage}" and stage in steps:
         steps[stage]()

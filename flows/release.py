@@ -1,19 +1,18 @@
 """model → registry: package, then promote. By hand: `python -m flows.release --recipe digits`."""
 
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 
 from flows.commands import run_stage
+from flows.parameters import RECIPE, Recipe, ReleaseStage, ReleaseStages
 from flows.report import read_json
-from flows.steps import RECIPE, Recipe, by_hand, open_recipe
+from flows.steps import by_hand, open_recipe
 from pipelines import versions
-
-ReleaseStage = Literal["package", "promote"]
 
 
 @flow(name="release", flow_run_name="release {recipe}", persist_result=False)
-def release(recipe: Recipe = RECIPE, stages: list[ReleaseStage] = ["package", "promote"]) -> dict[str, Any]:  # noqa: B006
+def release(recipe: Recipe = RECIPE, stages: ReleaseStages = list(ReleaseStage)) -> dict[str, Any]:  # noqa: B006
     """Package the model, register it as candidate, and make it champion if the gate passes. Returns
     data/promotion.json."""
     ws = open_recipe(recipe)

@@ -10,10 +10,11 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from pipelines.repro import summary
+from pipelines.tracking.address import Page
+from pipelines.tracking.recorded import recorded_page, recorded_run_id
 from pipelines.workspace import Workspace
-from storage.errors import ShardlineError
-
-EMBEDDED_UI = "http://127.0.0.1:5000"  # of `make ui`
+from storage.errors import ShardlineError, TrackingError
+from storage.secret import mask, without_login
 
 
 @dataclass
@@ -33,26 +34,35 @@ def publish_summary(ws: Workspace, outcomes: Mapping[str, Outcome], pushed: str)
 
 
 def link_run(ws: Workspace) -> str | None:
-    """A link to the MLflow run that made the present model. Returns the run's id; None where it wasn't tracked."""
-    run = read_json(ws.model / "run.json").get("run_id")
-    if run:
-        about = _how_to_open(ws) or None
-        create_link_artifact(run_url(ws, run), f"MLflow run {run}", key=_key("mlflow", ws), description=about)
+    """A link to the MLflow run that made the present model. Returns the run's id; None where it isn't in the store."""
+    page, run = _page(ws), recorded_run_id(ws)
+    if page is None or run is None:
+        return None
+    create_link_artifact(page.url, f"MLflow run {run}", key=_key("mlflow", ws), description=_first(ws, page) or None)
     return run
 
 
-def run_url(ws: Workspace, run: str) -> str:
-    """The page of an MLflow run."""
-    uri = ws.tracking_uri
-    server = uri if uri.startswith(("http://", "https://")) else EMBEDDED_UI
-    return f"{re.sub('//[^/@]*@', '//', server).rstrip('/')}/#/runs/{run}"
+def _page(ws: Workspace) -> Page | None:
+    """Of that run, where its store has it and answers."""
+    try:
+        return recorded_page(ws)
+    except TrackingError:
+        return None
+
+
+def _first(ws: Workspace, page: Page) -> str:
+    """What to do before the page opens."""
+    return f"(the project's own store: run `make ui` first, in {ws.project})" if page.asleep else ""
 
 
 def markdown(ws: Workspace, outcomes: Mapping[str, Outcome], pushed: str) -> str:
     """The summary's text."""
     facts = _facts(ws)
-    if run := read_json(ws.model / "run.json").get("run_id"):
-        facts["MLflow run"] = f"[{run}]({run_url(ws, run)}) {_how_to_open(ws)}".rstrip()
+    if run := recorded_run_id(ws):
+        page = _page(ws)
+        place = without_login(ws.tracking_uri)
+        link = f"[{run}]({page.url}) {_first(ws, page)}".rstrip() if page else f"{run}, which {place} doesn't show"
+        facts["MLflow run"] = link
     facts["data pushed"] = pushed
     stages = [[name, o.did, o.why, f"{o.seconds:.1f}" if o.seconds else ""] for name, o in outcomes.items()]
     return "\n\n".join(
@@ -74,11 +84,6 @@ def _facts(ws: Workspace) -> dict[str, str]:
         return {"incomplete": str(error)}
 
 
-def _how_to_open(ws: Workspace) -> str:
-    served = ws.tracking_uri.startswith("http")
-    return "" if served else f"(the project's own store: run `make ui` first, in {ws.project})"
-
-
 def _key(what: str, ws: Workspace) -> str:
     """An artifact's key: lowercase letters, digits and dashes."""
     return f"{what}-{re.sub('[^a-z0-9]+', '-', ws.params.recipe.lower()).strip('-')}"
@@ -90,7 +95,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    return " ".join(mask(text).replace("|", "\\|").split())
 
 
 def read_json(file: Path) -> dict[str, Any]:

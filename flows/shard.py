@@ -5,7 +5,8 @@ from typing import Any
 from prefect import flow
 
 from flows.batches import run_data_stage
-from flows.steps import RECIPE, Recipe, by_hand
+from flows.parameters import RECIPE, Recipe
+from flows.steps import by_hand
 
 
 @flow(name="shard", flow_run_name="shard {recipe}", persist_result=False)

@@ -5,7 +5,7 @@ import inspect
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from prefect import Flow, Task, task
@@ -14,21 +14,15 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
+from flows.privacy import mask_logs
 from pipelines import versions
 from pipelines.repro import open_recipe
-from pipelines.workspace import DEFAULT_RECIPE
 from storage.errors import DataError, DigestError, FormatError, ParamsError, ShardlineError
+from storage.secret import masked_traceback
 
-__all__ = [
-    "DVC", "RECIPE", "RETRY", "STEP", "Force", "Recipe", "Retries", "RetryDelay", "by_hand", "open_recipe", "record",
-    "worth_a_retry",
-]  # fmt: skip
+__all__ = ["DVC", "RETRY", "STEP", "by_hand", "open_recipe", "record", "worth_a_retry"]
 
-RECIPE = DEFAULT_RECIPE
-Recipe = Annotated[str, typer.Option("--recipe", "-r", help="A recipe of `shardline recipes`.")]
-Retries = Annotated[int, typer.Option(min=0, max=50, help="How often a stopped or failed training is resumed.")]
-RetryDelay = Annotated[float, typer.Option(min=0, help="Seconds before the first of these; it doubles each time.")]
-Force = Annotated[bool, typer.Option("--force", help="Run every stage, stale or not.")]
+mask_logs()  # before a flow can say anything
 
 #: The tag of tasks that call DVC: `prefect deploy` limits it to one at a time, since DVC locks its project.
 DVC = "shardline-dvc"
@@ -80,6 +74,9 @@ def by_hand(flow: Flow[..., Any]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{flow.name}: interrupted. What was finished is kept.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:  # a fault: Prefect has logged it; this is for who reads stderr alone
+        print(masked_traceback(error), file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
 
 

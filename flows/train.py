@@ -6,8 +6,9 @@ Prefect is imported here only: `shardline train` and its ranks are processes of 
 from prefect import flow
 
 from flows.commands import run_stage
+from flows.parameters import RECIPE, Recipe, Retries, RetryDelay
 from flows.report import link_run
-from flows.steps import RECIPE, Recipe, Retries, RetryDelay, by_hand, open_recipe
+from flows.steps import by_hand, open_recipe
 from pipelines import versions
 
 

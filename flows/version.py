@@ -3,12 +3,13 @@
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
-from flows.steps import DVC, RECIPE, RETRY, STEP, Recipe, by_hand, open_recipe, record
+from flows.parameters import RECIPE, Push, Recipe, Stages
+from flows.steps import DVC, RETRY, STEP, by_hand, open_recipe, record
 from pipelines import versions
 
 
 @flow(name="version", flow_run_name="version {recipe}", persist_result=False)
-def version(recipe: Recipe = RECIPE, stages: list[str] = [], push: bool = True) -> str:  # noqa: B006
+def version(recipe: Recipe = RECIPE, stages: Stages = [], push: Push = True) -> str:  # noqa: B006
     """`dvc commit` the stages named (the other flows do so for their own), and `dvc push` the recipe's outs where DVC
     has a default remote. Returns what was pushed, in DVC's words."""
     ws = open_recipe(recipe)

@@ -1,17 +1,14 @@
 """Fill the caches before training. By hand: `python -m flows.warm --recipe digits --tier node`."""
 
 import shlex
-from typing import Annotated, Literal
 
-import typer
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
 from flows.commands import explain, on_leash
-from flows.steps import RECIPE, RETRY, STEP, Recipe, by_hand, open_recipe
+from flows.parameters import RECIPE, Recipe, Tier
+from flows.steps import RETRY, STEP, by_hand, open_recipe
 from pipelines.caches import keep_embedded
-
-Tier = Annotated[Literal["node", "hot", "both"], typer.Option(help="Which tier to fill.")]
 
 
 @flow(name="warm", flow_run_name="warm {recipe}", persist_result=False)

@@ -1,10 +1,8 @@
 """What a person asks of a project: its recipes, parameters, zones and runs."""
 
-import errno
-import os
-import socket
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
 
 _HIDDEN = ("key", "stats", "digest")  # columns of manifests that tell a person nothing
 _MOST = 10  # objects whose errors are shown
+_PARAMETER = ("parameter", "type", "default", "meaning")
+_SIZES = ("bytes", "plain_bytes")  # in the lake, and decompressed
 
 
 def _table(*columns: str) -> Table:
@@ -38,33 +38,50 @@ def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
-def show_recipes() -> None:
-    """One row a recipe. Raises ParamsError where there is none."""
+def list_recipes() -> list[dict[str, Any]]:
+    """What `show_recipes` shows; `invalid` says what is wrong with a recipe. Raises ParamsError where there is none."""
     project = project_root()
     if not find_recipes(project):
         raise ParamsError(f"No recipes: {project} has neither {FILENAME} nor recipes/*/{FILENAME}. {INTO_THE_PROJECT}")
+    return [_recipe(name, folder, project) for name, folder in find_recipes(project).items()]
+
+
+def _recipe(name: str, folder: Path, project: Path) -> dict[str, Any]:
+    try:
+        ws = Workspace(folder, project, load_params(folder / FILENAME))
+        shards = ws.zone("shards")
+        version = shards.manifest().digest if shards.complete else None
+    except ShardlineError as error:
+        return {"recipe": name, "invalid": str(error)}
+    about = {"recipe": name, "sources": ws.params.ingest.listed, "model": ws.params.model.name}
+    return about | {"data": version, "promoted": ws.promotion.is_file()}
+
+
+def show_recipes() -> None:
+    """One row a recipe."""
     table = _table("recipe", "sources", "model", "data", "promoted")
-    for name, folder in find_recipes(project).items():
-        try:
-            ws = Workspace(folder, project, load_params(folder / FILENAME))
-            shards = ws.zone("shards")
-            version = shards.manifest().digest[:12] if shards.complete else "-"
-        except ShardlineError as error:
-            table.add_row(name, f"invalid: {str(error).splitlines()[:2][-1].strip()}")
+    for one in list_recipes():
+        if "invalid" in one:
+            table.add_row(one["recipe"], f"invalid: {one['invalid'].splitlines()[:2][-1].strip()}")
             continue
-        promoted = "yes" if ws.promotion.is_file() else "-"
-        table.add_row(name, ", ".join(ws.params.ingest.listed), ws.params.model.name, version, promoted)
+        sources, promoted = ", ".join(one["sources"]), "yes" if one["promoted"] else "-"
+        table.add_row(one["recipe"], sources, one["model"], (one["data"] or "-")[:12], promoted)
     _print(table)
+
+
+def list_params(prefix: str | None) -> list[dict[str, str]]:
+    """The parameters whose names start so. Raises ParamsError where none does."""
+    rows = [row for row in describe() if row[0].startswith(prefix or "")]
+    if not rows:
+        raise ParamsError(f"No parameter starts with {prefix!r}{_near(str(prefix))}")
+    return [dict(zip(_PARAMETER, row, strict=True)) for row in rows]
 
 
 def show_params(prefix: str | None) -> None:
     """One row a parameter."""
-    rows = [row for row in describe() if row[0].startswith(prefix or "")]
-    if not rows:
-        raise ParamsError(f"No parameter starts with {prefix!r}{_near(str(prefix))}")
-    table = _table("parameter", "type", "default", "meaning")
-    for row in rows:
-        table.add_row(*row)
+    table = _table(*_PARAMETER)
+    for row in list_params(prefix):
+        table.add_row(*row.values())
     _print(table)
 
 
@@ -77,12 +94,30 @@ def _near(name: str) -> str:
     return suggestion(name, names, instead=sections)
 
 
-def show_zone(ws: Workspace, name: str) -> None:
-    """Version, lineage, splits and the first objects of a zone."""
+def describe_zone(ws: Workspace, name: str) -> dict[str, Any]:
+    """What a zone holds, for programs. Raises DataError where it has no manifest."""
+    manifest = _manifest(ws, name)
+    table, header = manifest.table, manifest.header
+    splits = manifest.splits if "split" in table.column_names else []
+    sizes = {column: pa.compute.sum(table[column]).as_py() or 0 for column in _SIZES if column in table.column_names}
+    return {
+        "zone": name, "where": ws.zone(name).describe(), "version": manifest.digest, "kind": header["kind"],
+        "parents": header.get("parents", {}), "counts": header.get("counts", {}), "objects": table.num_rows, **sizes,
+        "rows": {split: pa.compute.sum(manifest.select(split)["rows"]).as_py() or 0 for split in splits},
+        "domains": list(manifest.domains),
+    }  # fmt: skip
+
+
+def _manifest(ws: Workspace, name: str) -> "Manifest":
     zone = ws.zone(name)
     if not zone.complete:
         raise DataError(f"{zone.folder}: no manifest yet. Run `shardline repro` first.")
-    manifest = zone.manifest()
+    return zone.manifest()
+
+
+def show_zone(ws: Workspace, name: str) -> None:
+    """Version, lineage, splits and the first objects of a zone."""
+    zone, manifest = ws.zone(name), _manifest(ws, name)
     say(f"zone      {name} at {zone.describe()}")
     say(f"version   {manifest.digest}")
     for parent, digest in manifest.header.get("parents", {}).items():
@@ -117,68 +152,39 @@ def _of_domain(manifest: "Manifest", domain: str) -> str:
 
 def _sizes(manifest: "Manifest") -> str:
     """What the objects take in the lake and, where some are compressed at rest, once decompressed."""
-    names = [name for name in ("bytes", "plain_bytes") if name in manifest.table.column_names]
+    names = [name for name in _SIZES if name in manifest.table.column_names]
     stored, *plain = (int(pa.compute.sum(manifest.table[name]).as_py() or 0) for name in names)
     more = f" ({human_bytes(plain[0])} plain)" if plain and plain[0] != stored else ""
     return human_bytes(stored) + more
 
 
-def verify_zones(ws: Workspace, name: str | None) -> None:
-    """Re-read every object; raises DataError that lists the damaged ones."""
-    damaged: list[str] = []
+def verify_zones(ws: Workspace, name: str | None) -> list[dict[str, Any]]:
+    """Re-read every object of a zone, or of all. Returns for each how many there are, and what is wrong with some."""
+    found = []
     for zone_name in [name] if name else ZONES:
         zone = ws.zone(zone_name)
         if not zone.complete:
             say(f"{zone_name}: no manifest yet")
             continue
         manifest = zone.manifest()
-        bad = 0
+        damaged: list[str] = []
         with progress(f"verify {zone_name}", manifest.table.num_rows, "objects") as advance:
             names = [name for name in ("path", "digest", "plain_bytes") if name in manifest.table.column_names]
             for record in manifest.table.select(names).to_pylist():
                 try:
                     zone.verify(*record.values())
                 except (DigestError, LakeError) as error:
-                    bad += 1
                     damaged.append(str(error))
                 advance()
-        say(f"{zone_name}: {manifest.table.num_rows - bad} objects as the manifest says, {bad} not")
+        objects = manifest.table.num_rows
+        say(f"{zone_name}: {objects - len(damaged)} objects as the manifest says, {len(damaged)} not")
+        found.append({"zone": zone_name, "version": manifest.digest, "objects": objects, "damaged": damaged})
+    return found
+
+
+def report_damage(found: list[dict[str, Any]]) -> None:
+    """Raises DataError that lists the damaged objects, if there are any."""
+    damaged = [error for one in found for error in one["damaged"]]
     if damaged:
         more = f"\n… and {len(damaged) - _MOST} more" if len(damaged) > _MOST else ""
         raise DataError("\n".join(damaged[:_MOST]) + more)
-
-
-def open_ui(host: str, port: int) -> None:
-    """Become `mlflow ui` over the project's store. Raises ParamsError for a folder without a project, and for a port
-    on which something listens."""
-    project = project_root()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project}/.shardline/mlflow/mlflow.db"
-    if uri.startswith(("http://", "https://")):
-        say("The runs are on the server that MLFLOW_TRACKING_URI names: open its address in a browser.")
-        return
-    if not (os.environ.get("MLFLOW_TRACKING_URI") or find_recipes(project)):  # a typo's empty store would be left
-        raise ParamsError(f"No runs: {project} is no project. {INTO_THE_PROJECT}")
-    _ask_for(host, port)
-    # One worker is up in a fraction of the time of mlflow's four, and a person alone keeps none of them busy.
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    command += ["--workers", "1"]
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # more processes, for judges of answers
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of MLflow's own code about its libraries
-    say(f"http://{host}:{port} shows the runs of {uri}; Ctrl-C ends it.")
-    os.execv(sys.executable, command)
-
-
-def _ask_for(host: str, port: int) -> None:
-    """Raises ParamsError where one cannot listen: MLflow's server would say so among its lines, and leave with 0."""
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a UI that has just ended
-            listener.bind(address)
-    except OSError as error:
-        taken = " Another program (another `make ui`?) listens there." if error.errno == errno.EADDRINUSE else ""
-        other = port % 65535 + 1
-        raise ParamsError(
-            f"The UI cannot listen on {host}, port {port}: {error.strerror or error}.{taken} Choose another place with "
-            f"--port or --host: `shardline ui --port {other}`, `make ui ARGS='--port {other}'`."
-        ) from error

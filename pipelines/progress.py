@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from storage.secret import mask
+
 Advance = Callable[..., None]
 T = TypeVar("T")
 
@@ -44,5 +46,5 @@ def stepping(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def say(message: str = "") -> None:
-    """A line for the person who runs the command."""
-    print(message, flush=True)
+    """A line for the person who runs the command, without passwords."""
+    print(mask(message), flush=True)

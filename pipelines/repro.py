@@ -19,7 +19,7 @@ from typing import Any
 from pipelines.ingest.fetch import changed_sources
 from pipelines.preflight import check
 from pipelines.progress import say
-from pipelines.tracking.store import link
+from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import DEFAULT_RECIPE, INTO_THE_PROJECT, Workspace, project_root, recipe_folder
 from storage.atomic import write_atomically
 from storage.errors import ParamsError, SourceError
@@ -151,12 +151,6 @@ def summary(ws: Workspace) -> str:
             f"run      {where_is_the_run(ws)}",
         ]
     )
-
-
-def where_is_the_run(ws: Workspace) -> str:
-    """How to open the run that made the present model."""
-    run = _json(ws.model / "run.json").get("run_id")
-    return link(ws.tracking_uri, "runs", run) if run else "not tracked"
 
 
 def _outcome(promotion: dict[str, Any]) -> str:

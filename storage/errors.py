@@ -12,14 +12,20 @@
     ├── Hung                  ranks that took no step any more were given up
     └── Interrupted           SIGINT or SIGTERM: state was saved, the same command goes on
 
-A message says what happened, to which thing, the likely cause, and the setting to change.
+A message says what happened, to which thing, the likely cause, and the setting to change. It holds no password: what
+looks like one is masked when the exception is made.
 """
+
+from storage.secret import mask
 
 
 class ShardlineError(Exception):
     """Base of all errors that are reported without a traceback. `exit_code` is the process's."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(mask(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ParamsError(ShardlineError):

@@ -90,7 +90,7 @@ def _asked(look: Callable[[], object]) -> dict[str, Any]:
     try:
         look()
     except Exception as error:  # whatever a client raises, it is what a person must know
-        return {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+        return {"error": mask(" ".join(str(error).split()))[:300] or type(error).__name__}
     return {"seconds": round(time.perf_counter() - began, 4)}
 
 

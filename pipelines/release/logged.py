@@ -6,8 +6,9 @@ from pathlib import Path
 from pipelines.release.identity import METADATA, MODEL, PACKAGE
 from pipelines.tracking import Run, lineage_tags
 from pipelines.tracking.names import mlflow_name
-from pipelines.tracking.store import cause, patient, redacted, warn
+from pipelines.tracking.store import cause, patient, warn
 from pipelines.workspace import Workspace
+from storage.secret import without_login
 
 
 def log_package(ws: Workspace, run: Run, folder: Path) -> str | None:
@@ -18,7 +19,7 @@ def log_package(ws: Workspace, run: Run, folder: Path) -> str | None:
     try:
         return _log(ws, run, folder)
     except Exception as error:  # whatever MLflow raises, the folder counts
-        warn(f"MLflow at {redacted(run.tracking_uri)} did not take the model: {cause(error)}.")
+        warn(f"MLflow at {without_login(run.tracking_uri)} did not take the model: {cause(error)}.")
         return None
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipelines.progress import say, track
+from pipelines.progress import track
 from pipelines.release.registry import load_version, resolve_model
 from pipelines.release.served import BATCH, Served
 from storage.errors import DataError, SourceError
@@ -32,7 +32,7 @@ def print_predictions(recipe: str | None, files: Sequence[Path], alias: str) -> 
     served, version = load_version(model, alias)
     print(f"{model.name} version {version.version}", file=sys.stderr)
     for name, answer in predictions(served, files):
-        say("\t".join([name, *answer]))
+        print(name, *answer, sep="\t", flush=True)  # data, as it is
 
 
 def _inputs(files: Sequence[Path]) -> str:

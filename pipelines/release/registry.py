@@ -11,9 +11,10 @@ from urllib.parse import unquote, urlsplit
 from pipelines.params import FILENAME
 from pipelines.release.identity import ARTIFACTS
 from pipelines.tracking import Store, connect
-from pipelines.tracking.store import cause, patient, redacted
+from pipelines.tracking.store import cause, patient
 from pipelines.workspace import Workspace, project_root, recipe_folder, recipes
 from storage.errors import ParamsError, TrackingError
+from storage.secret import without_login
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -57,7 +58,7 @@ def resolve_model(
         return fitting[0]
     wanted = _either(tasks) + (f" of {inputs} inputs" if inputs else "")
     raise ParamsError(
-        f"No registered model for {wanted} at {redacted(store.uri)}. {_listing(models)} "
+        f"No registered model for {wanted} at {without_login(store.uri)}. {_listing(models)} "
         "Run `make repro RECIPE=NAME` first, with one of `shardline recipes` that makes such a model."
     )
 
@@ -67,7 +68,7 @@ def _of_recipe(ws: Workspace, tasks: Collection[str]) -> Registered:
     models = [_describe(store, found) for found in _search_models(store)]
     found = next((model for model in models if model.name == name), None)
     if found is None:
-        raise ParamsError(f"No registered model {name!r} at {redacted(store.uri)}. {_make(ws)}")
+        raise ParamsError(f"No registered model {name!r} at {without_login(store.uri)}. {_make(ws)}")
     if found.task not in tasks:
         fitting = [model for model in models if model.task in tasks]
         choice = f"{_listing(fitting)} Choose with --recipe." if fitting else "None is registered yet."
@@ -198,6 +199,6 @@ def registry_errors(store: Store) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"The model registry at {redacted(store.uri)} failed: {cause(error)}. What was finished is kept; "
+            f"The model registry at {without_login(store.uri)} failed: {cause(error)}. What was finished is kept; "
             "when it works again, run the same command again (setting: MLFLOW_TRACKING_URI)."
         ) from error

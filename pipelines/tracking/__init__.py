@@ -6,7 +6,8 @@ run.close()
 """
 
 from pipelines.tracking.lineage import lineage_tags
-from pipelines.tracking.run import Run, open_run, recorded_run_id
+from pipelines.tracking.recorded import recorded_run_id
+from pipelines.tracking.run import Run, open_run
 from pipelines.tracking.store import Store, connect
 
 __all__ = ["Run", "Store", "connect", "lineage_tags", "open_run", "recorded_run_id"]

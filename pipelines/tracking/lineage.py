@@ -10,6 +10,7 @@ from pipelines.workspace import Workspace
 from storage.digest import digest_file
 from storage.lake import ZONES, Zone
 from storage.manifest import Manifest
+from storage.secret import mask
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -31,7 +32,8 @@ def lineage_tags(ws: Workspace) -> dict[str, str]:
         "prefect.flow_run_id": "PREFECT__FLOW_RUN_ID",
         "prefect.flow_run_url": "SHARDLINE_FLOW_RUN_URL",
     }
-    return tags | {tag: os.environ[name] for tag, name in environment.items() if os.environ.get(name)}
+    tags |= {tag: os.environ[name] for tag, name in environment.items() if os.environ.get(name)}
+    return {tag: mask(value) for tag, value in tags.items()}
 
 
 def data_tags(ws: Workspace) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """One MLflow run. Nothing here raises because of MLflow: training goes on without it, and says so once."""
 
 import io
-import json
 import os
 import tempfile
 import time
@@ -12,16 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pipelines.tracking.address import page, run_path
 from pipelines.tracking.lineage import dataset_input, lineage_tags
 from pipelines.tracking.names import mlflow_name
 from pipelines.tracking.outbox import Call, Outbox
-from pipelines.tracking.store import Store, cause, connect, redacted, warn
+from pipelines.tracking.store import Store, cause, connect, warn
 from pipelines.tracking.system_metrics import SystemMetrics
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, TrackingError
 from storage.lake import Zone
 from storage.manifest import Manifest
-from storage.secret import mask
+from storage.secret import mask, mask_value, without_login
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,12 +56,12 @@ class Run:
 
     def reference(self) -> dict[str, str | None]:
         """What run.json holds, so that later stages find the run."""
-        return {"run_id": self.id, "experiment": self.recipe, "tracking_uri": redacted(self.tracking_uri)}
+        return {"run_id": self.id, "experiment": self.recipe, "tracking_uri": without_login(self.tracking_uri)}
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters by flat name (`train.lr`), without the passwords of URLs. MLflow's are immutable: where a resumed
         run has another value, the new one goes into the tag `changed.<name>`."""
-        texts = {mlflow_name(name): mask(str(value))[:VALUE_LIMIT] for name, value in values.items()}
+        texts = {mlflow_name(name): mask_value(name, str(value))[:VALUE_LIMIT] for name, value in values.items()}
         self.set_tags({f"changed.{n}": t for n, t in texts.items() if self._params.get(n, t) != t})
         fresh = {name: text for name, text in texts.items() if name not in self._params}
         self._params |= fresh
@@ -172,7 +172,7 @@ def open_run(ws: Workspace, *, run_id: str | None = None, name: str | None = Non
         warn(f"{error} The work goes on untracked.")
     except Exception as error:  # whatever MLflow raises, the work goes on
         warn(
-            f"MLflow at {redacted(run.tracking_uri)} cannot open a run: {cause(error)}. The work goes on "
+            f"MLflow at {without_login(run.tracking_uri)} cannot open a run: {cause(error)}. The work goes on "
             "untracked (setting: MLFLOW_TRACKING_URI)."
         )
     return run
@@ -190,11 +190,11 @@ def _attach(run: Run, ws: Workspace, store: Store, run_id: str | None, name: str
     elif found.info.status != "RUNNING":
         store.client.update_run(found.info.run_id, status="RUNNING")
     run.id, run.experiment_id, run.store = found.info.run_id, found.info.experiment_id, store
-    run.url = store.run_link(found.info.experiment_id, found.info.run_id)
+    run.url = str(page(ws, *run_path(found.info.experiment_id, found.info.run_id)))
     run._params = dict(found.data.params)
     run._last_steps = {metric.key: metric.step for metric in found.data._metric_objs}
     id = found.info.run_id
-    run._outbox = Outbox(lambda points: store.client.log_batch(id, metrics=points), redacted(store.uri))
+    run._outbox = Outbox(lambda points: store.client.log_batch(id, metrics=points), without_login(store.uri))
     if run._ends and _system_metrics_wanted():
         first = 1 + max((s for n, s in run._last_steps.items() if n.startswith("system/")), default=-1)
         run._system = SystemMetrics(id, store.uri, lambda values, step: run.log_metrics(values, first + step))
@@ -215,13 +215,6 @@ def find_run(store: Store, run_id: str | None) -> "MlflowRun | None":
     return found if found.info.lifecycle_stage == "active" else None
 
 
-def recorded_run_id(ws: Workspace) -> str | None:
-    """The run that made data/model, from its run.json; None when it was trained without MLflow."""
-    file = ws.model / "run.json"
-    value = json.loads(file.read_text()).get("run_id") if file.is_file() else None
-    return str(value) if value else None
-
-
 def _system_metrics_wanted() -> bool:
     return os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() in ("true", "1")
 
@@ -240,4 +233,4 @@ def _params(values: dict[str, str]) -> list[Any]:
 def _tags(values: dict[str, str]) -> list[Any]:
     from mlflow.entities import RunTag
 
-    return [RunTag(name, value) for name, value in values.items()]
+    return [RunTag(name, mask(value)) for name, value in values.items()]

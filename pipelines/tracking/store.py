@@ -1,21 +1,17 @@
 """The MLflow store that a workspace uses: an embedded SQLite file, or what MLFLOW_TRACKING_URI names."""
 
-import fcntl
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING
 
-from pipelines.progress import progress
+from pipelines.tracking.embedded import artifacts_beside, create_database, database_of, relocate
 from pipelines.workspace import Workspace
-from storage.atomic import sync_folder
 from storage.errors import TrackingError
+from storage.secret import mask, without_login
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -33,7 +29,6 @@ ENVIRONMENT = {
 }
 PATIENCE = "60"  # seconds for a transfer of a model
 
-_SQLITE = "sqlite:///"
 #: MLflow's error codes that come from the request itself, so that sending it again would not help.
 _OWN_FAULT = {
     "BAD_REQUEST",
@@ -73,20 +68,6 @@ class Store:
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def link(self, *path: str) -> str:
-        return link(self.uri, *path)
-
-    def run_link(self, experiment_id: str, run_id: str) -> str:
-        return self.link("experiments", experiment_id, "runs", run_id)
-
-
-def link(uri: str, *path: str) -> str:
-    """How a person opens a page of the store at `uri`: its URL, or `make ui` and the page's path."""
-    page = "#/" + "/".join(path)
-    if uri.startswith(("http://", "https://")):
-        return f"{redacted(uri).rstrip('/')}/{page}"
-    return f"make ui, then http://127.0.0.1:5000/{page}"
-
 
 def connect(ws: Workspace) -> Store:
     """The workspace's store, once it has answered. Raises TrackingError: store, likely cause, setting."""
@@ -96,10 +77,11 @@ def connect(ws: Workspace) -> Store:
         client.search_experiments(max_results=1)
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {redacted(uri)} cannot be used: {cause(error)}. "
+            f"MLflow at {without_login(uri)} cannot be used: {cause(error)}. "
             "Start the server, or set MLFLOW_TRACKING_URI to another (unset: a SQLite file in the project)."
         ) from error
-    return Store(client, uri, ws.artifact_root or _beside(uri))
+    file = database_of(uri)
+    return Store(client, uri, ws.artifact_root or (artifacts_beside(file) if file else None))
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -108,8 +90,9 @@ def _client(uri: str) -> "MlflowClient":
     from mlflow.tracking import MlflowClient
 
     _silence()
-    if uri.startswith(_SQLITE):
-        _create_database(Path(uri.removeprefix(_SQLITE)))
+    if (file := database_of(uri)) is not None:
+        create_database(file)
+        relocate(file)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -135,65 +118,6 @@ def _silence() -> None:
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
 
 
-def _create_database(file: Path) -> None:
-    """Make an MLflow database in `file` unless it is there: whole or not at all, once for many processes.
-
-    MLflow runs all its migrations on a new database (2 to 4 s); interrupted, they could leave one that it refuses.
-    """
-    if file.exists():
-        return
-    import mlflow.db
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(file.with_name(f".{file.name}.lock")):
-        if file.exists():
-            return
-        folders = tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent)
-        with folders as folder, progress("a new MLflow store", None):
-            fresh = Path(folder) / file.name  # not `atomic_path`, whose lock on a network's disk would be SQLite's, too
-            migrate: Any = mlflow.db.upgrade.callback  # what `mlflow db upgrade URL` calls
-            with _unsynced(fresh):
-                migrate(f"{_SQLITE}{fresh}")
-            with fresh.open("rb+") as made:
-                os.fsync(made.fileno())
-            fresh.replace(file)
-            sync_folder(file.parent)
-
-
-@contextmanager
-def _unsynced(file: Path) -> Iterator[None]:
-    """SQLite doesn't wait for the disk after each transaction on `file`, which nobody sees before it is whole."""
-    from sqlalchemy import Engine, event
-
-    def hasten(dialect: Any, record: Any, arguments: list[Any], options: Any) -> Any:
-        if dialect.name != "sqlite" or Path(arguments[0]) != file:
-            return None  # somebody else's
-        connection = dialect.connect(*arguments, **options)
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
-
-    event.listen(Engine, "do_connect", hasten)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "do_connect", hasten)
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Held by one process at a time; the system frees it when its holder dies."""
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _beside(uri: str) -> str | None:
-    """Where a SQLite store's artifacts go: beside its file, rather than into the current folder."""
-    if not uri.startswith(_SQLITE):
-        return None
-    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "artifacts").as_uri()
-
-
 def transient(error: Exception) -> bool:
     """Whether sending the request again later may help."""
     from mlflow.exceptions import MlflowException
@@ -206,7 +130,7 @@ def transient(error: Exception) -> bool:
 
 def cause(error: BaseException) -> str:
     """The likely cause of an MLflow failure, in a phrase."""
-    text = " ".join(str(error).split())
+    text = mask(" ".join(str(error).split()))
     hints = {
         "Connection refused": "nothing listens there (connection refused)",
         "Failed to resolve": "the host's name cannot be resolved",
@@ -224,7 +148,7 @@ def cause(error: BaseException) -> str:
         "readonly database": "the database file is not writable",
         "disk is full": "no space left on the device",
         "No space left": "no space left on the device",
-        "No such file": f"no such file: {getattr(error, 'filename', None) or text}",
+        "No such file": f"no such file: {mask(str(getattr(error, 'filename', None) or text))}",
         "out-of-date database schema": "another version of MLflow wrote it: run `mlflow db upgrade` on it",
     }
     for sign, hint in hints.items():
@@ -233,13 +157,5 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300].rstrip('.')}"
 
 
-def redacted(uri: str) -> str:
-    """`uri` without user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def warn(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(mask(message), file=sys.stderr, flush=True)

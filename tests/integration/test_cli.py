@@ -1,13 +1,15 @@
 """The command line as a person meets it: help, wrong input, nothing half-written."""
 
-import os
-import signal
-import subprocess
+import json
+import shutil
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, Run, write_params
-from servers import answers, free_port, wait_for
+
+from storage.manifest import Manifest
 
 
 def test_help_imports_nothing_heavy(run: Run, tmp_path: Path) -> None:
@@ -96,16 +98,62 @@ def test_params_and_recipes_are_listed(run: Run, project: Path) -> None:
     assert "not a Shardline manifest" in run("shardline", "recipes", cwd=project).stdout
 
 
-def test_the_ui_serves_the_project_s_runs(project: Path, environment: dict[str, str]) -> None:
-    port = free_port()
-    with (project / "ui.log").open("wb") as log:
-        command = ["shardline", "ui", "--port", str(port)]
-        process = subprocess.Popen(
-            command, cwd=project, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            wait_for(lambda: answers(f"http://127.0.0.1:{port}/", 200), f"the UI, see {project}/ui.log")
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert (project / ".shardline" / "mlflow" / "mlflow.db").is_file()
+def test_version_and_completion(run: Run, project: Path, environment: dict[str, str]) -> None:
+    assert run("shardline", "--version", cwd=project).stdout == f"shardline {version('shardline')}\n"
+    (project / "recipes" / "digits").mkdir(parents=True)
+    shutil.copy(project / "params.yaml", project / "recipes" / "digits")
+    for words in ("shardline repro ", "shardline repro --recipe ", "shardline predict --recipe "):
+        asked = {"_SHARDLINE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()))}
+        completed = run("shardline", cwd=project, env=asked, code=None).stdout.split()
+        assert completed == ["python_lm", "digits"], words
+
+
+def test_a_recipe_is_named_in_either_way(run: Run, project: Path) -> None:
+    folder = project / "recipes" / "other"
+    folder.mkdir(parents=True)
+    write_params(folder, {**TINY, "recipe": "other", "ingest": {"sources": ["../../texts/*.txt"]}})
+    for words in (["other"], ["--recipe", "other"], ["other", "-r", "other"]):
+        run("shardline", "repro", *words, "--until", "ingest", cwd=project)
+    assert (folder / "data" / "raw" / "manifest.arrow").is_file()
+    assert json.loads(run("shardline", "show", "raw", "other", "--json", cwd=project).stdout)["objects"] == 24
+    done = run("shardline", "ingest", "other", "--recipe", "tiny", cwd=project, code=2)
+    assert "Two recipes: 'other' and --recipe 'tiny'" in done.stderr
+
+
+def test_what_prints_a_table_prints_json_too(run: Run, project: Path) -> None:
+    for stage in ("ingest", "curate", "shard"):
+        run("shardline", stage, cwd=project)
+
+    def asked(*words: str, code: int = 0) -> Any:
+        return json.loads(run("shardline", *words, "--json", cwd=project, code=code).stdout)
+
+    (recipe,) = asked("recipes")
+    assert (recipe["recipe"], recipe["model"], recipe["promoted"]) == ("python_lm", "transformer", False)
+    shown = asked("show")
+    assert shown["version"] == recipe["data"] == Manifest.load(project / "data" / "shards").digest
+    assert shown["rows"]["train"] > shown["rows"]["val"] > 0
+    assert "learning rate" in {row["parameter"]: row["meaning"] for row in asked("params", "train.lr")}["train.lr"]
+    assert [one["zone"] for one in asked("verify")] == ["raw", "curated", "shards"]
+    victim = next((project / "data" / "raw" / "objects").iterdir())
+    victim.unlink()
+    (raw,) = asked("verify", "raw", code=1)
+    assert (raw["objects"], len(raw["damaged"])) == (24, 1)
+    tiers = asked("cache", "show")
+    assert {name: tier["state"] for name, tier in tiers.items()} == {"node": "off", "hot": "off"}
+    trials = asked("find", "batch", "--most", "2")
+    assert [trial["size"] for trial in trials] == [1, 2]
+    entries = asked("compare", "optimizers", "--only", "sgd,adamw", "--steps", "2")
+    assert {entry["name"] for entry in entries} == {"sgd", "adamw"}
+    assert all(entry["val_loss"] > 0 for entry in entries)
+
+
+def test_a_fault_of_our_own_is_told_without_passwords(run: Run, project: Path) -> None:
+    code = (
+        "import sys; from pipelines import cli, inspect\n"
+        "def broken(): raise RuntimeError('GET https://S3cret@host/x?sig=S3cret gave 500')\n"
+        "inspect.show_recipes = broken; sys.argv = ['shardline', 'recipes']; cli.main()"
+    )
+    done = run("python", "-c", code, cwd=project, code=1)
+    assert "Traceback" in done.stderr
+    assert "RuntimeError: GET https://***@host/x?sig=*** gave 500" in done.stderr
+    assert "S3cret" not in done.stderr

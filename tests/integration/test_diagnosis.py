@@ -14,7 +14,7 @@ from training_samples import make_points, train_params
 from pipelines.diagnosis.doctor import short_form
 from pipelines.diagnosis.hardware import usable_cores
 from pipelines.diagnosis.profiling import profile
-from pipelines.tracking.store import _create_database
+from pipelines.tracking.embedded import create_database
 from pipelines.training import train
 from pipelines.workspace import Workspace
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("dia
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs, made once."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    _create_database(file)
+    create_database(file)
     return file
 
 

@@ -34,7 +34,7 @@ from pipelines.models import load_model
 from pipelines.release import generate, package, predict, promote
 from pipelines.release.registry import resolve_model
 from pipelines.tracking import connect, open_run, recorded_run_id
-from pipelines.tracking.store import _create_database
+from pipelines.tracking.embedded import create_database
 from pipelines.workspace import Workspace
 from storage.errors import DataError, FormatError, ParamsError, SourceError, TrackingError
 
@@ -46,7 +46,7 @@ PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy"}
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs, made once."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    _create_database(file)
+    create_database(file)
     return file
 
 

@@ -2,18 +2,18 @@
 
 import json
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from storage import errors
 from storage.atomic import write_atomically
 from storage.errors import Interrupted, ShardlineError
+from storage.secret import mask, masked_traceback
 
 
 @dataclass(frozen=True)
 class Report:
-    """`kind`: the exception's class; `lines`: the end of its traceback; `at`: seconds since the epoch."""
+    """`kind`: the exception's class; `lines`: the end of its traceback; `at`: seconds since the epoch. Masked."""
 
     rank: int
     kind: str
@@ -24,8 +24,8 @@ class Report:
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> "Report":
-        lines = "".join(traceback.format_exception(error)).splitlines()[-25:]
-        return cls(rank, type(error).__name__, str(error), lines, time.time(), getattr(error, "signum", None))
+        lines = masked_traceback(error).splitlines()[-25:]
+        return cls(rank, type(error).__name__, mask(str(error)), lines, time.time(), getattr(error, "signum", None))
 
     def save(self, folder: Path, local_rank: int | None = None) -> None:
         """`local_rank`, on this machine, stays when an elastic job counts its ranks anew."""

@@ -1,0 +1,62 @@
+"""The stages, one by one: what DVC calls."""
+
+from pipelines.cli.app import STAGES, Named, Recipe, app, workspace
+
+
+def _data_stage(name: str, recipe: str | None, option: str | None) -> None:
+    from pipelines.ingest import data_stage
+    from pipelines.ingest.stage import journal_of, run
+    from pipelines.progress import say
+
+    ws = workspace(recipe, option)
+    say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
+
+
+@app.command(rich_help_panel=STAGES)
+def ingest(recipe: Named = None, option: Recipe = None) -> None:
+    """Fetch sources into the raw zone, byte for byte; only files that are new or changed."""
+    _data_stage("ingest", recipe, option)
+
+
+@app.command(rich_help_panel=STAGES)
+def curate(recipe: Named = None, option: Recipe = None) -> None:
+    """Type, validate, deduplicate and split the raw files; set aside, with a reason, what can't be used."""
+    _data_stage("curate", recipe, option)
+
+
+@app.command(rich_help_panel=STAGES)
+def shard(recipe: Named = None, option: Recipe = None) -> None:
+    """Write the curated samples, shuffled, as Arrow shards that training maps."""
+    _data_stage("shard", recipe, option)
+
+
+@app.command(rich_help_panel=STAGES)
+def train(recipe: Named = None, option: Recipe = None) -> None:
+    """Train the model of params.yaml on the shards; goes on from the last checkpoint when it was cut off."""
+    from pipelines.training import train as run
+
+    run(workspace(recipe, option))
+
+
+@app.command(rich_help_panel=STAGES)
+def evaluate(recipe: Named = None, option: Recipe = None) -> None:
+    """Measure the model on held-out samples beside its baselines."""
+    from pipelines.evaluation import evaluate as run
+
+    run(workspace(recipe, option))
+
+
+@app.command(rich_help_panel=STAGES)
+def package(recipe: Named = None, option: Recipe = None) -> None:
+    """Write the model with signature, input example and model card, as MLflow serves it."""
+    from pipelines.release import package as run
+
+    run(workspace(recipe, option))
+
+
+@app.command(rich_help_panel=STAGES)
+def promote(recipe: Named = None, option: Recipe = None) -> None:
+    """Register the model as candidate; make it champion if the gate passes."""
+    from pipelines.release import promote as run
+
+    run(workspace(recipe, option))
