@@ -8,7 +8,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +19,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from pipelines.ingest.images import read_image
+from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 from storage.errors import DataError
 
@@ -31,23 +32,6 @@ _SUFFIXES = {
     "parquet": {".parquet"},
     "image_folder": {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"},
 }
-
-
-@dataclass(frozen=True)
-class Rows:
-    """`ids` name the samples; `table` has their columns; `quarantined` are dicts with name and reason, and `rows` where
-    an entry stands for another number of samples than 1.
-
-    `content`, where it is asked for (`curate.deduplicate`), is an Arrow array of type binary(16), without nulls: a
-    digest for each sample of all that the file holds of it, before features are chosen. Of a CSV record's or a JSONL
-    line's bytes without the line end, of all columns of a Parquet row, of a whole file's bytes. Equal ones have equal
-    digests in every file of that kind, on every machine; forged collisions are not kept out.
-    """
-
-    ids: list[str]
-    table: pa.Table
-    quarantined: list[dict[str, Any]] = field(default_factory=list)
-    content: pa.FixedSizeBinaryArray | None = None
 
 
 ID = "sample_id"  # the curated column that names a sample; no feature may have this name
@@ -108,28 +92,6 @@ def _lines(data: bytes) -> Iterator[bytes]:
     """As `data.splitlines()`, without a copy of them all at once."""
     for line in io.BytesIO(data):  # which shares the bytes
         yield from line.splitlines()
-
-
-_IMAGE = {"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32(), "label": pa.string()}
-
-
-def read_image(name: str, data: bytes, params: Curate) -> Rows:
-    """An encoded image, kept as it is once it has decoded whole; its folder's name is the label."""
-    from PIL import Image, UnidentifiedImageError
-
-    label = PurePosixPath(name).parent.name
-    if not label:
-        return _none(name, "an image folder needs a folder for each class: <class>/<file>", _IMAGE)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            width, height = image.size
-    except UnidentifiedImageError:  # whose text has an address in memory, so that no two versions would be equal
-        return _none(name, "not decodable: of no known image format", _IMAGE)
-    except Exception as error:  # Pillow's decoders raise many kinds
-        return _none(name, f"not decodable: {error}", _IMAGE)
-    columns = {"image": [data], "height": [height], "width": [width], "label": [label]}
-    return Rows([name], pa.table(columns, schema=pa.schema(_IMAGE)))
 
 
 def read_csv(name: str, data: bytes, params: Curate) -> Rows:

@@ -93,6 +93,8 @@ class Curate(Section):
     """Keep one of several files with equal bytes, and one of several equal rows of a table file."""
     files_per_object: int = Field(64, ge=1, le=100_000)
     """How many raw files go into one curated object, on average."""
+    max_pixels: int = Field(64_000_000, ge=1, le=178_956_970)
+    """Pixels of an image; one with more is set aside before it is decoded: a small file may hold a huge one."""
     max_quarantined: int = Field(100, ge=0)
     """Up to this many undecodable files or rows are set aside in quarantine.jsonl; more are fatal."""
 

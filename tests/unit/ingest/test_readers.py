@@ -9,9 +9,8 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from pipelines.ingest.readers import _lines, detect, read_csv, read_image, read_jsonl, read_parquet, read_text
+from pipelines.ingest.readers import _lines, detect, read_csv, read_jsonl, read_parquet, read_text
 from pipelines.params import Curate
 from storage.errors import DataError
 
@@ -127,22 +126,6 @@ def test_a_label_that_names_no_class_is_refused() -> None:
     pyarrow.parquet.write_table(pa.table({"a": [1.0], "y": [[1, 2]]}), sink)
     with pytest.raises(DataError, match=r"label column 'y' holds list<.*curate\.label"):
         read_parquet("t.parquet", sink.getvalue(), TABLE)
-
-
-def test_images_must_decode_whole() -> None:
-    sink = io.BytesIO()
-    Image.new("L", (5, 4), 7).save(sink, "PNG")
-    whole = sink.getvalue()
-    rows = read_image("cat/1.png", whole, Curate())
-    assert rows.table.to_pydict() == {"image": [whole], "height": [4], "width": [5], "label": ["cat"]}
-    assert "not decodable" in read_image("cat/1.png", whole[: len(whole) // 2], Curate()).quarantined[0]["reason"]
-    assert "folder for each class" in read_image("1.png", whole, Curate()).quarantined[0]["reason"]
-
-
-def test_what_is_no_image_has_the_same_reason_each_time() -> None:
-    """The quarantine is part of the version."""
-    first, second = (read_image("cat/1.png", data, Curate()).quarantined for data in (b"none", b"no more"))
-    assert first == second == [{"name": "cat/1.png", "reason": "not decodable: of no known image format"}]
 
 
 def test_text_is_utf8() -> None:
