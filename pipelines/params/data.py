@@ -87,14 +87,21 @@ class Curate(Section):
     """The numeric columns of a table that the model sees. None: all but the label."""
     target: Literal["class", "value"] = "class"
     """Whether the label is a class or a number to regress."""
+    null_values: list[str] = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>"]
+    """Labels that stand for no label; their rows are set aside. An empty one always does."""
     split: Split = Split()
     """Shares of train, val and test; a sample's split depends on its name and the seed alone."""
     deduplicate: bool = True
     """Keep one of several files with equal bytes, and one of several equal rows of a table file."""
     files_per_object: int = Field(64, ge=1, le=100_000)
     """How many raw files go into one curated object, on average."""
+    max_pixels: int = Field(64_000_000, ge=1, le=178_956_970)
+    """Pixels of an image; one with more is set aside before it is decoded: a small file may hold a huge one."""
     max_quarantined: int = Field(100, ge=0)
     """Up to this many undecodable files or rows are set aside in quarantine.jsonl; more are fatal."""
+    max_unpacked_mb: float = Field(512, gt=0)
+    """MiB of memory that the rows of a Parquet file may take, or 50 times its size where that is more; one that would
+    take more is set aside before it is read."""
 
 
 class Shard(Section):

@@ -16,7 +16,7 @@ from pipelines.models.importing import NOBODY, Own
 from pipelines.models.saved import ModelConfig, load_model
 from pipelines.models.tokens import why_no_bytes
 from storage.errors import DataError, FormatError
-from storage.images import decode_image
+from storage.images import MAX_PIXELS, decode_image
 
 Kind = Literal["text", "image", "table", "array"]
 BATCH = 256  # rows that the model sees at once
@@ -77,7 +77,7 @@ class Served:
         """An encoded image as [height, width, channels] uint8, as the `shard` stage makes it; `name` is for errors."""
         out = np.empty(self.config.spec["inputs"]["x"]["shape"], np.uint8)
         try:
-            decode_image(data, out)
+            decode_image(data, out, MAX_PIXELS)
         except DataError as error:
             raise DataError(f"{name}: cannot be decoded as an image ({error}). Is it a PNG, JPEG, … file?") from error
         return out

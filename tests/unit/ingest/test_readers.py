@@ -9,13 +9,18 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from pipelines.ingest.readers import _lines, detect, read_csv, read_image, read_jsonl, read_parquet, read_text
+from pipelines.ingest.readers import detect
+from pipelines.ingest.readers.csv_rows import read_csv
+from pipelines.ingest.readers.jsonl_rows import read_jsonl
+from pipelines.ingest.readers.lines import line_ends
+from pipelines.ingest.readers.parquet_rows import read_parquet
+from pipelines.ingest.readers.text import read_text
 from pipelines.params import Curate
 from storage.errors import DataError
 
 TABLE = Curate(label="y")
+AS_WRITTEN = Curate(label="y", null_values=[])
 
 
 def test_csv_sets_aside_rows_with_a_wrong_number_of_fields_or_no_number() -> None:
@@ -52,7 +57,8 @@ def test_tabs_separate_tsv() -> None:
 
 @given(st.text("a\n\r\x0b", max_size=12).map(str.encode))
 def test_lines_are_those_of_splitlines(data: bytes) -> None:
-    assert [*_lines(data)] == data.splitlines()
+    ends, after = line_ends(data, 0, len(data))
+    assert [data[start:end] for start, end in zip([0, *after], ends, strict=False)] == data.splitlines()
 
 
 @pytest.mark.parametrize("begin", ["\ufeff", "\n"])
@@ -60,8 +66,8 @@ def test_lines_are_those_of_splitlines(data: bytes) -> None:
 def test_labels_are_as_they_are_written_whatever_a_file_begins_with(begin: str, end: str) -> None:
     """Excel begins UTF-8 with a byte order mark."""
     rows = read_csv("t.csv", (begin + end.join(["y,a", "01,1", "1.0,2", "true,3", ""])).encode(), TABLE)
-    assert rows.table["label"].to_pylist() == ["01", "1.0", "true"]
-    rows = read_csv("t.csv", (begin + end.join(['y,"a,b"', "01,1", "NA,2"])).encode(), TABLE)
+    assert rows.table["label"].to_pylist() == ["01", "1", "true"]
+    rows = read_csv("t.csv", (begin + end.join(['y,"a,b"', "01,1", "NA,2"])).encode(), AS_WRITTEN)
     assert rows.table.to_pydict() == {"a,b": [1.0, 2.0], "label": ["01", "NA"]}
 
 
@@ -112,14 +118,20 @@ def test_parquet_reads_the_same_columns() -> None:
     assert read_parquet("bad.parquet", b"nonsense", TABLE).quarantined[0]["reason"].startswith("not a Parquet file")
 
 
-def test_a_parquet_file_with_a_damaged_page_is_set_aside() -> None:
+def test_of_a_parquet_file_with_a_damaged_page_the_other_row_groups_are_kept() -> None:
     file = io.BytesIO()
     table = pa.table({"a": [number / 7 for number in range(20_000)], "y": [1] * 20_000})
-    pyarrow.parquet.write_table(table, file, compression="gzip", use_dictionary=False)
+    pyarrow.parquet.write_table(table, file, compression="gzip", use_dictionary=False, row_group_size=12_000)
     data = bytearray(file.getvalue())
     data[1000:1100] = bytes(100)
-    (entry,) = read_parquet("t.parquet", bytes(data), TABLE).quarantined
-    assert (entry["name"], entry["reason"][:18]) == ("t.parquet", "not a Parquet file")
+    rows = read_parquet("t.parquet", bytes(data), TABLE.model_copy(update={"max_quarantined": 12_000}))
+    (entry,) = rows.quarantined
+    assert (entry["name"], entry["rows"]) == ("t.parquet:1", 12_000)
+    assert entry["reason"].startswith("a row group that cannot be read: ")
+    assert rows.ids == [f"t.parquet:{row}" for row in range(12_001, 20_001)]
+    assert rows.table["a"].to_pylist() == table["a"].to_pylist()[12_000:]
+    with pytest.raises(DataError, match=r"unusable samples: 12000, more than curate.max_quarantined=100"):
+        read_parquet("t.parquet", bytes(data), TABLE)
 
 
 def test_a_label_that_names_no_class_is_refused() -> None:
@@ -127,22 +139,6 @@ def test_a_label_that_names_no_class_is_refused() -> None:
     pyarrow.parquet.write_table(pa.table({"a": [1.0], "y": [[1, 2]]}), sink)
     with pytest.raises(DataError, match=r"label column 'y' holds list<.*curate\.label"):
         read_parquet("t.parquet", sink.getvalue(), TABLE)
-
-
-def test_images_must_decode_whole() -> None:
-    sink = io.BytesIO()
-    Image.new("L", (5, 4), 7).save(sink, "PNG")
-    whole = sink.getvalue()
-    rows = read_image("cat/1.png", whole, Curate())
-    assert rows.table.to_pydict() == {"image": [whole], "height": [4], "width": [5], "label": ["cat"]}
-    assert "not decodable" in read_image("cat/1.png", whole[: len(whole) // 2], Curate()).quarantined[0]["reason"]
-    assert "folder for each class" in read_image("1.png", whole, Curate()).quarantined[0]["reason"]
-
-
-def test_what_is_no_image_has_the_same_reason_each_time() -> None:
-    """The quarantine is part of the version."""
-    first, second = (read_image("cat/1.png", data, Curate()).quarantined for data in (b"none", b"no more"))
-    assert first == second == [{"name": "cat/1.png", "reason": "not decodable: of no known image format"}]
 
 
 def test_text_is_utf8() -> None:

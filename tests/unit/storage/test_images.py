@@ -1,18 +1,21 @@
 """Real JPEG and PNG files, whole and damaged, as pixels, and what becomes of the odd kinds."""
 
 import io
+import os
 import threading
 import tracemalloc
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from storage.errors import DataError
-from storage.images import decode_image, stored_image
+from storage.images import decode_image, image_size, stored_image
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -122,18 +125,96 @@ def test_a_palette_is_looked_up() -> None:
     np.testing.assert_array_equal(decoded(encoded(image, "PNG"), (20, 20, 3)), np.asarray(image.convert("RGB")))
 
 
-def test_of_16_bits_the_upper_8_are_kept() -> None:
+def oriented(pixels: Pixels, kind: str, turn: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    return encoded(Image.fromarray(pixels), kind, exif=exif.tobytes(), quality=95, lossless=True)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_image_is_turned_as_its_orientation_says(kind: str, turn: int) -> None:
+    """Whole, and resized; and stored in a shard it is turned once."""
+    data = oriented(picture(30, 60), kind, turn)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    height, width = image_size(data)
+    assert (width, height) == upright.size
+    exact = 4 if kind == "JPEG" else 0
+    assert worst(decoded(data, (height, width, 3)), upright) <= exact
+    assert worst(decoded(stored_image(data, "RGB"), (height, width, 3)), upright) <= exact
+    assert worst(decoded(data, (height, width, 1))[..., 0], upright.convert("L")) <= 4
+    small = upright.resize((width // 2, height // 2), Image.Resampling.BILINEAR)
+    assert worst(decoded(data, (height // 2, width // 2, 3)), small) <= 12
+
+
+def test_a_cmyk_image_is_turned_too() -> None:
+    """It is Pillow that decodes it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(picture(30, 60)).convert("CMYK"), "JPEG", exif=exif.tobytes())
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decoded(data, (60, 30, 3)), np.asarray(upright))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0" + b"x" * 99]
+)
+def test_a_damaged_orientation_turns_nothing(exif: bytes) -> None:
+    image = Image.fromarray(picture(30, 60))
+    plain = decoded(encoded(image, "JPEG"), (30, 60, 3))
+    np.testing.assert_array_equal(decoded(encoded(image, "JPEG", exif=exif), (30, 60, 3)), plain)
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 64), np.arange(64) * 1000])
+def test_values_without_a_known_range_are_refused(values: Any) -> None:
+    """Pillow would cut them off at 0 and 255: black, or white."""
+    kind = np.float32 if values.dtype.kind == "f" else np.int32
+    data = encoded(Image.fromarray(values.astype(kind).reshape(8, 8)), "TIFF")
+    for refuse in (lambda: decoded(data, (8, 8, 1)), lambda: image_size(data), lambda: stored_image(data, "L")):
+        with pytest.raises(DataError, match=r"Pillow's mode [FI], .*8 or 16 bits"):
+            refuse()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_of_16_bits_the_upper_8_are_kept(kind: str) -> None:
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    data = encoded(Image.fromarray(values), "PNG")
+    data = encoded(Image.fromarray(values), kind)
     np.testing.assert_array_equal(decoded(data, (32, 32, 1))[..., 0], values >> 8)
 
 
-def test_an_orientation_is_not_applied() -> None:
-    image = Image.fromarray(picture(30, 60))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
-    turned = decoded(encoded(image, "JPEG", exif=exif.tobytes()), (30, 60, 3))
-    np.testing.assert_array_equal(turned, decoded(encoded(image, "JPEG"), (30, 60, 3)))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_small_file_with_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
+    data = encoded(Image.new("RGB", (3000, 2000)), kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {}))
+    out = np.empty((16, 16, 3), np.uint8)
+    message = r"too large: 3000 x 2000 = 6,000,000 pixels, of which 5,999,999 are allowed.*curate\.max_pixels"
+    decode_image(data, out, 6_000_000)
+    before = Image.core.get_stats()["new_count"]
+    for refuse in (lambda: decode_image(data, out, 5_999_999), lambda: image_size(data, 5_999_999)):
+        with pytest.raises(DataError, match=message):
+            refuse()
+    assert Image.core.get_stats()["new_count"] == before  # not even memory for them
+
+
+def test_more_pixels_than_pillow_decodes_are_refused_whatever_the_setting() -> None:
+    header = bytearray(WHOLE["PNG"])
+    header[16:24] = (20_000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(DataError, match=r"too large: .*400000000 pixels.*curate\.max_pixels"):
+        image_size(bytes(header), 10**10)
+
+
+def test_no_other_program_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand an EPS file, by whatever name, to Ghostscript."""
+    ran = tmp_path / "ran"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\nexit 1\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    eps = encoded(Image.new("RGB", (20, 20)), "EPS")
+    for refuse in (lambda: decoded(eps, (20, 20, 3)), lambda: image_size(eps), lambda: stored_image(eps, "RGB")):
+        with pytest.raises(DataError, match="not decodable: none of JPEG, PNG"):
+            refuse()
+    assert not ran.exists()
 
 
 WHOLE = {kind: encoded(Image.fromarray(picture(64, 64)), kind) for kind in ("JPEG", "PNG")}

@@ -1,0 +1,23 @@
+"""What a reader makes of a raw file: samples, and what had to be set aside."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`ids` name the samples; `table` has their columns; `quarantined` are dicts with name and reason, and `rows` where
+    an entry stands for another number of samples than 1.
+
+    `content`, where it is asked for (`curate.deduplicate`), is an Arrow array of type binary(16), without nulls: a
+    digest for each sample of all that the file holds of it, before features are chosen. Of a CSV record's or a JSONL
+    line's bytes without the line end, of all columns of a Parquet row, of a whole file's bytes. Equal ones have equal
+    digests in every file of that kind, on every machine; forged collisions are not kept out.
+    """
+
+    ids: list[str]
+    table: pa.Table
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+    content: pa.FixedSizeBinaryArray | None = None
