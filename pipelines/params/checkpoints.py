@@ -21,4 +21,7 @@ class Checkpoints(Section):
     """Write while training goes on, from a copy of the state in host memory. false: training waits."""
     url: str | None = None
     """Where they lie; a folder is relative to the recipe's. None: in the lake where that is remote (lake.url), else in
-    .shardline/checkpoints."""
+    .shardline/checkpoints. Below a url each owner has a folder."""
+    owner: str | None = None
+    """Whose they are, where they lie below a url; ${NAME} is replaced from the environment, and SHARDLINE_OWNER wins.
+    None: this clone's own, remembered in .shardline/owners."""

@@ -17,6 +17,7 @@ from pipelines.streaming import Stream
 from pipelines.streaming.arrays import int64
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
+from pipelines.training.checkpoints.place import Place, find_place
 from pipelines.training.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.ema import Average
 from pipelines.training.network import Exchange, Sampler, Wire
@@ -62,6 +63,7 @@ class Session:
     parameters: int
     validates: bool
     checkpoints: Saver
+    place: Place
     hosts: Any
     """The group in which hosts count targets: see `Ranks.host_group`."""
     state: TrainState = field(default_factory=TrainState)
@@ -149,6 +151,7 @@ class Session:
         chunks |= self.exchange.saved()
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
+        self.place.remember()
         self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
         self._saved, self._rated = state.step, score is not None
 
@@ -243,16 +246,16 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         optimizer = build_optimizer(model, train)
         sampler = Sampler.of(device) if mesh is not None and ranks.leads else None
         exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire, sampler)
-        place = checkpoints_zone(ws, checkpoint_key(manifest.digest, params)[:16])
+        place = find_place(ws, checkpoint_key(manifest.digest, params)[:16], ranks)
         saver = stack.enter_context(
-            closing(Saver(place, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
+            closing(Saver(place.zone, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )
         session = Session(
             params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
             arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=stream.rows, parameters=parameters,
             steps=train.steps or stream.steps_until(float(train.epochs or 0)),
-            checkpoints=saver, hosts=ranks.host_group(device, timeout) if task.counts_vary else None,
+            checkpoints=saver, place=place, hosts=ranks.host_group(device, timeout) if task.counts_vary else None,
         )  # fmt: skip
         if train.ema is not None:
             session.average = Average(model, train.ema)
@@ -269,17 +272,6 @@ def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
         params.model.model_dump(), spec, seq_len, task.name, manifest.digest, stream.samples, stream.documents
     )
     return with_loss(task, params.train, spec), config
-
-
-def checkpoints_zone(ws: Workspace, key: str) -> Zone:
-    """Where the checkpoints of the training with `key` lie: below train.checkpoints.url, in a remote lake, or here."""
-    lake, url = ws.params.lake.url, ws.params.train.checkpoints.url
-    if url is None and lake is not None and "://" in lake and not lake.startswith(("file://", "local://")):
-        url = f"{lake.rstrip('/')}/{ws.params.recipe}/checkpoints"
-    if url is not None and "://" not in url:
-        url = str(ws.root / url)
-    folder = ws.state / "checkpoints" / key
-    return Zone(folder, f"{url.rstrip('/')}/{key}" if url else None, timeout=ws.params.compute.lake_timeout)
 
 
 def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:

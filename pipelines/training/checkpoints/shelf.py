@@ -14,7 +14,7 @@ from math import isnan
 from pipelines.params.checkpoints import Checkpoints as Rules
 from pipelines.progress import say
 from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged, unknown_format
-from storage.errors import LakeError
+from storage.errors import FormatError, LakeError
 from storage.lake import OBJECTS, Zone
 from storage.named import NamedFiles
 
@@ -36,16 +36,19 @@ def kept(scores: Mapping[int, float | None], rules: Rules, *, finished: bool = F
 
 
 class Shelf:
-    """Lists, completes and removes checkpoints. Raises LakeError."""
+    """Lists, completes and removes checkpoints: those that were there at the first look, and its own. What others write
+    to the same folder later stays. Raises LakeError."""
 
     def __init__(self, zone: Zone, rules: Rules) -> None:
         self.zone, self.files, self.rules = zone, NamedFiles(zone), rules
         self._known: dict[int, CheckpointManifest] = {}
+        self._ours: set[int] = set()  # steps, of damaged checkpoints too
+        self._looked = self._warned = False
 
     def newest_first(self) -> Iterator[CheckpointManifest]:
         """The complete checkpoints; unreadable manifests are passed over, with a word. Raises FormatError."""
-        paths = self.files.paths()
-        steps = sorted((int(found[1]) for path in paths if (found := _MANIFEST.fullmatch(path))), reverse=True)
+        paths, there = self._look()
+        steps = sorted(there & self._ours, reverse=True)
         old = sorted(path for path in paths if _FORMAT_1.fullmatch(path))
         if old and not steps:
             with suppress(ValueError, AttributeError):
@@ -56,6 +59,14 @@ class Shelf:
             except (Damaged, FileNotFoundError) as error:
                 self.pass_over(step, str(error))
         yield from [self._known[step] for step in steps if step in self._known]
+
+    def _look(self) -> tuple[dict[str, int], set[int]]:
+        """Path → bytes of every file that is there, and the steps of the complete checkpoints."""
+        paths = self.files.paths()
+        steps = {int(found[1]) for path in paths if (found := _MANIFEST.fullmatch(path))}
+        if not self._looked:
+            self._looked, self._ours = True, steps.copy()
+        return paths, steps
 
     def _read(self, step: int, sizes: Mapping[str, int]) -> CheckpointManifest:
         """`sizes`: path → bytes of every file that is there. Raises Damaged, FileNotFoundError, FormatError."""
@@ -79,27 +90,51 @@ class Shelf:
 
     def commit(self, manifest: CheckpointManifest) -> None:
         """Make a checkpoint complete, then remove those that don't stay by the rules."""
+        if not self._looked:
+            self._look()
         self.files.write(manifest_path(manifest.step), manifest.encode())
         self._known[manifest.step] = manifest
+        self._ours.add(manifest.step)
         try:
             self.prune()
         except LakeError as error:
             say(f"Old checkpoints could not be removed, which the next save tries again: {error}")
 
-    def prune(self, *, finished: bool = False) -> None:
-        """Remove checkpoints that don't stay by the rules, manifest first, and objects that no checkpoint names."""
+    def prune(self, *, finished: bool = False) -> bool:
+        """Remove our checkpoints that don't stay by the rules, manifest first, and objects that no checkpoint names.
+        Returns whether nothing is left."""
         scores = {step: manifest.score for step, manifest in self._known.items()}
         stay = kept(scores, self.rules, finished=finished)
+        gone = {file for step, manifest in self._known.items() if step not in stay for file in manifest.files}
         self._known = {step: manifest for step, manifest in self._known.items() if step in stay}
         named = {file for manifest in self._known.values() for file in manifest.files}
-        paths = self.files.paths()
-        for path in paths:
-            found = _MANIFEST.fullmatch(path)
-            if found and int(found[1]) not in stay:
-                self.files.delete(path)
-        for path in paths:
-            if path.startswith(f"{OBJECTS}/") and path not in named:
-                self.files.delete(path)
+        paths, there = self._look()
+        others = there - self._ours
+        for step in there & self._ours - stay:
+            self.files.delete(manifest_path(step))
+        objects = {path for path in paths if path.startswith(f"{OBJECTS}/")}
+        if others:
+            self._warn(max(others))
+            objects = gone & objects - self._named_by(others, paths)
+        for path in objects - named:
+            self.files.delete(path)
+        return not (self._known or others)
+
+    def _named_by(self, steps: set[int], sizes: Mapping[str, int]) -> set[str]:
+        """Files of checkpoints; everything that is there, where one can't be read."""
+        try:
+            return {file for step in steps for file in self._read(step, sizes).files}
+        except (Damaged, FormatError, FileNotFoundError):
+            return set(sizes)
+
+    def _warn(self, step: int) -> None:
+        if not self._warned:
+            self._warned = True
+            say(
+                f"{self.zone.describe(manifest_path(step))} is another training's, which writes to the same folder. It "
+                "stays, and so does what this one does not know; but a restart would go on with the newest checkpoint "
+                "of either. Give one of them another train.checkpoints.owner."
+            )
 
     def last(self) -> int | None:
         """The step of the newest complete checkpoint that is known of."""
@@ -107,6 +142,5 @@ class Shelf:
 
     def clear(self) -> None:
         """The training is done: all go but those that stay by the rules."""
-        self.prune(finished=True)
-        if not self._known and self.zone.root is not None:
+        if self.prune(finished=True) and self.zone.root is not None:
             shutil.rmtree(self.zone.root, ignore_errors=True)
