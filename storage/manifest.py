@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,10 @@ class Manifest:
         file = path / FILENAME if path.is_dir() or not path.suffix else path
         with _readable(file), file.open("rb") as opened, ThreadPoolExecutor(1) as beside:
             mapped = mapping(opened)  # what is never looked at takes no memory
-            digests = beside.submit(digests_of, opened, 0 if mapped is None else len(mapped))
-            data = b"" if mapped is None else pa.py_buffer(mapped)
-            return cls._decode(data, str(file), digests.result, lambda: mapped and let_go(mapped))
+            if mapped is None:
+                return cls.from_bytes(b"", str(file))
+            digests = beside.submit(digests_of, opened, len(mapped))
+            return cls._decode(pa.py_buffer(mapped), str(file), digests.result, partial(let_go, mapped))
 
     @classmethod
     def from_bytes(cls, data: bytes | pa.Buffer, what: str = "manifest") -> "Manifest":

@@ -28,7 +28,7 @@ def make(root: Path, node: dict[str, Any] | None = None, url: str | None = None,
 
 
 def files(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder / "objects") if name.endswith(".arrow")]
+    return [name for name in os.listdir(folder / "shardline" / "objects") if name.endswith(".arrow")]
 
 
 @pytest.mark.parametrize(("rank", "world"), [(4, 4), (-1, 2), (0, 0)])

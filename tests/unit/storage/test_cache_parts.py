@@ -152,10 +152,10 @@ def test_who_comes_too_late_to_fetch_takes_no_entry_of_the_ring(tmp_path: Path) 
     claim = node.claim("a" * 64, 100)
     assert isinstance(claim, Claim)
     claim.commit(memoryview(bytes(100)))
-    before = json.loads((tmp_path / "index.json").read_text())
+    before = json.loads((tmp_path / "shardline" / "index.json").read_text())
     late = os.open(node.temporary("a" * 64), os.O_RDWR | os.O_CREAT)
     node.give_back("a" * 64, 0, late)
-    after = json.loads((tmp_path / "index.json").read_text())
+    after = json.loads((tmp_path / "shardline" / "index.json").read_text())
     assert before["ring"] == after["ring"] == {"a" * 64: 100}
     assert before["bytes"] == after["bytes"] == 100
     assert not node.temporary("a" * 64).exists()
@@ -275,7 +275,7 @@ def test_a_shard_of_redis_waits_for_no_disk(redis: Redis, tmp_path: Path) -> Non
         writing.set()
     kept = {obj.digest for number, obj in enumerate(objects) if number != 4}
     assert set(node.digests()) == kept
-    assert json.loads((tmp_path / "node" / "index.json").read_text())["bytes"] == 5000
+    assert json.loads((tmp_path / "node" / "shardline" / "index.json").read_text())["bytes"] == 5000
     with Tiered(zone, node, HotCache(redis.url, 1 << 20)) as tiers:
         assert tiers.open(objects[4])[1]
     assert set(node.digests()) == kept | {objects[4].digest}
