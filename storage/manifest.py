@@ -6,6 +6,7 @@ ever unpickled. It is written last: its existence means that the version is comp
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ class Manifest:
     def load(cls, path: Path) -> "Manifest":
         """Open the manifest in file `path` (or in folder `path`). Raises FormatError for one that isn't there, isn't
         known or makes no sense, DigestError for a damaged one, and LakeError where it can't be read."""
-        file = path / FILENAME if path.is_dir() or not path.suffix else path
+        file = path if path.suffix == Path(FILENAME).suffix and not os.path.isdir(path) else path / FILENAME
         with _readable(file), file.open("rb") as opened, ThreadPoolExecutor(1) as beside:
             mapped = mapping(opened)  # what is never looked at takes no memory
             if mapped is None:

@@ -157,9 +157,12 @@ class NodeCache:
         """Once a process: the budget may have been lowered since the cache was filled."""
         if not self._within:
             self._within = True
-            if self.files.objects.is_dir():
-                with self._index() as index:
-                    self._drop_excess(index)
+            try:
+                if self.files.objects.is_dir():
+                    with self._index() as index:
+                        self._drop_excess(index)
+            except OSError as error:
+                self.complain(error)
 
     def _drop_excess(self, index: Index) -> None:
         """Drop what is beyond the budget: of the ring the oldest, then of the pinned shards the longest unread."""

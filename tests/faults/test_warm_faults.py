@@ -80,7 +80,7 @@ def test_the_disk_is_full(tmp_path: Path, run: Run) -> None:
     (tmp_path / "cache").mkdir()
     shards = ws.zone("shards").manifest().select("train")["bytes"].to_pylist()
     assert sum(shards) > 8 << 20
-    script = 'mount -t tmpfs -o size=8m tmpfs cache && "$@" && ls cache/objects/*.arrow | wc -l'
+    script = 'mount -t tmpfs -o size=8m tmpfs cache && "$@" && ls cache/shardline/objects/*.arrow | wc -l'
     command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
     done = run(*command, "shardline", "cache", "warm", "--tier", "node", cwd=tmp_path)
     told, said, kept = done.stdout.splitlines()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
-from servers import Redis, redis_server
+from servers import Redis, redis_client, redis_server
 
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache import tiered as tiered_module
@@ -113,13 +113,17 @@ def test_values_come_into_their_places(redis: Redis, tmp_path: Path) -> None:
     for number, value in enumerate(values):
         redis.client.set(f"v{number}", value)
     redis.client.lpush("list", "x")
+    redis.client.acl_setuser("limited", enabled=True, nopass=True, keys=["v*"], commands=["+@all"])
+    limited = redis_client(redis.url, username="limited", password="any")
     for _ in range(2):
         places = [memoryview(bytearray(size)) for size in (*sizes, 5, 5)]
         keys = [*(f"v{number}" for number in range(len(sizes))), "none", "v5"]
         assert get_into(redis.client, keys, places) == [*([True] * len(sizes)), False, False]
         assert [bytes(place) for place in places[: len(sizes)]] == values
-        with pytest.raises(ResponseError, match="wrong kind"):
-            get_into(redis.client, ["v6", "list", "v5"], [places[6], places[6], places[5]])
+        assert get_into(redis.client, ["v6", "list", "v5"], [places[6], places[6], places[5]]) == [True, False, True]
+        with pytest.raises(ResponseError, match="No permissions"):
+            get_into(limited, ["v6", "other", "v5"], [places[6], places[6], places[5]])
+        assert get_into(limited, ["v4"], [places[4]]) == [True]
 
 
 def test_a_shard_is_in_use_before_its_file_is_written(tmp_path: Path) -> None:
