@@ -13,8 +13,9 @@ from pipelines.workspace import STATE, Workspace
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache.address import check
 from storage.cache.embedded import Embedded
+from storage.cache.node_place import check_apart
 from storage.errors import ParamsError
-from storage.lake import Zone
+from storage.lake import ZONES, Zone
 from storage.secret import mask
 
 EMBEDDED = "embedded"
@@ -28,11 +29,14 @@ def open_cache(ws: Workspace, zone: Zone) -> Tiered:
 
 
 def open_node(ws: Workspace, zone: Zone) -> NodeCache | None:
-    """The node cache, if it is on; one that holds nothing, after a warning, where its folder cannot be read."""
+    """The node cache, if it is on; one that holds nothing, after a warning, where its folder cannot be read. Raises
+    ParamsError where its folder is a place of one of the recipe's zones."""
     settings, cache = ws.params.cache.node, ws.params.cache
     if not (settings.enabled if settings.enabled is not None else zone.root is None):
         return None
     folder = ws.project / Path(_expanded("cache.node.folder", settings.folder)).expanduser()
+    zones = [ws.zone(name) for name in ZONES]
+    check_apart(folder, [place for each in zones for place in (each.folder, each.root) if place is not None])
     ring, idle = _bytes(settings.ring_mb), cache.idle_hours * _HOUR
     make = partial(NodeCache, folder, ring_bytes=ring, idle=idle, timeout=cache.hot.wait_s)
     if (budget := _bytes(settings.budget_mb)) is not None:

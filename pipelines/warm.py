@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, Literal, TypeVar
@@ -49,7 +49,7 @@ def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> d
         )
     with _opened(ws, tier) as cache:
         objects = list(_ahead(ws, rank, world))
-        own = {obj.digest for obj in objects}
+        own = {obj.digest: obj.plain_bytes for obj in objects}
         rooms = _answers(ws, cache, tier, lambda part: _room(part, own), 0)
         wanted = list(_until_full(objects, max(rooms.values())))
         done = 0
@@ -190,7 +190,7 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
             yield stream.stored(shard)
 
 
-def _room(part: NodeCache | HotCache, own: Set[str]) -> int:
+def _room(part: NodeCache | HotCache, own: Container[str]) -> int:
     """Bytes that a tier can pin of `own`: what comes after those would only push others out of its ring. Others' shards
     that nobody reads any more give place."""
     others = sum(size for digest, size in part.in_use().items() if digest not in own)

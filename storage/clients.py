@@ -28,15 +28,17 @@ _CHUNK = 64 << 10  # bytes handed over at a time: larger ones are put together b
 _PLACES = 1024  # URLs of objects remembered
 _UPLOAD_PART = 8 << 20  # bytes
 _MOST_PARTS = 5_000  # S3 takes 10,000
+_LAST_PAUSE = timedelta(seconds=1.5)  # between two attempts at an upload
 _UPLOADS = 4  # parts of an object sent at once
 
-Kind = Literal["missing", "beyond", "denied", "refused", "passing"]
+Kind = Literal["missing", "beyond", "denied", "refused", "busy", "passing"]
 
 
 @dataclass(frozen=True)
 class Failure:
     """Why an operation failed: the object is `missing`, the range lies `beyond` its end, access is `denied` (the
-    credentials may have expired), the request is `refused` for good, or the cause may be `passing`."""
+    credentials may have expired), the request is `refused` for good, the server is `busy` and asks for fewer requests,
+    or the cause may be `passing`."""
 
     kind: Kind
     reason: str
@@ -51,9 +53,9 @@ class Client(Protocol):
 
     resumes: bool
 
-    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+    def read_into(self, path: str, start: int, out: memoryview, came: Came, failures: int = 0) -> None:
         """Fill `out` from byte `start` of an object on, in order, or as far as the object goes; `came(n)` as n bytes
-        more are there. What `came` raises ends it."""
+        more are there. What `came` raises ends it. `failures`: attempts before this one that brought nothing."""
 
     def size(self, path: str) -> int:
         """Bytes of an object."""
@@ -108,7 +110,9 @@ class ObstoreClient:
         http["connect_timeout"] = min(limit / 4, timedelta(seconds=5))
         reads = {**http, "read_timeout": limit / 4, "timeout": limit / 4}
         self._reads = make(**place, client_options=reads, retry_config={"max_retries": 0})
-        pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": limit / 8, "base": 2}
+        asks = {**http, "timeout": limit / 12}  # small ones: a server that was restarted may have forgotten them
+        self._asks = make(**place, client_options=asks, retry_config={"max_retries": 0})
+        pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": min(limit / 8, _LAST_PAUSE), "base": 2}
         retry = {"max_retries": 100, "retry_timeout": limit / 2, "backoff": pause}
         self._writes = make(**place, client_options={**http, "timeout": limit / 2}, retry_config=retry)
         self._direct = self._open_direct(config, http) if scheme in _S3 else None
@@ -126,9 +130,9 @@ class ObstoreClient:
         key = self._credentials or (lambda: {name.removeprefix("session_"): value for name, value in config.items()})
         return DirectReads(lru_cache(_PLACES)(find), key, config["region"], tls_context(http), self.timeout / 4)
 
-    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+    def read_into(self, path: str, start: int, out: memoryview, came: Came, failures: int = 0) -> None:
         if self._direct is not None:
-            self._direct.read_into(path, start, out, came)
+            self._direct.read_into(path, start, out, came, failures)
             return
         self._stream_into(path, start, out, came)
 
@@ -145,7 +149,7 @@ class ObstoreClient:
     def size(self, path: str) -> int:
         import obstore
 
-        return int(obstore.head(self._reads, path)["size"])
+        return int(obstore.head(self._asks, path)["size"])
 
     def sizes(self, folder: str) -> dict[str, int]:
         import obstore
@@ -188,6 +192,8 @@ class ObstoreClient:
         if isinstance(error, FileNotFoundError) or number == 404:
             bucket = code is not None and code[1] == "NoSuchBucket"
             return Failure("refused" if bucket else "missing", reason)
+        if number == 429 or (code is not None and code[1] == "SlowDown"):
+            return Failure("busy", reason)
         if isinstance(error, LakeError) or expired or isinstance(error, PermissionDeniedError | UnauthenticatedError):
             return Failure("denied", reason)
         if isinstance(error, InvalidPathError | NotSupportedError | ValueError | TypeError):
@@ -202,13 +208,32 @@ class ObstoreClient:
             return True
 
 
+def _hidden(error: Exception) -> Exception | None:
+    """What a driver's FileNotFoundError hides: that of HTTP raises it for whatever keeps it from an object."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return None
+    status, aiohttp = _status(cause), type(cause).__module__.startswith("aiohttp")
+    if status in (404, 410) or not (status or aiohttp or isinstance(cause, ConnectionError | TimeoutError)):
+        return None
+    return cause
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that an error (aiohttp's, say) names; 0 where it names none."""
+    found = getattr(error, "status", 0)
+    return found if isinstance(found, int) else 0
+
+
 def _of_status(status: int) -> Kind:
     """What an HTTP status means; 0 where there was none."""
     if status == 416:
         return "beyond"
     if status in (401, 403):
         return "denied"
-    return "refused" if 300 <= status < 500 and status not in (408, 409, 429) else "passing"
+    if status == 429:
+        return "busy"
+    return "refused" if 300 <= status < 500 and status not in (408, 409) else "passing"
 
 
 def _brief(error: Exception) -> str:
@@ -239,7 +264,7 @@ class FsspecClient:
         # The drivers that have an event loop take a limit for each call.
         self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
-    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+    def read_into(self, path: str, start: int, out: memoryview, came: Came, failures: int = 0) -> None:
         stop = start + len(out)
         data = self._fs.cat_file(f"{self._root}/{path}", start=start, end=stop, **self._limit)
         if len(data) > len(out):  # a web server that knows no ranges sends the whole
@@ -251,18 +276,21 @@ class FsspecClient:
         return int(self._fs.info(f"{self._root}/{path}", **self._limit)["size"])
 
     def sizes(self, folder: str) -> dict[str, int]:
-        try:
-            found = self._fs.find(f"{self._root}/{folder}", detail=True, **self._limit)
-        except FileNotFoundError:
-            return {}
+        found = self._find(f"{self._root}/{folder}")
         return {path.rsplit("/", 1)[-1]: int(info["size"]) for path, info in found.items()}
 
     def paths(self) -> dict[str, int]:
-        try:
-            found = self._fs.find(self._root, detail=True, **self._limit)
-        except FileNotFoundError:
-            return {}
+        found = self._find(self._root)
         return {path[len(self._root) + 1 :]: int(info["size"]) for path, info in found.items()}
+
+    def _find(self, folder: str) -> dict[str, dict[str, Any]]:
+        try:
+            found: dict[str, dict[str, Any]] = self._fs.find(folder, detail=True, **self._limit)
+            return found
+        except FileNotFoundError as error:
+            if _hidden(error) is not None:
+                raise
+            return {}
 
     def delete(self, path: str) -> None:
         self._fs.rm_file(f"{self._root}/{path}")
@@ -286,6 +314,9 @@ class FsspecClient:
             raise
 
     def explain(self, error: Exception) -> Failure:
+        hidden = _hidden(error)
+        if hidden is not None:
+            error = hidden
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, FileNotFoundError):
             return Failure("missing", reason)
@@ -293,7 +324,7 @@ class FsspecClient:
             return Failure("denied", reason)
         if isinstance(error, ValueError | TypeError | NotImplementedError):
             return Failure("refused", reason)
-        return Failure(_of_status(getattr(error, "status", 0)), reason)  # aiohttp's errors have one
+        return Failure(_of_status(_status(error)), reason)
 
     def renew(self) -> bool:
         return False

@@ -8,6 +8,7 @@ the plain case: proxies and anonymous access are left to obstore.
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -23,6 +24,8 @@ from urllib.request import getproxies, proxy_bypass
 from storage.watch import Watch
 
 _PIECE = 256 << 10  # bytes read at a time: after each one the caller is told
+_SILENCE = 1 / 5  # of the limit: without a byte for so long, the first attempt is given up
+_LONGER = 1.5  # times as long waits each further one
 _IDLE = 64  # connections, and signatures, kept
 _FRESH = 60.0  # seconds a signature is used; S3 takes it for 15 minutes
 _OLD = 20.0  # seconds without use after which a server may have closed a connection
@@ -43,7 +46,10 @@ class DirectReads:
     """GETs of ranges, signed by AWS' signature version 4, over connections that are kept.
 
     `find(path)` is an object's URL, `credentials()` the key of now. A range is to be there within `limit` seconds: then
-    its connection is cut, however slowly it trickles. Safe for threads, not for a fork.
+    its connection is cut, however slowly it trickles. One on which nothing comes for a fifth of that is given up
+    before: a server that was restarted, or a balancer before it, may have forgotten the request, and answer a new one
+    at once. Each further attempt waits longer, so that a server which is slow to answer is heard, too. Safe for
+    threads, not for a fork.
     """
 
     def __init__(
@@ -63,8 +69,9 @@ class DirectReads:
         self._lock = threading.Lock()
         self._watch = Watch()
 
-    def read_into(self, path: str, start: int, out: memoryview, came: Came) -> None:
+    def read_into(self, path: str, start: int, out: memoryview, came: Came, failures: int = 0) -> None:
         """Fill `out` from byte `start` of the object on, or as far as it goes; `came(n)` as n bytes more are there.
+        `failures`: attempts before this one that brought nothing.
 
         Raises Answer where the server gives none, OSError and HTTPException where the connection breaks.
         """
@@ -74,6 +81,7 @@ class DirectReads:
         span, whole = f"bytes={start}-{start + len(out) - 1}", False
         try:
             sock = connection.sock
+            _give_up_after(sock, min(self._limit, self._limit * _SILENCE * _LONGER**failures))
             with self._watch.limit(self._limit, lambda: _cut(sock)):
                 connection.request("GET", place.path, headers={**self._signed(url), "Range": span})
                 response = connection.getresponse()
@@ -162,7 +170,7 @@ def _receive(response: HTTPResponse, out: memoryview, came: Came) -> None:
     while at < end:
         count = response.readinto(out[at : min(at + _PIECE, end)])
         if not count:
-            raise ConnectionError(f"the connection broke off after {at} of {end} bytes")
+            raise ConnectionError(f"the connection broke off, or fell silent, after {at} of {end} bytes")
         at += count
         came(count)
 
@@ -170,6 +178,13 @@ def _receive(response: HTTPResponse, out: memoryview, came: Came) -> None:
 def _close(idle: deque[tuple[float, str, HTTPConnection]]) -> None:
     while idle:
         idle.pop()[2].close()
+
+
+def _give_up_after(sock: socket.socket, seconds: float) -> None:
+    """Let the kernel end each wait for bytes: unlike Python's time-outs, that costs no poll before each read."""
+    whole = int(seconds)
+    limit = struct.pack("ll", whole, round((seconds - whole) * 1e6) or 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def _cut(sock: socket.socket) -> None:

@@ -6,11 +6,12 @@ ever unpickled. It is written last: its existence means that the version is comp
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,13 @@ class Manifest:
     def load(cls, path: Path) -> "Manifest":
         """Open the manifest in file `path` (or in folder `path`). Raises FormatError for one that isn't there, isn't
         known or makes no sense, DigestError for a damaged one, and LakeError where it can't be read."""
-        file = path / FILENAME if path.is_dir() or not path.suffix else path
+        file = path if path.suffix == Path(FILENAME).suffix and not os.path.isdir(path) else path / FILENAME
         with _readable(file), file.open("rb") as opened, ThreadPoolExecutor(1) as beside:
             mapped = mapping(opened)  # what is never looked at takes no memory
-            digests = beside.submit(digests_of, opened, 0 if mapped is None else len(mapped))
-            data = b"" if mapped is None else pa.py_buffer(mapped)
-            return cls._decode(data, str(file), digests.result, lambda: mapped and let_go(mapped))
+            if mapped is None:
+                return cls.from_bytes(b"", str(file))
+            digests = beside.submit(digests_of, opened, len(mapped))
+            return cls._decode(pa.py_buffer(mapped), str(file), digests.result, partial(let_go, mapped))
 
     @classmethod
     def from_bytes(cls, data: bytes | pa.Buffer, what: str = "manifest") -> "Manifest":

@@ -1,10 +1,13 @@
 """Files with names of their own, beside a zone's objects (which are named by their digests)."""
 
+import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from storage.atomic import storage_errors, write_atomically
-from storage.lake import Zone
+from storage.lake import Zone, readable
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,9 @@ class NamedFiles:
         root = self.zone.root
         if root is None:
             return self.zone.reader.paths()
-        files = [file for file in root.rglob("*") if file.is_file() and not file.name.endswith(".tmp")]
-        return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+        with readable(str(root)):
+            files = [file for file in _files(root) if not file.name.endswith(".tmp")]
+            return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file in whole: nobody ever sees a part of it, and a crash leaves the old one or the new one."""
@@ -33,7 +37,8 @@ class NamedFiles:
         """Its bytes. Raises FileNotFoundError when it isn't there."""
         root = self.zone.root
         if root is not None:
-            return (root / path).read_bytes()
+            with readable(str(root / path), missing=False):
+                return (root / path).read_bytes()
         data = bytearray(self.zone.reader.size(path))
         self.zone.reader.read_into(path, 0, data)
         return bytes(data)
@@ -49,3 +54,15 @@ class NamedFiles:
         if (parent := (root / path).parent) != root:
             with suppress(OSError):  # it isn't empty
                 parent.rmdir()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Those at any depth; none where there is no such folder. Raises OSError for one that cannot be read, which `rglob`
+    passes over."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        yield from (path for name in names if (path := Path(parent, name)).is_file())

@@ -32,7 +32,9 @@ _CREDENTIALS = {  # where they are looked for first, by the beginning of the URL
     "gs": " (GOOGLE_APPLICATION_CREDENTIALS, …)",
     "az": " (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, …)",
 }
-_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0  # seconds
+_AMBIGUOUS = {"s3": ". (S3 says so of objects that don't exist, too, where the credentials may not list the bucket)"}
+_FIRST_PAUSE = 0.1  # seconds between two attempts
+_LAST_PAUSE = {"passing": 1.5, "busy": 5.0}  # an outage may end at any time; who asks for fewer requests gets them
 _SILENCE = 1 / 16  # of the time-out: so long without progress that nobody need hear of it
 _TOLD_EVERY = 30.0  # seconds between two lines about a place
 _log = logging.getLogger(__name__)
@@ -209,7 +211,7 @@ class _Job:
                 if self.cancelled:
                     raise _Cancelled
                 begun, since = at, time.perf_counter()
-                client.read_into(self.path, self.offset + at, self.view[at:stop], came)
+                client.read_into(self.path, self.offset + at, self.view[at:stop], came, patience.failures)
                 self.cutter.note(at - begun, time.perf_counter() - since)
                 if at == begun:
                     raise _Beyond(f"it ends before byte {self.offset + stop}")
@@ -289,13 +291,13 @@ class _Patience:
         self.failures += 1
         if failure.kind == "denied":
             if self.renewed or not self.client.renew():
-                raise self._error(failure.reason) from error
+                raise self._error(f"no permission: {failure.reason}{_AMBIGUOUS.get(self.what[:2], '')}") from error
             self.renewed = True
             return
         self.renewed = False
         elapsed = time.monotonic() - self.since
         pause = random.uniform(self.pause / 2, self.pause)  # noqa: S311 - jitter, no secret
-        self.pause = min(2 * self.pause, self.timeout / 8, _LAST_PAUSE)
+        self.pause = min(2 * self.pause, self.timeout / 8, _LAST_PAUSE[failure.kind])
         if elapsed + pause > self.latest_start:
             raise self._error(
                 f"no progress in {elapsed:.1f} s, {self.failures} attempts (compute.lake_timeout={self.timeout:g}): "

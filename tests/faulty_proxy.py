@@ -28,6 +28,7 @@ class FaultyProxy:
         self.connections = self.passed = 0
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         self._flow, self._closed = threading.Event(), threading.Event()
         self.heal()
         self._listener: socket.socket | None = None
@@ -72,6 +73,14 @@ class FaultyProxy:
     def stall(self) -> None:
         """Pass no more bytes; connections stay open."""
         self._flow.clear()
+
+    def forget(self) -> None:
+        """Refuse connections, and pass nothing more over those that are open, which nobody resets: as a machine that
+        is gone, or a balancer that has lost its state. `up` lets new ones in."""
+        with self._lock:
+            self._forgotten |= self._open
+            self._open.clear()
+        self.down()
 
     def cut(self, after: int, times: int) -> None:
         """`times` times, reset a connection once it has passed on `after` bytes of the server's."""
@@ -134,6 +143,7 @@ class FaultyProxy:
         """Client → server."""
         while data := client.recv(_BUFFER):
             self._flow.wait()
+            self._lose(client)
             if _REQUEST.match(data):
                 while b"\r\n\r\n" not in data:
                     data += client.recv(_BUFFER)
@@ -155,6 +165,7 @@ class FaultyProxy:
         with suppress(OSError):
             while data := server.recv(_BUFFER):
                 self._flow.wait()
+                self._lose(client)
                 if self._flip and len(data) > 1024:
                     self._flip = False
                     data = data[:-1] + bytes([data[-1] ^ 1])
@@ -172,6 +183,11 @@ class FaultyProxy:
                 self.passed += len(data)
         _end(client)
         _end(server)
+
+    def _lose(self, client: socket.socket) -> None:
+        """Keep what came over a connection that was forgotten."""
+        if client in self._forgotten:
+            self._closed.wait()
 
 
 def _reset(connection: socket.socket) -> None:

@@ -10,7 +10,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from storage.cache.address import check
@@ -73,6 +73,7 @@ class HotCache:
         self.link = Link(self.url, self.timeout)
         self._pusher = Pusher(self.link, self.index)
         self.tally = Tally()
+        self._within = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {name: getattr(self, name) for name in ("timeout", "wait", "lease", "idle", "prefix")}
@@ -116,6 +117,7 @@ class HotCache:
 
     def _obtain(self, digest: str, view: memoryview, token: str) -> bool | None:
         """True: it was taken from Redis. None: the lease is ours, fetch it for all. False: fetch it alone."""
+        self._keep_within()
         end = time.monotonic() + self.wait
         every = range(-(-len(view) // PART))
         verifier = Verifier(view)
@@ -124,7 +126,7 @@ class HotCache:
         while True:
             if not missing:
                 if verifier.digest() == digest:
-                    self._touch(digest, len(view))
+                    self._touch(digest, len(view), token)
                     return True
                 _log.warning("%s: the parts of shard %s are damaged; it is fetched again", self.link.name, digest)
                 self._delete(digest, len(view))
@@ -185,6 +187,14 @@ class HotCache:
                 return [*missing, *parts[first + BATCH :]]
         return missing
 
+    def _keep_within(self) -> None:
+        """Once a process: the budget may have been lowered since the cache was filled."""
+        while not self._within:
+            with self.link.use(extra=5) as client:
+                dropped = dict(self.index.trim(client))
+                delete_parts(client, self.prefix, dropped)
+            self._within = not dropped
+
     # -- the index -------------------------------------------------------------------------------------------------
 
     def _begin(self, digest: str, size: int, token: str) -> Begun:
@@ -198,13 +208,21 @@ class HotCache:
         with self.link.use() as client:
             self.index.end(client, digest, token, keep=True)
 
-    def _touch(self, digest: str, size: int) -> None:
+    def _touch(self, digest: str, size: int, token: str) -> None:
+        """Note that a shard was read. Parts that the index doesn't count get a place, or go."""
         with self.link.use() as client:
-            if self.index.touch(client, digest):
+            touched = self.index.touch(client, digest)
+            if touched == "noted":
                 pipe = client.pipeline(transaction=False)
                 for part in range(-(-size // PART)):
                     pipe.pexpire(part_key(self.prefix, digest, part), self.index.keep)
                 pipe.execute()
+        if touched == "unknown":
+            turn = self._begin(digest, size, token).turn
+            if turn == "fetch":
+                self._end(digest, token)
+            elif turn == "alone":
+                self._delete(digest, size)
 
     def _delete(self, digest: str, size: int) -> None:
         with self.link.use() as client:
@@ -213,7 +231,8 @@ class HotCache:
     # -- keeping house ---------------------------------------------------------------------------------------------
 
     def drop(self, digests: Sequence[str] | None = None) -> int:
-        """Remove shards, all by default; returns how many bytes. Raises Unavailable."""
+        """Remove shards, all by default, and then whatever else lies in the index' place; returns how many bytes.
+        Raises Unavailable."""
         sizes = self.digests()
         gone = [digest for digest in (sizes if digests is None else digests) if digest in sizes]
         for first in range(0, len(gone), _DROPPED):
@@ -222,14 +241,16 @@ class HotCache:
                 for digest in some:
                     self.index.forget(client, digest)
                 delete_parts(client, self.prefix, {digest: sizes[digest] for digest in some})
+        if digests is None:
+            with self.link.use() as client:
+                self.index.clear(client)
         return sum(sizes[digest] for digest in gone)
 
     def usage(self) -> dict[str, Any]:
         """Bytes and shards admitted, the budget, and the counters of all clients so far. Raises Unavailable."""
         with self.link.use(extra=5) as client:
-            totals, sizes = self.index.totals(client), self.index.sizes(client)
-            counters = self.index.counters(client)
-        return {"bytes": sum(totals.values()), "items": len(sizes), "budget": self.budget, "counters": counters}
+            sizes, counters = self.index.sizes(client), self.index.counters(client)
+        return {"bytes": sum(sizes.values()), "items": len(sizes), "budget": self.budget, "counters": counters}
 
     def digests(self) -> dict[str, int]:
         """Digest → bytes of what is admitted. Raises Unavailable."""
@@ -242,14 +263,12 @@ class HotCache:
             sizes = self.index.sizes(client)
             return {digest: sizes[digest] for digest in self.index.in_use(client) if digest in sizes}
 
-    def holds(self, digests: Set[str]) -> set[str]:
-        """Those of `digests` that are in Redis with all their parts, when what was fetched has been pushed. Raises
-        Unavailable."""
+    def holds(self, sizes: Mapping[str, int]) -> set[str]:
+        """Those shards (digest → bytes) that are in Redis with all their parts, when what was fetched has been pushed.
+        Raises Unavailable."""
         self.settle(self.wait)
-        sizes = self.digests()
-        parts = [
-            (digest, key) for digest in digests & sizes.keys() for key in part_keys(self.prefix, digest, sizes[digest])
-        ]
+        there = self.digests().items() & sizes.items()
+        parts = [(digest, key) for digest, size in there for key in part_keys(self.prefix, digest, size)]
         found = {digest for digest, _ in parts}
         for first in range(0, len(parts), _ASKED):
             some = parts[first : first + _ASKED]

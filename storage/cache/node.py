@@ -1,20 +1,20 @@
 """The node cache: shards as files in one folder of this machine, shared by its processes.
 
-    FOLDER/objects/<digest>.arrow    a shard, plain
-    FOLDER/objects/<digest>.tmp      one that is being fetched; who does so holds its flock, which dies with the process
-    FOLDER/index.json                bytes in `objects` (temporary ones too), the ring, counters; under its own flock
+    FOLDER/shardline/CACHEDIR.TAG             says that this folder is a cache's (see node_place.py)
+    FOLDER/shardline/objects/<digest>.arrow   a shard, plain
+    FOLDER/shardline/objects/<digest>.tmp     one that is being fetched, by who holds its flock, which dies with it
+    FOLDER/shardline/index.json               bytes in `objects` (temporary ones too), the ring, counters; has a flock
 
 Files appear by rename and are never written again, so that readers need no lock, and one that maps a file keeps it
 when its name is dropped. Nothing is synced to disk: a reader checks each file once, and a torn one is fetched again.
-Only files of the names above are deleted.
+Only files of the names above are deleted, in a folder with the tag above.
 """
 
 import errno
 import logging
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,11 @@ from typing import Any
 
 from storage.cache.counters import Tally
 from storage.cache.locks import Locked, is_at, pauses, try_lock, unlock
+from storage.cache.node_files import TEMPORARY, Files
 from storage.cache.node_index import Index, IndexLock
 from storage.cache.policy import DAY, Decision, decide, ring_of
 from storage.cache.write import write
 
-SUFFIX, TEMPORARY = ".arrow", ".tmp"
-_OURS = re.compile(r"^([0-9a-f]{64})(\.arrow|\.tmp)$")
 _RECOUNT = 600.0  # seconds after which a process that begins counts the folder again
 _TOUCH = 1 / 16  # of `idle`: how stale a file's time of last use may be
 _log = logging.getLogger(__name__)
@@ -88,20 +87,20 @@ class NodeCache:
     ) -> None:
         self.folder, self.budget, self.idle, self.timeout = Path(folder), budget_bytes, idle, timeout
         self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
-        self._objects = self.folder / "objects"
-        self._lock = IndexLock(self.folder / "index.json", timeout)
+        self.files = Files(self.folder)
+        self._lock = IndexLock(self.files.place / "index.json", timeout)
         self.tally = Tally()
         self._complained: set[int | None] = set()
-        self._counted = False
+        self._counted = self._within = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (self.folder, self.budget, self.ring_limit, self.idle, self.timeout)
 
     def path(self, digest: str) -> Path:
-        return self._objects / f"{digest}{SUFFIX}"
+        return self.files.path(digest)
 
     def temporary(self, digest: str) -> Path:
-        return self._objects / f"{digest}{TEMPORARY}"
+        return self.files.temporary(digest)
 
     # -- reading and filling ---------------------------------------------------------------------------------------
 
@@ -131,6 +130,7 @@ class NodeCache:
         """
         end, waits, waited = time.monotonic() + self.timeout, pauses(0.002, 0.05), False
         try:
+            self._keep_within()
             while (path := self.find(digest, size)) is None:
                 if self._lock.rests:
                     self.tally.add(failures=1)
@@ -153,9 +153,37 @@ class NodeCache:
             return None
         return path
 
+    def _keep_within(self) -> None:
+        """Once a process: the budget may have been lowered since the cache was filled."""
+        if not self._within:
+            self._within = True
+            try:
+                if self.files.objects.is_dir():
+                    with self._index() as index:
+                        self._drop_excess(index)
+            except OSError as error:
+                self.complain(error)
+
+    def _drop_excess(self, index: Index) -> None:
+        """Drop what is beyond the budget: of the ring the oldest, then of the pinned shards the longest unread."""
+        if index.bytes <= self.budget:
+            return
+        pinned = [(stat.st_mtime, key, stat.st_size) for key, stat in self.files.held() if key not in index.ring]
+        self._drop_down(list(index.ring.items()), self.ring_limit, index)
+        self._drop_down([(key, size) for _, key, size in sorted(pinned)], self.budget - self.ring_limit, index)
+        index.oldest = 0.0
+
+    def _drop_down(self, shards: list[tuple[str, int]], limit: int, index: Index) -> None:
+        """Drop the first of `shards` (digest, bytes) until the others have `limit` bytes."""
+        held = sum(size for _, size in shards)
+        for digest, _ in shards:
+            if held <= limit:
+                return
+            held -= self._unlink(digest, index)
+
     def _lock_temporary(self, digest: str) -> int | None:
         """A descriptor of the temporary file with its lock, or None while another holds it."""
-        self._objects.mkdir(parents=True, exist_ok=True)
+        self.files.make()
         path = self.temporary(digest)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if try_lock(descriptor) and is_at(descriptor, path):  # not one that was renamed or removed meanwhile
@@ -183,6 +211,7 @@ class NodeCache:
             stale = os.fstat(descriptor).st_size  # a dead process left it
             index.bytes -= stale
             index.ring.pop(digest, None)
+            self._drop_excess(index)  # of several processes' budgets, the smallest is kept
             decision = self._decide(size, index)
             if decision.place == "none" and self._free_dead(index):
                 decision = self._decide(size, index)
@@ -253,31 +282,23 @@ class NodeCache:
 
     def digests(self) -> dict[str, int]:
         """Digest → bytes of every shard that is there. Raises OSError."""
-        sizes = {}
-        for digest, suffix, entry in self._files():
-            if suffix == SUFFIX:
-                with suppress(FileNotFoundError):  # dropped meanwhile
-                    sizes[digest] = entry.stat().st_size
-        return sizes
+        return {digest: stat.st_size for digest, stat in self.files.held()}
 
-    def holds(self, digests: Set[str]) -> set[str]:
-        """Those of `digests` that are there. Raises OSError."""
-        return digests & self.digests().keys()
+    def holds(self, sizes: Mapping[str, int]) -> set[str]:
+        """Those shards (digest → bytes) that are there. Raises OSError."""
+        return {digest for digest, _ in self.digests().items() & sizes.items()}
 
     def in_use(self) -> dict[str, int]:
         """Digest → bytes of the pinned shards that don't give place, since somebody reads them. Raises OSError."""
         since = time.time() - self.idle
         with self._index() as index:
-            return {
-                digest: entry.stat().st_size
-                for digest, suffix, entry in self._files()
-                if suffix == SUFFIX and digest not in index.ring and entry.stat().st_mtime > since
-            }
+            held = self.files.held()
+            return {key: stat.st_size for key, stat in held if key not in index.ring and stat.st_mtime > since}
 
     def report(self) -> None:
         """Add this process' counters to those that all processes share."""
         amounts = self.tally.unreported()
-        if amounts and os.path.isdir(self._objects):
+        if amounts and os.path.isdir(self.files.objects):
             with suppress(OSError), self._index() as index:
                 for name, amount in amounts.items():
                     index.counters[name] = index.counters.get(name, 0) + amount
@@ -286,19 +307,10 @@ class NodeCache:
         """Bytes and shards held, the budget, and the counters of all processes so far. Raises OSError."""
         sizes = self.digests()
         counters: dict[str, int] = {}
-        if self._objects.is_dir():
+        if self.files.objects.is_dir():
             with suppress(OSError), self._index() as index:
                 counters = dict(index.counters)
         return {"bytes": sum(sizes.values()), "items": len(sizes), "budget": self.budget, "counters": counters}
-
-    def _files(self) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
-        try:
-            entries = list(os.scandir(self._objects))
-        except FileNotFoundError:
-            return
-        for entry in entries:
-            if (match := _OURS.match(entry.name)) and entry.is_file(follow_symlinks=False):
-                yield match[1], match[2], entry
 
     def _idle(self, index: Index) -> Iterator[tuple[str, int]]:
         """(digest, bytes) of the pinned shards that nobody has read for `idle` seconds, the longest unread first."""
@@ -307,9 +319,8 @@ class NodeCache:
             return
         found = []
         oldest = now
-        for digest, suffix, entry in self._files():
-            stat = entry.stat()
-            if suffix == SUFFIX and digest not in index.ring:
+        for digest, stat in self.files.held():
+            if digest not in index.ring:
                 oldest = min(oldest, stat.st_mtime)
                 if stat.st_mtime <= now - self.idle:
                     found.append((stat.st_mtime, digest, stat.st_size))
@@ -334,7 +345,7 @@ class NodeCache:
     @contextmanager
     def _index(self) -> Iterator[Index]:
         """The index under its lock; written back when the block succeeds. Raises OSError."""
-        self._objects.mkdir(parents=True, exist_ok=True)
+        self.files.make()
         descriptor = os.open(self._lock.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             self._lock.take(descriptor)
@@ -351,7 +362,7 @@ class NodeCache:
         """Count what is there, and remove the temporary files of dead processes."""
         index.bytes, index.counted = 0, time.time()
         there = set()
-        for digest, suffix, entry in self._files():
+        for digest, suffix, entry in self.files.listed():
             if suffix == TEMPORARY and self._swept(Path(entry.path)):
                 continue
             with suppress(FileNotFoundError):

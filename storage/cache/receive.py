@@ -1,7 +1,8 @@
 """Values of Redis straight into memory.
 
 redis-py makes a bytes object of every value, which costs three copies on the way; for parts of 1 MiB they take longer
-than Redis does. So the replies to GETs are read from the connection's socket into their place (RESP bulk strings,
+than Redis does. So the replies to GETRANGEs, which are never longer than what is asked for, are read from the
+connection's socket into their place (RESP bulk strings,
 https://redis.io/docs/latest/develop/reference/protocol-spec/). Connections, their set-up and pools stay redis-py's.
 """
 
@@ -16,10 +17,11 @@ from redis.exceptions import ResponseError
 from storage.cache.address import Client
 
 _HEAD = 64  # bytes asked for where a reply begins
+_LINE = 4096  # bytes of an error's text
 
 
 def get_into(client: Client, keys: Sequence[str], places: Sequence[memoryview]) -> list[bool]:
-    """GET all `keys` at once; the value of keys[i] into places[i]. Returns which were there and of that very size.
+    """Get all `keys` at once; the value of keys[i] into places[i]. Returns which were there, as strings, of that size.
 
     It waits for as long as the connections live: cut them to end it (see `Link.use`). Raises redis-py's errors and
     OSError; then the places hold anything.
@@ -34,7 +36,9 @@ def get_into(client: Client, keys: Sequence[str], places: Sequence[memoryview]) 
         for pool, indices in pools.values():
             connection = pool.get_connection()
             under_way.append((pool, connection, indices))
-            connection.send_packed_command(connection.pack_commands([("GET", keys[index]) for index in indices]))
+            # one byte more than the place has: what is longer is told from what fits, however long it is
+            asked = [("GETRANGE", keys[index], 0, len(places[index])) for index in indices]
+            connection.send_packed_command(connection.pack_commands(asked))
         for _, connection, indices in under_way:
             sock = connection._sock
             limit = sock.gettimeout()
@@ -69,16 +73,19 @@ class _Replies:
         self._head = bytearray()  # received, and not yet used: the begin of a reply at most
 
     def into(self, place: memoryview) -> bool:
-        """Read a value into `place`; False when there is none, or it has another size."""
+        """Read a value into `place`; False when there is none, or it has another size or type."""
         while (end := self._head.find(b"\r\n")) < 0:
+            if len(self._head) > _LINE:
+                raise ResponseError("an answer without an end")
             self._head += self._received(self._sock.recv(_HEAD))
         line = bytes(self._head[:end])
         del self._head[: end + 2]
-        if line in (b"$-1", b"_"):  # nothing, in RESP 2 and 3
+        if line.startswith(b"-WRONGTYPE"):  # another program's: the shard is fetched, and put in its place
             return False
-        if not line.startswith(b"$"):
+        if not line.startswith(b"$") or not line[1:].isdigit():
             raise ResponseError(line[1:].decode(errors="replace"))
-        size = int(line[1:])
+        if (size := int(line[1:])) > len(place) + 1:
+            raise ResponseError(f"{size} bytes where {len(place) + 1} were asked for")
         fits = size == len(place)
         self._fill(place if fits else memoryview(bytearray(size)))
         self._fill(memoryview(bytearray(2)))

@@ -24,6 +24,7 @@ from storage.cache.arrival import Verifier, shared_memory
 from storage.cache.counters import Counters, Tally
 from storage.cache.hot import HotCache, OnRange
 from storage.cache.node import Claim, NodeCache
+from storage.cache.node_place import check_apart
 from storage.compression import decompress_into, is_compressed
 from storage.digest import digest_bytes, digest_file
 from storage.errors import Cancelled, DigestError, LakeError
@@ -38,12 +39,16 @@ class Tiered:
     """The shards of `zone` through those tiers that are given, which are then its own; without any, straight from the
     lake.
 
+    Raises ParamsError where the node cache's folder is a place of the zone's.
+
     Threads may share it: different shards are fetched side by side, one shard once. It can be pickled and survives a
     fork. `counters` are of this process; `close` adds them to those that each tier keeps for all.
     """
 
     def __init__(self, zone: Zone, node: NodeCache | None = None, hot: HotCache | None = None) -> None:
         self.zone, self.node, self.hot = zone, node, hot
+        if node is not None:
+            check_apart(node.folder, [zone.folder] if zone.root is None else [zone.folder, zone.root])
         self._reset()
         close = weakref.WeakMethod(self.close)
         atexit.register(lambda: (method := close()) and method())

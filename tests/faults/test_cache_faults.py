@@ -24,6 +24,8 @@ from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache import hot as hot_module
 from storage.cache import node as node_module
 from storage.cache.node import Claim
+from storage.cache.node_files import Files
+from storage.cache.node_place import make
 from storage.cache.push import BATCH
 from storage.cache.receive import get_into
 from storage.digest import digest_bytes
@@ -366,7 +368,7 @@ def test_damage_in_the_node_cache_is_mended(
 
     with open_cache() as cache:
         read_all(cache, objects[:2])
-    file = tmp_path / "cache" / "objects" / f"{objects[0].digest}.arrow"
+    file = tmp_path / "cache" / "shardline" / "objects" / f"{objects[0].digest}.arrow"
     if damage == "one bit":
         flip(file, PART + 5)
     else:
@@ -376,7 +378,9 @@ def test_damage_in_the_node_cache_is_mended(
             read_all(cache, objects[:2])
         assert cache.counters()["lake"].hits == lake
         assert NodeCache(tmp_path / "cache", 64 * PART).usage()["bytes"] == 2 * objects[0].bytes
-        assert json.loads((tmp_path / "cache" / "index.json").read_text())["bytes"] == 2 * objects[0].bytes
+        assert (
+            json.loads((tmp_path / "cache" / "shardline" / "index.json").read_text())["bytes"] == 2 * objects[0].bytes
+        )
 
 
 def test_a_shard_that_lost_a_part_is_not_held(zone: Zone, objects: list[StoredObject], redis: Redis) -> None:
@@ -385,7 +389,7 @@ def test_a_shard_that_lost_a_part_is_not_held(zone: Zone, objects: list[StoredOb
         assert cache.hot is not None
         assert cache.hot.settle(10)
         redis.client.delete(f"shardline:part:{objects[0].digest}:3")
-        assert cache.hot.holds({obj.digest for obj in objects}) == {objects[1].digest}
+        assert cache.hot.holds({obj.digest: obj.bytes for obj in objects}) == {objects[1].digest}
 
 
 def test_damage_in_the_lake_is_told_with_both_digests(
@@ -464,7 +468,7 @@ def test_a_folder_deleted_while_it_is_written_to(
     assert digest_of(cache._into(claim, objects[0], behind=False)) == objects[0].digest
     read_all(cache, objects)
     assert len(lines(caplog)) == 1
-    assert json.loads((tmp_path / "cache" / "index.json").read_text())["bytes"] == node.usage()["bytes"]
+    assert json.loads((tmp_path / "cache" / "shardline" / "index.json").read_text())["bytes"] == node.usage()["bytes"]
     cache.close()
 
 
@@ -480,21 +484,24 @@ def test_a_folder_that_cannot_be_made(
 def test_a_shard_dropped_while_the_folder_is_listed_is_none_of_it(
     zone: Zone, objects: list[StoredObject], tmp_path: Path
 ) -> None:
-    class Listed(NodeCache):
-        def _files(self) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
-            for found in super()._files():
+    class Listed(Files):
+        def listed(self) -> Iterator[tuple[str, str, "os.DirEntry[str]"]]:
+            for found in super().listed():
                 if found[0] == objects[0].digest:
                     os.unlink(found[2])
                 yield found
 
     with Tiered(zone, NodeCache(tmp_path / "cache", 64 * PART)) as cache:
         read_all(cache, objects[:2])
-    assert Listed(tmp_path / "cache", 64 * PART).digests() == {objects[1].digest: objects[1].bytes}
+    node = NodeCache(tmp_path / "cache", 64 * PART)
+    node.files = Listed(tmp_path / "cache")
+    assert node.digests() == {objects[1].digest: objects[1].bytes}
 
 
 def test_only_files_of_its_own_are_deleted(zone: Zone, objects: list[StoredObject], tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / "objects"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "cache" / "shardline" / "objects"
+    make(folder.parent)
+    folder.mkdir()
     for name in ("mine.arrow", "notes.tmp", "0" * 64, f"{'0' * 64}.txt"):
         (folder / name).write_text("mine")
     node = NodeCache(tmp_path / "cache", 8 * PART, 4 * PART)
@@ -533,7 +540,7 @@ def test_a_reader_killed_leaves_nothing(
         assert len(leases(redis)) == 1
         arrived = {"lease": 0, "half": 1}.get(place, 4)
         wait_for(lambda: len(parts(redis)) == arrived, "what has arrived to be pushed")
-    [left] = (folder / "objects").iterdir()
+    [left] = (folder / "shardline" / "objects").iterdir()
     size = objects[0].bytes
     written = {"writing": size // 2, "rename": size}.get(place, 0)
     assert left.suffix == ".tmp"
@@ -542,11 +549,11 @@ def test_a_reader_killed_leaves_nothing(
         assert read_all(cache, objects) < 20
     assert cache.counters()["lake"].hits == (7 if arrived == 4 else 8)  # all its parts had been pushed
     assert cache.counters()["node"].hits == 0
-    kept = {file.name: digest_of(file) for file in (folder / "objects").iterdir()}
+    kept = {file.name: digest_of(file) for file in (folder / "shardline" / "objects").iterdir()}
     assert kept == {f"{obj.digest}.arrow": obj.digest for obj in objects}
     wait_for(lambda: not leases(redis), "the lease to expire")
     total = sum(obj.bytes for obj in objects)
-    assert json.loads((folder / "index.json").read_text())["bytes"] == total
+    assert json.loads((folder / "shardline" / "index.json").read_text())["bytes"] == total
     assert counted(redis) == total
     assert len(parts(redis)) == 4 * len(objects)
 
@@ -557,12 +564,12 @@ def test_stale_temporary_files_are_swept(zone: Zone, objects: list[StoredObject]
     with stopped_reader(job_of(zone, objects[:1], node=str(folder), stop_at=place)):
         pass
     assert len(list(folder.rglob("*.tmp"))) == 1
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(index | {"counted": 0}))
+    index = json.loads((folder / "shardline" / "index.json").read_text())
+    (folder / "shardline" / "index.json").write_text(json.dumps(index | {"counted": 0}))
     with Tiered(zone, NodeCache(folder, 64 * PART)) as cache:
         read_all(cache, objects[1:2])
     assert not list(folder.rglob("*.tmp"))
-    assert json.loads((folder / "index.json").read_text())["bytes"] == objects[1].bytes
+    assert json.loads((folder / "shardline" / "index.json").read_text())["bytes"] == objects[1].bytes
 
 
 def test_a_reader_that_hangs_is_waited_for_no_longer_than_the_time_out(
@@ -604,7 +611,9 @@ def test_a_neighbour_that_is_stopped_with_the_index_costs_one_time_out(
             assert 1.9 < read_all(cache, objects) < 3.5
             assert cache.counters()["node"].hits == 1  # what is there needs no index
             [line] = lines(caplog)
-            assert f"{folder}/index.json has been locked by another process for 2 s (cache.hot.wait_s)" in line
+            assert (
+                f"{folder}/shardline/index.json has been locked by another process for 2 s (cache.hot.wait_s)" in line
+            )
             breaker = cache.node._lock._breaker
             until = breaker.until
 
@@ -624,7 +633,7 @@ def test_a_neighbour_that_is_stopped_with_the_index_costs_one_time_out(
     assert len(lines(caplog)) == 2
     assert "is free again" in lines(caplog)[1]
     assert not list(folder.rglob("*.tmp"))
-    assert json.loads((folder / "index.json").read_text())["bytes"] == sum(obj.bytes for obj in objects)
+    assert json.loads((folder / "shardline" / "index.json").read_text())["bytes"] == sum(obj.bytes for obj in objects)
     cache.close()
 
 

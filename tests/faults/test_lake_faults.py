@@ -350,3 +350,53 @@ def test_a_server_that_is_killed_and_comes_back(
 
     assert fetch(zone, stored, kill, timeout=60) == DATA
     starter[0].join()
+
+
+@pytest.mark.parametrize("how", ["forgotten", "refused"])
+def test_a_store_that_is_back_is_not_waited_for(proxy: FaultyProxy, zone: Zone, stored: StoredObject, how: str) -> None:
+    """It is away for three seconds; connections of before may never hear of it. With the time-out of everyday."""
+    back: list[float] = []
+
+    def up() -> None:
+        proxy.up()
+        back.append(time.monotonic())
+
+    def away(start: int, stop: int) -> None:
+        if not timer.is_alive() and not back:
+            proxy.forget() if how == "forgotten" else proxy.down()
+            timer.start()
+
+    timer = threading.Timer(3, up)
+    proxy.slow(40 << 20)  # so that the ranges are not done at once
+    assert fetch(zone, stored, away, timeout=60) == DATA
+    assert time.monotonic() - back[0] < 3 + SLACK
+    timer.join()
+
+
+def test_a_question_that_a_store_has_forgotten_is_asked_again(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject
+) -> None:
+    asked, over = list[bytes](), threading.Event()
+
+    def forget_the_first(head: bytes) -> None:
+        asked.append(head)
+        if len(asked) == 1:
+            over.wait()
+
+    proxy.answer(forget_the_first)
+    begun = time.monotonic()
+    assert RangeReader(str(zone.url), timeout=24).size(stored.path) == stored.bytes
+    assert time.monotonic() - begun < 24 / 12 + SLACK
+    over.set()
+
+
+@pytest.mark.parametrize(("code", "kind"), [("SlowDown", "busy"), ("ServiceUnavailable", "passing")])
+def test_a_store_that_asks_for_fewer_requests_gets_them(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject, code: str, kind: str
+) -> None:
+    """One that is only away is asked again soon."""
+    client = RangeReader(str(zone.url))._open()[1]
+    proxy.answer(lambda _: s3_error(503, code))
+    with pytest.raises(OSError, match="503") as caught:
+        client.read_into(stored.path, 0, memoryview(bytearray(10)), lambda _: None)
+    assert client.explain(caught.value).kind == kind

@@ -81,9 +81,11 @@ def assert_nothing_is_left(redis: Redis, *nodes: Path) -> None:
     """No lease, no temporary file; and a node's files are what they say, and what its index counts."""
     assert not leases(redis)
     for node in nodes:
-        files = {path.name: path for path in (node / "objects").iterdir()}
+        files = {path.name: path for path in (node / "shardline" / "objects").iterdir()}
         assert list(files) == [f"{digest_file(path)}.arrow" for path in files.values()]
-        assert json.loads((node / "index.json").read_text())["bytes"] == sum(p.stat().st_size for p in files.values())
+        assert json.loads((node / "shardline" / "index.json").read_text())["bytes"] == sum(
+            p.stat().st_size for p in files.values()
+        )
 
 
 def assert_all_is_held(objects: list[StoredObject], redis: Redis, *nodes: Path) -> None:

@@ -206,7 +206,7 @@ def assert_whole(node: NodeCache) -> None:
     digests = node.digests()
     assert digests
     assert {digest: digest_file(node.path(digest)) for digest in digests} == {digest: digest for digest in digests}
-    assert json.loads((node.folder / "index.json").read_text())["bytes"] == sum(digests.values())
+    assert json.loads((node.files.place / "index.json").read_text())["bytes"] == sum(digests.values())
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
@@ -573,5 +573,7 @@ def test_a_disk_that_is_full_for_the_thread_that_writes_behind(
     assert record.threadName is not None
     assert record.threadName.startswith("shardline-node-cache")
     assert tiers.counters()["lake"].hits > 8  # what found no place was read again
-    assert sorted(os.listdir(small_disk / "node" / "objects")) == sorted(f"{digest}.arrow" for digest in node.digests())
+    assert sorted(os.listdir(small_disk / "node" / "shardline" / "objects")) == sorted(
+        f"{digest}.arrow" for digest in node.digests()
+    )
     assert_whole(node)

@@ -28,7 +28,7 @@ def make(root: Path, node: dict[str, Any] | None = None, url: str | None = None,
 
 
 def files(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder / "objects") if name.endswith(".arrow")]
+    return [name for name in os.listdir(folder / "shardline" / "objects") if name.endswith(".arrow")]
 
 
 @pytest.mark.parametrize(("rank", "world"), [(4, 4), (-1, 2), (0, 0)])
@@ -80,7 +80,7 @@ def test_the_disk_is_full(tmp_path: Path, run: Run) -> None:
     (tmp_path / "cache").mkdir()
     shards = ws.zone("shards").manifest().select("train")["bytes"].to_pylist()
     assert sum(shards) > 8 << 20
-    script = 'mount -t tmpfs -o size=8m tmpfs cache && "$@" && ls cache/objects/*.arrow | wc -l'
+    script = 'mount -t tmpfs -o size=8m tmpfs cache && "$@" && ls cache/shardline/objects/*.arrow | wc -l'
     command = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
     done = run(*command, "shardline", "cache", "warm", "--tier", "node", cwd=tmp_path)
     told, said, kept = done.stdout.splitlines()

@@ -123,7 +123,7 @@ def test_the_pipeline_warms_before_it_trains(
     """With the embedded server, which is there while the stages run, and no longer. This training looks for it only."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    command = "test -e .shardline/valkey/url && ls .shardline/cache/objects > trained"
+    command = "test -e .shardline/valkey/url && ls .shardline/cache/shardline/objects > trained"
     train = {"cmd": command, "deps": ["data/shards"], "outs": ["trained"]}
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": train}}))
     write_params(project, {**TINY, "lake": {"url": "s3://lake/pipeline"}, "cache": {"hot": {"url": "embedded"}}})

@@ -97,5 +97,5 @@ def test_every_key_expires(redis: Redis) -> None:
         assert index.begin(redis.client, shard, SIZE, "token").turn == "fetch"
     index.report(redis.client, {"hits": 1})
     keys = redis.client.keys("*")
-    assert len(keys) == 7
+    assert len(keys) == 8
     assert all(0 < redis.client.pttl(key) <= 5000 for key in keys)

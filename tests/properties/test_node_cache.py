@@ -96,7 +96,7 @@ class Folder(RuleBasedStateMachine):
     @rule()
     def tear_the_index(self) -> None:
         if self.folder.exists():
-            (self.folder / "index.json").write_text('{"bytes": 1')
+            (self.folder / "shardline" / "index.json").write_text('{"bytes": 1')
 
     @rule()
     def delete_the_folder(self) -> None:
@@ -117,13 +117,13 @@ class Folder(RuleBasedStateMachine):
 
     @invariant()
     def it_holds_what_it_says_within_the_budget(self) -> None:
-        if not (self.folder / "objects").is_dir():
+        if not (self.folder / "shardline" / "objects").is_dir():
             return
-        held = {file.name: file.stat().st_size for file in (self.folder / "objects").iterdir()}
+        held = {file.name: file.stat().st_size for file in (self.folder / "shardline" / "objects").iterdir()}
         assert sum(held.values()) <= BUDGET
         with self.cache._index() as index:
             assert isinstance(index, Index)
-            now = {file.name: file.stat().st_size for file in (self.folder / "objects").iterdir()}
+            now = {file.name: file.stat().st_size for file in (self.folder / "shardline" / "objects").iterdir()}
             assert index.bytes == sum(now.values())
             assert sum(index.ring.values()) <= RING
             assert {name for name, size in held.items() if name.endswith(".arrow")} <= set(now)

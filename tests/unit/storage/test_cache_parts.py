@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
-from servers import Redis, redis_server
+from servers import Redis, redis_client, redis_server
 
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache import tiered as tiered_module
@@ -113,13 +113,17 @@ def test_values_come_into_their_places(redis: Redis, tmp_path: Path) -> None:
     for number, value in enumerate(values):
         redis.client.set(f"v{number}", value)
     redis.client.lpush("list", "x")
+    redis.client.acl_setuser("limited", enabled=True, nopass=True, keys=["v*"], commands=["+@all"])
+    limited = redis_client(redis.url, username="limited", password="any")
     for _ in range(2):
         places = [memoryview(bytearray(size)) for size in (*sizes, 5, 5)]
         keys = [*(f"v{number}" for number in range(len(sizes))), "none", "v5"]
         assert get_into(redis.client, keys, places) == [*([True] * len(sizes)), False, False]
         assert [bytes(place) for place in places[: len(sizes)]] == values
-        with pytest.raises(ResponseError, match="wrong kind"):
-            get_into(redis.client, ["v6", "list", "v5"], [places[6], places[6], places[5]])
+        assert get_into(redis.client, ["v6", "list", "v5"], [places[6], places[6], places[5]]) == [True, False, True]
+        with pytest.raises(ResponseError, match="No permissions"):
+            get_into(limited, ["v6", "other", "v5"], [places[6], places[6], places[5]])
+        assert get_into(limited, ["v4"], [places[4]]) == [True]
 
 
 def test_a_shard_is_in_use_before_its_file_is_written(tmp_path: Path) -> None:
@@ -152,10 +156,10 @@ def test_who_comes_too_late_to_fetch_takes_no_entry_of_the_ring(tmp_path: Path) 
     claim = node.claim("a" * 64, 100)
     assert isinstance(claim, Claim)
     claim.commit(memoryview(bytes(100)))
-    before = json.loads((tmp_path / "index.json").read_text())
+    before = json.loads((tmp_path / "shardline" / "index.json").read_text())
     late = os.open(node.temporary("a" * 64), os.O_RDWR | os.O_CREAT)
     node.give_back("a" * 64, 0, late)
-    after = json.loads((tmp_path / "index.json").read_text())
+    after = json.loads((tmp_path / "shardline" / "index.json").read_text())
     assert before["ring"] == after["ring"] == {"a" * 64: 100}
     assert before["bytes"] == after["bytes"] == 100
     assert not node.temporary("a" * 64).exists()
@@ -275,7 +279,7 @@ def test_a_shard_of_redis_waits_for_no_disk(redis: Redis, tmp_path: Path) -> Non
         writing.set()
     kept = {obj.digest for number, obj in enumerate(objects) if number != 4}
     assert set(node.digests()) == kept
-    assert json.loads((tmp_path / "node" / "index.json").read_text())["bytes"] == 5000
+    assert json.loads((tmp_path / "node" / "shardline" / "index.json").read_text())["bytes"] == 5000
     with Tiered(zone, node, HotCache(redis.url, 1 << 20)) as tiers:
         assert tiers.open(objects[4])[1]
     assert set(node.digests()) == kept | {objects[4].digest}
