@@ -125,5 +125,5 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert run.data.tags["kind"] == "profile"
     assert run.data.tags["bound"] == verdict.bound
-    assert run.data.metrics["profile.network_share"] == pytest.approx(verdict.figures.shares["network"])
+    assert run.data.metrics["profile/network_share"] == pytest.approx(verdict.figures.shares["network"])
     assert {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "profile")} == names
