@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.ingest.fetch import changed_sources
 from pipelines.preflight import check
 from pipelines.progress import say
+from pipelines.tracking.note import result
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import DEFAULT_RECIPE, INTO_THE_PROJECT, Workspace, project_root, recipe_folder
 from storage.atomic import write_atomically
@@ -136,17 +137,13 @@ def summary(ws: Workspace) -> str:
     metrics = _json(ws.metrics("evaluate"))
     promotion = _json(ws.promotion)
     gate = ws.params.promote.gate
-    value = _dig(metrics, gate.metric)
-    line = f"{gate.metric} {value:.4f}" if isinstance(value, int | float) else f"{gate.metric} not measured"
-    if gate.baseline and isinstance(baseline := _dig(metrics, gate.baseline), int | float):
-        line += f" ({gate.baseline} {baseline:.4f})"
     name = ws.params.recipe
     here = "" if name == DEFAULT_RECIPE and ws.root == ws.project else f" --recipe {name}"
     return "\n".join(
         [
             f"recipe   {name}",
             f"data     {ws.zone('shards').manifest().digest[:12]} (shards; `shardline show{here}`)",
-            f"result   {line}",
+            f"result   {result(gate, metrics)}",
             f"model    {_outcome(promotion)}",
             f"run      {where_is_the_run(ws)}",
         ]
@@ -162,9 +159,3 @@ def _outcome(promotion: dict[str, Any]) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())) if file.is_file() else {}
-
-
-def _dig(values: object, name: str) -> object:
-    for part in name.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values

@@ -158,13 +158,14 @@ def _record(ws: Workspace, kept: Path, verdict: Verdict, found: Found, manifest:
     from pipelines.tracking import open_run
 
     figures = verdict.figures
-    with open_run(ws, name="profile") as run:
-        run.set_tags({"kind": "profile", "bound": verdict.bound, "device": found.device, "precision": found.precision})
+    with open_run(ws, name="profile", kind="profile") as run:
+        run.set_tags({"bound": verdict.bound, "device": found.device, "precision": found.precision})
         run.log_dataset(manifest, ws.zone("shards"), "train")
-        values = {f"profile.{part}_share": share for part, share in figures.shares.items()}
-        values |= {"profile.step_seconds": figures.step_seconds, "profile.flops": figures.flops}
+        values = {f"profile/{part}_share": share for part, share in figures.shares.items()}
+        run.set_tags({"profile.flops": f"{figures.flops:.6g}"})
+        values["profile/step_seconds"] = figures.step_seconds
         if figures.utilisation is not None:
-            values["profile.model_flops_utilisation"] = figures.utilisation
+            values["profile/model_flops_utilisation"] = figures.utilisation
         run.log_metrics(values)
         run.log_artifact(kept, FOLDER)
         return run.url

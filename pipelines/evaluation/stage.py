@@ -44,10 +44,14 @@ def evaluate(ws: Workspace) -> dict[str, Any]:
 def _record(ws: Workspace, result: "Evaluation") -> str | None:
     """Add figures and metrics to the run that trained the model. Returns how to open it."""
     from pipelines.tracking import open_run, recorded_run_id
+    from pipelines.tracking.names import constants, result_name, results
 
     split = result.metrics["split"]
     with open_run(ws, run_id=recorded_run_id(ws)) as run:
-        run.log_metrics({f"{split}.{name}": value for name, value in numbers(result.metrics).items()})
+        figures = numbers(result.metrics)
+        run.log_metrics({result_name(split, name): value for name, value in results(figures).items()})
+        run.set_tags({f"{split}.{name}": text for name, text in constants(figures).items()})
+        run.describe(ws, metrics=result.metrics)
         zone = ws.zone("shards")
         run.log_dataset(zone.manifest(), zone, split)
         run.log_artifact(ws.plots(FOLDER), f"plots/{FOLDER}")

@@ -1,14 +1,19 @@
 """The package as an MLflow LoggedModel: seen in the UI with signature and input example, linked to its run."""
 
 import time
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pipelines.release.identity import METADATA, MODEL, PACKAGE
 from pipelines.tracking import Run, lineage_tags
-from pipelines.tracking.names import mlflow_name
+from pipelines.tracking.names import constants, mlflow_name, result_name, results
 from pipelines.tracking.store import cause, patient, warn
 from pipelines.workspace import Workspace
 from storage.secret import without_login
+
+CONSTANTS = 50  # tags of a logged model, at most
 
 
 def log_package(ws: Workspace, run: Run, folder: Path) -> str | None:
@@ -34,10 +39,12 @@ def _log(ws: Workspace, run: Run, folder: Path) -> str:
     described = Model.load(str(folder))
     facts = (described.metadata or {})[METADATA]
     logged = _already_logged(run, facts[PACKAGE])
-    model_id = logged or client.create_logged_model(
-        run.experiment_id, ws.registered_model.replace(".", "_"), run.id,
-        tags=lineage_tags(ws) | {PACKAGE: facts[PACKAGE], MODEL: facts[MODEL]}, model_type=facts["task"],
-    ).model_id  # fmt: skip
+    tags = lineage_tags(ws) | _constants(facts) | {PACKAGE: facts[PACKAGE], MODEL: facts[MODEL]}
+    name = ws.registered_model.replace(".", "_")
+    model_id = (
+        logged
+        or client.create_logged_model(run.experiment_id, name, run.id, tags=tags, model_type=facts["task"]).model_id
+    )
     described.model_id, described.run_id = model_id, run.id
     described.save(str(folder / "MLmodel"))
     if logged:
@@ -48,11 +55,17 @@ def _log(ws: Workspace, run: Run, folder: Path) -> str:
     client.log_outputs(run.id, [LoggedModelOutput(model_id, 0)])
     now = int(time.time() * 1000)
     points = [
-        Metric(mlflow_name(f"{facts['split']}.{name}"), value, now, 0, model_id=model_id)
-        for name, value in facts["metrics"].items()
+        Metric(mlflow_name(result_name(facts["split"], name)), value, now, 0, model_id=model_id)
+        for name, value in results(facts["metrics"]).items()
     ]
     client.log_batch(run.id, metrics=points)
     return str(model_id)
+
+
+def _constants(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Of the split: baselines and counts."""
+    found = constants(facts["metrics"]).items()
+    return {mlflow_name(f"{facts['split']}.{name}"): text for name, text in islice(found, CONSTANTS)}
 
 
 def _already_logged(run: Run, package: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.stage import numbers
 from pipelines.progress import say, stepping
+from pipelines.release.descriptions import describe_promotion
 from pipelines.release.gate import Decision, judge
 from pipelines.release.identity import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation
 from pipelines.release.logged import log_package
@@ -83,6 +84,7 @@ def promote_package(ws: Workspace) -> dict[str, Any]:
         "aliases": {CANDIDATE: int(version.version)} | ({CHAMPION: int(holder.version)} if holder else {}),
         "decision": decision,
     }
+    describe_promotion(ws, store, version, facts, metrics, result)
     write_atomically(ws.promotion, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
     _report(result)
     return result

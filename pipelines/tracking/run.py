@@ -12,8 +12,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipelines.tracking.address import page, run_path
+from pipelines.tracking.changes import (
+    CHANGED,
+    KIND,
+    PREVIOUS,
+    TRAINING,
+    VALUE_LIMIT,
+    changes,
+    params_of,
+    previous_training,
+    run_name,
+    run_params,
+)  # fmt: skip
 from pipelines.tracking.lineage import dataset_input, lineage_tags
-from pipelines.tracking.names import mlflow_name
+from pipelines.tracking.names import grouped, mlflow_name
+from pipelines.tracking.note import NOTE, experiment_note, run_note
 from pipelines.tracking.outbox import Call, Outbox
 from pipelines.tracking.store import Store, cause, connect, warn
 from pipelines.tracking.system_metrics import SystemMetrics
@@ -21,7 +34,7 @@ from pipelines.workspace import Workspace
 from storage.errors import Interrupted, TrackingError
 from storage.lake import Zone
 from storage.manifest import Manifest
-from storage.secret import mask, mask_value, without_login
+from storage.secret import mask, without_login
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +42,6 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 PARAMS_IN_BATCH = TAGS_IN_BATCH = 100  # MLflow's limits of a request
-VALUE_LIMIT = 6000  # characters of a parameter's value
 
 
 @dataclass
@@ -48,6 +60,8 @@ class Run:
     experiment_id: str | None = None
     store: Store | None = None
     reopened: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+    """Those that it was opened with."""
     _params: dict[str, str] = field(default_factory=dict)
     _last_steps: dict[str, int] = field(default_factory=dict)
     _outbox: Outbox | None = None
@@ -61,7 +75,7 @@ class Run:
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters by flat name (`train.lr`), without the passwords of URLs. MLflow's are immutable: where a resumed
         run has another value, the new one goes into the tag `changed.<name>`."""
-        texts = {mlflow_name(name): mask_value(name, str(value))[:VALUE_LIMIT] for name, value in values.items()}
+        texts = run_params(values)
         self.set_tags({f"changed.{n}": t for n, t in texts.items() if self._params.get(n, t) != t})
         fresh = {name: text for name, text in texts.items() if name not in self._params}
         self._params |= fresh
@@ -69,7 +83,8 @@ class Run:
             self._send_batch("params", params=_params(part))
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Points of curves at `step`, or single figures. A resumed run skips the steps that it has."""
+        """Points of curves at `step`, or single figures, in the groups of the UI: train_loss is train/loss there (see
+        `names`). A resumed run skips the steps that it has."""
         if self._outbox is None:
             return
         from mlflow.entities import Metric
@@ -79,7 +94,7 @@ class Run:
         self._outbox.put(
             *(
                 Metric(name, float(value), now, step or 0)
-                for name, value in ((mlflow_name(given), value) for given, value in values.items())
+                for name, value in ((mlflow_name(grouped(given)), value) for given, value in values.items())
                 if step is None or step > last.get(name, -1)
             )
         )
@@ -121,6 +136,11 @@ class Run:
         record = dataset_input(self.recipe, manifest, zone, context)
         self._send("dataset", lambda store, id: store.client.log_inputs(id, [record]))
 
+    def describe(self, ws: Workspace, **known: Mapping[str, Any]) -> None:
+        """Bring the description up to date; `known` as `run_note` takes it. Only that of a training is ours."""
+        if self.experiment_id is not None and self.tags.get(KIND) == TRAINING:
+            self.set_tags({NOTE: run_note(ws, self.tags, self.experiment_id, **known)})
+
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until all of it is recorded, at most `timeout` seconds; False when it is not."""
         return self._outbox.flush(timeout) if self._outbox else False
@@ -159,15 +179,16 @@ class Run:
             outbox.put(Call(what, lambda: send(store, id), file))
 
 
-def open_run(ws: Workspace, *, run_id: str | None = None, name: str | None = None) -> Run:
-    """Run `run_id` where the store has it, else a new one, tagged with the workspace's lineage.
+def open_run(ws: Workspace, *, run_id: str | None = None, name: str | None = None, kind: str | None = None) -> Run:
+    """Run `run_id` where the store has it, else a new one, tagged with the workspace's lineage: of this `kind`, and
+    called by its recipe and `name`, or, a training, by what changed since the one before.
 
     An unfinished run that is reopened runs on; a finished one only takes more entries. Without MLflow: a Run
     whose methods do nothing, after one line on stderr.
     """
     run = Run(ws.params.recipe, ws.tracking_uri)
     try:
-        _attach(run, ws, connect(ws), run_id, name)
+        _attach(run, ws, connect(ws), run_id, name, kind)
     except TrackingError as error:
         warn(f"{error} The work goes on untracked.")
     except Exception as error:  # whatever MLflow raises, the work goes on
@@ -178,26 +199,44 @@ def open_run(ws: Workspace, *, run_id: str | None = None, name: str | None = Non
     return run
 
 
-def _attach(run: Run, ws: Workspace, store: Store, run_id: str | None, name: str | None) -> None:
+def _attach(run: Run, ws: Workspace, store: Store, run_id: str | None, name: str | None, kind: str | None) -> None:
     found = find_run(store, run_id)
     run.reopened = found is not None
     if found is None:
-        tags = lineage_tags(ws)
-        called = name or tags.get("dvc.experiment")  # `dvc exp show` and MLflow's list of runs then say the same
-        found = store.client.create_run(store.experiment(ws.params.recipe), run_name=called, tags=tags)
+        found = _create(ws, store, name, kind)
     elif found.info.status == "FINISHED":
         run._ends = False
     elif found.info.status != "RUNNING":
         store.client.update_run(found.info.run_id, status="RUNNING")
     run.id, run.experiment_id, run.store = found.info.run_id, found.info.experiment_id, store
     run.url = str(page(ws, *run_path(found.info.experiment_id, found.info.run_id)))
-    run._params = dict(found.data.params)
+    run._params, run.tags = dict(found.data.params), dict(found.data.tags)
     run._last_steps = {metric.key: metric.step for metric in found.data._metric_objs}
     id = found.info.run_id
     run._outbox = Outbox(lambda points: store.client.log_batch(id, metrics=points), without_login(store.uri))
     if run._ends and _system_metrics_wanted():
         first = 1 + max((s for n, s in run._last_steps.items() if n.startswith("system/")), default=-1)
         run._system = SystemMetrics(id, store.uri, lambda values, step: run.log_metrics(values, first + step))
+
+
+def _create(ws: Workspace, store: Store, name: str | None, kind: str | None) -> "MlflowRun":
+    """A new run of the recipe's experiment; a training with its description."""
+    experiment, tags, recipe = (
+        store.experiment(ws.params.recipe, experiment_note(ws)),
+        lineage_tags(ws),
+        ws.params.recipe,
+    )
+    called = f"{recipe} {name}" if name else recipe
+    if kind is not None:
+        tags[KIND] = kind
+    if kind == TRAINING:
+        before = previous_training(store.client, experiment)
+        changed = changes(params_of(ws), tags, before) if before is not None else None
+        called = run_name(recipe, tags.get("dvc.experiment"), changed)  # `dvc exp show` has that name, too
+        if before is not None:
+            tags |= {PREVIOUS: before.info.run_id, CHANGED: ", ".join(changed or [])[:VALUE_LIMIT]}
+        tags[NOTE] = run_note(ws, tags, experiment)
+    return store.client.create_run(experiment, run_name=called, tags=tags)
 
 
 def find_run(store: Store, run_id: str | None) -> "MlflowRun | None":

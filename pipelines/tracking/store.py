@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.tracking.embedded import artifacts_beside, create_database, database_of, relocate
+from pipelines.tracking.note import NOTE
 from pipelines.workspace import Workspace
 from storage.errors import TrackingError
 from storage.secret import mask, without_login
@@ -50,20 +51,22 @@ class Store:
     uri: str
     artifact_root: str | None
 
-    def experiment(self, name: str) -> str:
-        """The id of experiment `name`, created at first use."""
+    def experiment(self, name: str, note: str = "") -> str:
+        """The id of experiment `name`, created at first use; `note` describes it, unless somebody did."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             from mlflow.exceptions import MlflowException
 
             location = f"{self.artifact_root}/{name}" if self.artifact_root else None
             try:
-                tags = {"mlflow.experimentKind": "custom_model_development"}  # the UI's pages for training
+                tags = {"mlflow.experimentKind": "custom_model_development", NOTE: note}  # the UI's pages for training
                 return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
             except MlflowException as error:  # another process was faster
                 found = self.client.get_experiment_by_name(name)
                 if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
                     raise
+        if note and not found.tags.get(NOTE):
+            self.client.set_experiment_tag(found.experiment_id, NOTE, note)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)

@@ -14,6 +14,7 @@ from pipelines.caches import open_cache
 from pipelines.models import save_model
 from pipelines.models.importing import import_named, importable, refuse_data
 from pipelines.params import suggestion
+from pipelines.params.flat import flat
 from pipelines.progress import say
 from pipelines.training.checkpoints import checkpoint_key
 from pipelines.training.curves import Curves
@@ -157,12 +158,11 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
 def _run(ws: Workspace, ranks: Ranks, home: Path) -> Any:
     """Rank 0's MLflow run, the one of the interrupted training where there is one; a silent one elsewhere."""
     from pipelines.tracking import Run, open_run
-    from pipelines.training.rank import flat
 
     if not ranks.leads:
         return Run(ws.params.recipe, ws.tracking_uri)
     file = home / "run.json"
-    run = open_run(ws, run_id=json.loads(file.read_text())["run_id"] if file.is_file() else None)
+    run = open_run(ws, run_id=json.loads(file.read_text())["run_id"] if file.is_file() else None, kind="training")
     write_atomically(file, json.dumps({"run_id": run.id}).encode())
     run.log_params(flat(ws.params.model_dump(exclude={"compute"})))
     return run
@@ -189,7 +189,7 @@ def publish(ws: Workspace, job: Handoff) -> None:
     for curve in ("train", "val"):
         write_atomically(ws.plots(f"{curve}.csv"), job.curves.csv(val=curve == "val"))
         job.run.log_artifact(ws.plots(f"{curve}.csv"), "plots")
-    job.run.log_metrics({f"final.{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
+    job.run.set_tags({f"final.{k}": f"{v:.6g}" for k, v in metrics.items() if isinstance(v, int | float)})
     shutil.rmtree(job.checkpoint_folder.parent, ignore_errors=True)
     figures = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if k.endswith(("loss", "accuracy")))
     where = f"\n  run: {job.run.url}" if job.run.url else ""

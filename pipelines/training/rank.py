@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines import collector
 from pipelines.models import save_model
+from pipelines.params.flat import flat
 from pipelines.progress import progress, say
 from pipelines.training.loop import fit
 from pipelines.training.memory import memory_explained
@@ -64,7 +65,7 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
     from pipelines.diagnosis.hooks import attend
     from pipelines.tracking import open_run
 
-    with open_run(ws, run_id=s.state.run_id) as run, progress("train", s.steps, "steps") as advance:
+    with open_run(ws, run_id=s.state.run_id, kind="training") as run, progress("train", s.steps, "steps") as advance:
         s.state.run_id = run.id or s.state.run_id
         run.log_params(flat(ws.params.model_dump(exclude={"compute"})))
         run.set_tags({
@@ -100,7 +101,7 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
     none = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
     val_columns = list(s.state.val_curve[-1]) if s.state.val_curve else none
     write_atomically(ws.plots("val.csv"), _csv(val_columns, s.state.val_curve))
-    report.run.log_metrics({f"final.{k}": v for k, v in final.items() if isinstance(v, int | float)})
+    report.run.set_tags({f"final.{k}": f"{v:.6g}" for k, v in final.items() if isinstance(v, int | float)})
     spent = report.spent(s.state.step)
     for name in ("train.csv", "val.csv"):
         report.run.log_artifact(ws.plots(name), "plots")
@@ -146,14 +147,6 @@ def _of_documents(s: Session) -> str:
     """What was padding, and what was cut off, since this process began; for whole documents as samples."""
     shares = s.stream.meter.snapshot().of_documents()
     return f"; {shares['cut']:.1%} of the tokens cut off, {shares['padding']:.1%} padding" if shares else ""
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} → {"train.lr": 1}; lists stay values."""
-    items: dict[str, Any] = {}
-    for name, value in values.items():
-        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return items
 
 
 def _json(value: Any) -> bytes:

@@ -68,7 +68,7 @@ def test_every_optimiser_reaches_its_loss_on_digits(digits: Workspace, capsys: p
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert {run.data.tags["optimizer"] for run in children} == set(REACHED)
     for child in children:
-        curve = store.client.get_metric_history(child.info.run_id, "train_loss")
+        curve = store.client.get_metric_history(child.info.run_id, "train/loss")
         assert [point.step for point in curve] == list(range(1, STEPS + 1))
     kept = {item.path for item in store.client.list_artifacts(parent.info.run_id, "comparison")}
     assert kept == {f"comparison/optimizers.{suffix}" for suffix in ("csv", "md", "png")}

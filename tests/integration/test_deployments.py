@@ -50,7 +50,7 @@ def test_the_worker_does_the_whole_job_and_reports(nightly: Nightly, run: Run) -
     assert Manifest.load(recipe / "data/shards").digest in summary
     assert f"bits_per_byte {bits:.4f}" in summary
     assert "is champion" in summary
-    assert f"[{mlflow_run}](http://127.0.0.1:5000/#/runs/{mlflow_run})" in summary
+    assert re.search(rf"\[{mlflow_run}\]\(http://127.0.0.1:5000/#/experiments/\d+/runs/{mlflow_run}\)", summary)
     assert len(re.findall(r"\| ran \|", summary)) == 8
     assert "train: transformer" in prefect.logs(prefect.steps(nightly.flow_run)["train tiny"])
 

@@ -37,6 +37,26 @@ def test_a_second_run_does_nothing_and_says_so(run: Run, finished: Path) -> None
     assert "make ui" in done.stdout
 
 
+def test_the_run_of_the_job_reads_well(finished: Path) -> None:
+    """A name and a description; curves in groups; what never varies in tags, where it makes no chart of one bar."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished}/.shardline/mlflow/mlflow.db")
+    run = client.get_run(json.loads((finished / "data" / "model" / "run.json").read_text())["run_id"])
+    assert run.info.run_name == "tiny: first"
+    bits = json.loads((finished / "metrics" / "evaluate.json").read_text())["bits_per_byte"]
+    assert run.data.metrics["test/bits_per_byte"] == bits
+    note = run.data.tags["mlflow.note.content"]
+    assert f"**bits_per_byte {bits:.4f}** on the test split" in note
+    assert "[tiny version 1](#/models/tiny/versions/1)" in note
+    names = {name for name in run.data.metrics if not name.startswith("system/")}
+    assert {name.split("/")[0] for name in names} <= {"train", "val", "test", "speed", "stream", "spent"}
+    single = {name for name in names if len(client.get_metric_history(run.info.run_id, name)) == 1}
+    assert {name for name in single if not name.startswith(("test/", "speed/", "stream/", "spent/"))} == set()
+    assert run.data.tags["final.steps"] == "12"
+    assert run.data.tags["test.baseline.bigram.bits_per_byte"]
+
+
 def test_away_from_its_sources_it_goes_on_with_the_data_at_hand(run: Run, copied: Path) -> None:
     shutil.rmtree(copied / "texts")
     done = run("shardline", "repro", cwd=copied)

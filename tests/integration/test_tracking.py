@@ -10,18 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from release_samples import make_workspace, mlflow_server, place_store, write_metrics, write_model
+from release_samples import make_workspace, mlflow_server, place_store, write_model
 from servers import free_port, wait_for
 
-from pipelines.release import package, promote
-from pipelines.release.registry import version_files
 from pipelines.tracking import connect, lineage_tags, open_run, recorded_run_id
-from pipelines.tracking.embedded import create_database, relocate
-from pipelines.tracking.recorded import where_is_the_run
+from pipelines.tracking.embedded import create_database
 from pipelines.workspace import Workspace
 from storage.errors import TrackingError
 
@@ -199,9 +195,9 @@ def test_lineage_names_git_dvc_data_and_prefect(ws, monkeypatch):
     assert len(tags["dvc.lock"]) == 64
     assert (tags["recipe"], tags["dvc.experiment"]) == ("image_test", "brave-lynx")
     assert (tags["prefect.flow_run_id"], tags["prefect.flow_run_url"]) == ("f1", "http://prefect/f1")
-    with open_run(ws) as run:
+    with open_run(ws, kind="training") as run:
         pass
-    assert connect(ws).client.get_run(run.id).info.run_name == "brave-lynx"
+    assert connect(ws).client.get_run(run.id).info.run_name == "image_test brave-lynx: first"
     with (ws.root / "params.yaml").open("a") as file:
         file.write("# changed\n")
     assert lineage_tags(ws)["git.dirty"] == "true"
@@ -227,68 +223,6 @@ def test_first_starts_side_by_side_make_one_whole_database(tmp_path):
     assert "None" not in ids
     assert len({experiment for _, experiment in lines}) == 1
     assert {item.name for item in (ws.project / ".shardline" / "mlflow").iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
-
-
-# -- places and secrets ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("way", ["moved", "copied"])
-def test_a_project_that_is_moved_or_copied_finds_its_artifacts(ws, way, tmp_path):
-    """Runs, logged models and versions: MLflow keeps absolute places of all."""
-    with open_run(ws) as run:
-        run.log_artifact(ws.root / "params.yaml")
-        write_model(ws, run_id=run.id)
-    write_metrics(ws, accuracy=0.9)
-    package(ws)
-    promote(ws)
-    target = tmp_path / "a folder with blanks" / "project"
-    target.parent.mkdir()
-    (shutil.move if way == "moved" else shutil.copytree)(ws.root, target)
-    other = Workspace.open(target)
-    assert where_is_the_run(other).endswith(run.id)
-    store = connect(other)
-    folder = Path(store.client.download_artifacts(run.id, ""))
-    assert folder.is_relative_to(target)
-    assert (folder / "params.yaml").is_file()
-    version = store.client.get_model_version_by_alias("image_test", "champion")
-    with version_files(store, version) as files:
-        assert files.is_relative_to(target)
-        assert (files / "MLmodel").is_file()
-    with open_run(other) as new:
-        new.log_artifact(target / "params.yaml")
-    assert len(list((target / ".shardline" / "mlflow" / "artifacts").rglob("params.yaml"))) == 2
-    if way == "copied":  # the original knows nothing of it
-        assert Path(connect(ws).client.download_artifacts(run.id, "")).is_relative_to(ws.root)
-        assert len(list((ws.root / ".shardline" / "mlflow" / "artifacts").rglob("params.yaml"))) == 1
-    assert relocate(target / ".shardline" / "mlflow" / "mlflow.db") == 0  # nothing more to do
-
-
-def test_a_link_leads_only_to_a_run_that_exists(ws):
-    with open_run(ws) as run:
-        pass
-    write_model(ws, run_id=run.id)
-    path = f"#/experiments/{run.experiment_id}/runs/{run.id}"
-    assert where_is_the_run(ws) == run.url == f"make ui, then http://127.0.0.1:5000/{path}"
-    connect(ws).client.delete_run(run.id)
-    assert where_is_the_run(ws) == f"{run.id}, which is not in {ws.tracking_uri}: it was made elsewhere, or deleted"
-
-
-def test_no_secret_is_recorded(ws, monkeypatch):
-    """Neither in parameters, by their names or their URLs, nor in tags, nor in the dataset's place."""
-    secret = "S3cr3t"
-    monkeypatch.setenv("SHARDLINE_FLOW_RUN_URL", f"http://me:{secret}@prefect/f1")
-    zone = replace(ws.zone("shards"), url=f"simplecache::s3://key:{secret}@bucket/x")
-    with open_run(ws) as run:
-        run.log_params({
-            "lake.url": f"postgres://me:{secret}@h", "cache.hot.url": f"redis://h?password={secret}",
-            "train.args.hf_token": secret, "ingest.sources": [f"https://{secret}@h/x?pwd={secret}"],
-        })  # fmt: skip
-        run.set_tags({"note": f"from https://{secret}@h"})
-        run.log_dataset(ws.zone("shards").manifest(), zone, "train")
-    found = connect(ws).client.get_run(run.id)
-    assert secret not in str(found.to_dictionary())
-    assert found.data.params["train.args.hf_token"] == "***"
-    assert found.data.tags["prefect.flow_run_url"] == "http://***@prefect/f1"
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipelines.params import Train, suggestion
+from pipelines.params.flat import flat
 from pipelines.progress import say
 from pipelines.tracking import open_run
 from pipelines.training.comparison.report import Picture, Row, draw, markdown, show, write_csv
@@ -63,7 +64,7 @@ class Contest:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parent = self._inside.enter_context(open_run(self.ws, name=f"compare {self.kind}"))
+        self.parent = self._inside.enter_context(open_run(self.ws, name=f"compare {self.kind}", kind="comparison"))
         self.parent.set_tags({"comparison": self.kind})
         if kept := len(self.trains) - len(self.missing()):
             say(f"going on: {kept} of {len(self.trains)} trainings are there")
@@ -89,7 +90,7 @@ class Contest:
         self._write(files, rows, picture)
         for entry in entries:
             self._record(entry)
-            self.parent.log_metrics({f"{entry.name}.{k}": v for k, v in entry.metrics.items()})
+            self.parent.log_metrics({f"{k}/{entry.name}": v for k, v in entry.metrics.items()})
         steps = max(int(entry.course.train[-1]["step"]) for entry in entries if entry.course.train)
         self.parent.log_params({self.kind: ",".join(self.trains), "steps": steps})
         for file in files.values():
@@ -111,10 +112,8 @@ class Contest:
         """A child run with its curves."""
         if self.parent.id is None:
             return
-        from pipelines.training.rank import flat
-
         course, train = entry.course, self.trains[entry.name]
-        with open_run(self.ws, name=entry.name) as run:
+        with open_run(self.ws, name=entry.name, kind="comparison") as run:
             about = {"mlflow.parentRunId": self.parent.id, "comparison": self.kind}
             run.set_tags(about | {self.kind.removesuffix("s"): entry.name})
             run.log_params(
@@ -123,7 +122,7 @@ class Contest:
             for point in [*course.train, *course.val]:
                 run.log_metrics({k: v for k, v in point.items() if k != "step"}, step=int(point["step"]))
             costs = {"passes": course.passes, "seconds": course.seconds, "sent_mb": course.sent_mb}
-            run.log_metrics({**entry.metrics, **costs})
+            run.set_tags({name: f"{value:.6g}" for name, value in costs.items()})
 
 
 def chosen(only: list[str] | None, names: list[str], what: str) -> list[str]:
