@@ -144,9 +144,11 @@ def _classes(name: str, array: pa.Array, nulls: frozenset[str], reasons: dict[in
     found = [_class(text, nulls) for text in texts.to_pylist()]
     classes = pa.array(found, pa.string()).take(encoded.indices)
     if classes.null_count:
+        why = [None if text is not None else _why_none(cell) for text, cell in zip(found, known, strict=True)]
         for row in pyarrow.compute.indices_nonzero(classes.is_null()).to_pylist():
             if row not in reasons:
-                reasons[row] = f"column {name!r}: {_why_none(array[row])}"
+                place = encoded.indices[row].as_py()
+                reasons[row] = f"column {name!r}: {'no label' if place is None else why[place]}"
     return classes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.ingest.quarantine import Aside
+from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.formats import foreign
 from pipelines.ingest.readers.lines import BOM, Ints, line_ends, whole_crlf
@@ -21,7 +21,10 @@ def read_jsonl(name: str, data: bytes, params: Curate, block: int = _BLOCK) -> R
     """The field `curate.text_field` of each line, which is a JSON object."""
     aside = Aside(params.max_quarantined)
     if found := foreign(data):
-        aside.add(name, *found)
+        reason, lines = found
+        if lines is None:
+            raise uncountable(name, reason)
+        aside.add(name, reason, lines)
         return Rows([], _SCHEMA.empty_table(), aside.entries)
     ids, texts = list[str](), list[pa.Array]()
     digests = list[pa.FixedSizeBinaryArray]()
