@@ -14,6 +14,7 @@ import pyarrow.parquet
 
 from pipelines.ingest.domains import Records, by_domain, mark, named, outside, salt
 from pipelines.ingest.duplicates import Entry, distinct_files, distinct_rows
+from pipelines.ingest.quarantine import rows_of
 from pipelines.ingest.readers import ID, KINDS, READERS, Rows, detect
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Curate
@@ -144,10 +145,6 @@ class CurateStage:
             for item, result in zip(items, results, strict=True)
             for record in result.records
         ]
-        if not records:
-            raise DataError(
-                "curate: nothing is left: every file is empty or quarantined. Check curate.reader and its settings."
-            )
         columns = {tuple(json.loads(record["stats"]).get("features", [])) for record in records}
         if len(columns) > 1:
             raise DataError(
@@ -156,7 +153,7 @@ class CurateStage:
                 + ". Name those to use in curate.features."
             )
         counts = {split: sum(r["rows"] for r in records if r["split"] == split) for split in SPLITS}
-        counts["quarantined"] = sum(len(result.quarantined) for result in results)
+        counts["quarantined"] = sum(rows_of(result.quarantined) for result in results)
         kind = KINDS[items[0].payload["reader"]]
         return Manifest.build(
             "curated", records, kind=kind, counts=counts, parents={"raw": self.source.manifest().digest}
