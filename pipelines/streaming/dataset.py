@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pipelines.params import check_names, suggestion
 from pipelines.streaming.arrays import Ints, int64
 from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
-from pipelines.streaming.order import Weight
+from pipelines.streaming.order import Mixture, Order, Rest, Weight
 from pipelines.streaming.whole_documents import WholeDocuments
 from storage.cache import Tiered
 from storage.digest import digest_json
@@ -42,12 +42,8 @@ class Dataset:
     domain: str | None = None
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit) or (self.documents and self.unit == "documents"):
-            raise ValueError(
-                f"samples={self.unit!r}: must be one of {', '.join(get_args(Unit))}; documents=True: windows"
-            )
-        if self.multiple < 1:
-            raise ValueError(f"pad_multiple={self.multiple}: must be at least 1")
+        if self.documents and self.unit == "documents":
+            raise ParamsError("documents=True is for samples='windows': a whole document is alone in its sample.")
 
     @cached_property
     def table(self) -> pa.Table:
@@ -65,6 +61,8 @@ class Dataset:
         if self.manifest.header["kind"] != "tokens":
             if self.unit == "documents":
                 raise ParamsError("These shards hold no documents of tokens: leave stream.samples at windows.")
+            if self.documents:
+                raise ParamsError("These shards hold no documents of tokens: leave stream.documents at false.")
             return int64(self.table["rows"])
         if self.seq_len is None:
             raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
@@ -220,3 +218,21 @@ def same_fields(datasets: Mapping[str, Dataset]) -> tuple[Field, ...]:
 
 def _columns(fields: Sequence[Field]) -> str:
     return ", ".join(f"{f.name} {f.stored.codec} {f.stored.dtype} {list(f.stored.shape)}" for f in fields)
+
+
+def order_of(
+    datasets: Mapping[str, Dataset],
+    weights: Mapping[str, Weight] | None,
+    steps: int | None,
+    rest: Rest,
+    **ordering: Any,
+) -> Order | Mixture:
+    """The order of one dataset, or of several that are mixed. Raises DataError where it hasn't one batch."""
+    rows = {name: dataset.samples for name, dataset in datasets.items()}
+    if weights is not None:
+        return Mixture(rows, weights, steps=steps, **ordering)
+    (dataset,) = datasets.values()
+    order = Order(dataset.samples, rest=rest, **ordering)
+    if not order.epochs.complete:
+        raise DataError(dataset.why_empty(order.batch_size))
+    return order

@@ -1,29 +1,30 @@
-"""The stream: an iterator of ready batches with a tiny state.
+"""The stream: ready batches in order, and a tiny state.
 
 Batches are planned in blocks, gathered whole, and prepared ahead by one thread where the consumer is busy. The state
 counts what the consumer has taken, not what was prepared, so it is exact at every step.
 """
 
 import os
+import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 
 from pipelines.streaming.buffers import Allocate, allocate, buffers_from
-from pipelines.streaming.dataset import Dataset, Unit, chosen, digest_of, same_fields
+from pipelines.streaming.dataset import Unit, chosen, digest_of, order_of, same_fields
+from pipelines.streaming.feed import Feed
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
 from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Order, Ramp, Rest, Weight
-from pipelines.streaming.prefetch import Prefetcher, close_items
+from pipelines.streaming.options import check_options, whole
+from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Ramp, Weight
 from pipelines.streaming.source import Batch, Source
-from pipelines.streaming.state import place_in, state_at
+from pipelines.streaming.state import State, check_epoch
 from storage.cache import Tiered
-from storage.errors import DataError
+from storage.errors import Cancelled
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
 
@@ -39,10 +40,14 @@ class Stream:
     document each token is of and where in it (see `Tokens`). Where `samples` are documents, each comes whole, cut to so
     many tokens, and a batch is padded to a multiple of `pad_multiple` (see `WholeDocuments`). Samples that differ in
     length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are shuffled
-    (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. With `epochs`
-    the stream ends before that epoch, with None never. At least `prefetch` batches are prepared ahead in a thread while
-    the consumer is busy (see `Prefetcher`); with 0 there is no thread. Close it, use it as a context manager or forget
-    it: no thread is left behind.
+    (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. At least
+    `prefetch` batches are prepared ahead in a thread while the consumer is busy (see `Prefetcher`); with 0 there is no
+    thread. Close it, use it as a context manager or forget it: no thread is left behind.
+
+    A loop goes on from the state, and ends before epoch `epochs`, or never where that is None. One that begins at that
+    end begins anew, but for the first one after a state of the end was loaded: nothing was left, so there is nothing.
+    A loop that was broken off or that raised is gone on with by the next one. Threads may take from one stream: each
+    batch goes to one of them.
 
     Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
     that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
@@ -53,11 +58,9 @@ class Stream:
     in epochs of `steps` steps (see `Mixture`). `mixture` mixes the domains of one manifest by such weights;
     `domain` is the only one of them that is read.
 
-    `stream[i]` is batch i of the current epoch and leaves the state alone, so that a stream is also a map-style
-    dataset for `torch.utils.data.DataLoader(stream, batch_size=None)`; move on with `set_epoch`.
-
     `meter` tells where the time goes: `meter.snapshot()`. `rows` are the samples of an epoch; `mixed` is the order of a
-    mixture, None of one dataset.
+    mixture, None of one dataset. Raises ParamsError for a keyword of the wrong type or out of its range, DataError
+    where the data hasn't one batch.
     """
 
     def __init__(
@@ -93,16 +96,18 @@ class Stream:
         memory: int = DEFAULT_MEMORY,
         allocate: Allocate = allocate,
     ) -> None:
-        if last not in get_args(Last):
-            raise ValueError(f"last={last!r}: must be one of {', '.join(get_args(Last))}")
-        if bucket_batches < 1:
-            raise ValueError(f"bucket_batches={bucket_batches}: must be at least 1")
+        check_options(
+            rank, world, batch_ramp, split=split, batch_size=batch_size, seed=seed, shuffle=shuffle, seq_len=seq_len,
+            lanes=lanes, window=window, first_window=first_window, keep_lanes=keep_lanes, last=last, epochs=epochs,
+            prefetch=prefetch, documents=documents, samples=samples, pad_multiple=pad_multiple,
+            bucket_batches=bucket_batches, steps=steps, ahead=ahead, memory=memory,
+        )  # fmt: skip
         datasets, mixed_by = chosen(
             zone, manifest, tiers, weights=weights, steps=steps, mixture=mixture, domain=domain, split=split,
             seq_len=seq_len, unit=samples, documents=documents, multiple=pad_multiple,
         )  # fmt: skip
         ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
-        order: Batches = _order_of(
+        order: Batches = order_of(
             datasets, mixed_by, steps, "drop" if last == "drop" else "keep", batch=ramp, seed=seed, shuffle=shuffle,
             lanes=lanes, window=window, first_window=first_window, keep_lanes=keep_lanes,
         )  # fmt: skip
@@ -118,10 +123,10 @@ class Stream:
         self.split, self.seq_len, self.domain, self.unit = split, seq_len, domain, samples
         self.epochs, self.prefetch = epochs, prefetch
         self._ready: deque[Batch] = deque()
-        self._groups: Iterator[list[Batch]] | None = None
-        self._finalizer: weakref.finalize[[], Stream] | None = None
-        self._process = os.getpid()
-        self._epoch = self._step = 0
+        self._feed: Feed | None = None
+        self._locks: dict[int, threading.RLock] = {}  # by process
+        self._place = 0, 0  #: epoch and step of the next batch
+        self._nothing_left = False  # a state of the end was loaded, and no loop has been told yet
 
     @property
     def order(self) -> Batches:
@@ -135,8 +140,9 @@ class Stream:
     # -- iteration -----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        """Batches of the current epoch: as many in each one, unless the batch grows."""
-        return self.steps_of(self._epoch)
+        """Batches of the current epoch, wherever in it the stream is: as many in each one, unless the batch grows. At
+        the end those of the first epoch, with which the next loop begins; 0 where that has nothing."""
+        return 0 if self._nothing_left else self.steps_of(self._current()[0])
 
     def steps_of(self, epoch: int) -> int:
         """Batches of `epoch`."""
@@ -154,16 +160,29 @@ class Stream:
         """Samples of a full global batch at step `step` of such a training."""
         return self._source.epochs.ramp.size(step)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Batch `index` of the current epoch."""
-        step = index + len(self) if index < 0 else index
-        if not 0 <= step < len(self):
-            raise IndexError(f"batch {index} of an epoch of {len(self)}")
-        return self._source.batch(self._epoch, step)
+    def batch(self, step: int, epoch: int | None = None) -> Batch:
+        """Batch `step` of `epoch`, the current one by default; of negative steps, from its end. Leaves the state alone.
+        Raises IndexError where the epoch has none such."""
+        epoch = self._current()[0] if epoch is None else self._checked(epoch)
+        steps = self.steps_of(epoch)
+        if not -steps <= step < steps:
+            raise IndexError(f"batch {step} of an epoch of {steps}")
+        return self._source.batch(epoch, step % steps)
 
-    def __iter__(self) -> Self:
-        """The stream itself, which goes on from its state."""
-        return self
+    def __getitem__(self, index: object) -> NoReturn:
+        """Refused: a DataLoader that took a stream for a list would know no state, and begin with epoch 0 each time."""
+        raise TypeError(
+            f"A stream is no list, so it has no [{index!r}]. For torch's DataLoader, write StreamLoader(stream, "
+            "num_workers=…) in its place (from pipelines.training.stream_loader); stream.batch(i) is batch i of the "
+            "epoch."
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """What is left before `epochs`. See the class for a loop that begins at the end."""
+        with self._alone():
+            if self.is_at_end() and not self._nothing_left:
+                self._go(0, 0)
+        return iter(self.__next__, None)  # without Python code of its own between a batch and the loop
 
     @property
     def wait_seconds(self) -> float:
@@ -171,56 +190,59 @@ class Stream:
         return self.meter.wait
 
     def __next__(self) -> Batch:
-        if not self._ready:
-            self._ready.extend(self._next_group())
-        batch = self._ready.popleft()
-        self._move_to(batch.epoch, batch.step + 1)
-        return batch
+        """The next batch, if need be of the next epoch. Raises StopIteration at the end as often as it is asked."""
+        with self._alone():
+            if not self._ready:
+                self._ready.extend(self._next_group())
+            batch = self._ready[0]
+            self._place = self._after(batch.epoch, batch.step)
+            self._ready.popleft()  # last: of a call that a signal cuts off before, nothing is lost
+            return batch
 
     def _next_group(self) -> list[Batch]:
-        if self.epochs is not None and self._epoch >= self.epochs:
+        if self.is_at_end():
             self._restart()
+            self._nothing_left = False
             raise StopIteration
-        if self._groups is None or self._process != os.getpid():  # after a fork, the thread is the parent's
-            self._start()
-            assert self._groups is not None
         begun = time.perf_counter()
         try:
-            group = next(self._groups)
+            if self._feed is None or not self._feed.is_of_this_process():
+                self._feed = Feed(self._source, *self._place, self.epochs, self.prefetch)
+            group = next(self._feed)
             self.meter.count(batches=len(group), samples=sum(batch.count for batch in group))
             return group
+        except StopIteration:  # before the end
+            self._restart()
+            raise Cancelled(
+                "The stream was closed while a batch of it was waited for. The next loop goes on."
+            ) from None
         except BaseException:  # whatever it was, the next call goes on from the state
             self._restart()
             raise
         finally:
             self.meter.count(wait=time.perf_counter() - begun)
 
-    def _start(self) -> None:
-        source, self._process = self._source, os.getpid()
-        groups = source.groups(self._epoch, self._step, self.epochs, ahead=self.prefetch > 0)
-        if self.prefetch:
-            depth, at_once = self.prefetch * source.parts, source.makers > 1
-            stop = source.gatherer.fetcher.interrupt
-            self._groups = prefetcher = Prefetcher(groups, depth, source.load, at_once=at_once, interrupt=stop)
-            self._finalizer = weakref.finalize(self, prefetcher.close, wait=False)
-        else:
-            self._groups = (source.load(group) for group in groups)
-
     def _restart(self) -> None:
         """Forget what was prepared and end the thread."""
-        finalizer, groups = self._finalizer, self._groups
-        self._finalizer, self._groups = None, None  # first: a signal may cut off what follows
+        feed, self._feed = self._feed, None  # first: a signal may cut off what follows
         self._ready.clear()
-        if finalizer is not None:
-            finalizer.detach()
-        if groups is not None and self._process == os.getpid():
-            close_items(groups)
-            self._source.gatherer.fetcher.stop()
+        if feed is not None:
+            feed.close()
 
     def close(self) -> None:
-        """End the thread and let go of the shards. Iterating again goes on from the state."""
-        self._restart()
-        self._source.gatherer.close()
+        """End the thread and let go of the shards. The next loop goes on from the state; a thread that waits for a
+        batch now gets Cancelled."""
+        if (feed := self._feed) is not None:
+            feed.interrupt()
+        with self._alone():
+            self._restart()
+            self._source.gatherer.close()
+
+    def _alone(self) -> threading.RLock:
+        """The lock under which one thread at a time moves the stream. A forked process has its own: of the parent's,
+        another thread may be the holder."""
+        process = os.getpid()
+        return self._locks.get(process) or self._locks.setdefault(process, threading.RLock())
 
     def __enter__(self) -> Self:
         return self
@@ -229,54 +251,70 @@ class Stream:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ready": deque(), "_groups": None, "_finalizer": None}
+        return {**self.__dict__, "_ready": deque(), "_feed": None, "_locks": {}}
 
     # -- state ---------------------------------------------------------------------------------------------------
 
-    def _move_to(self, epoch: int, step: int) -> None:
-        self._epoch, self._step = (epoch, step) if step < self.steps_of(epoch) else (epoch + 1, 0)
+    def _after(self, epoch: int, step: int) -> tuple[int, int]:
+        return (epoch, step + 1) if step + 1 < self.steps_of(epoch) else (epoch + 1, 0)
+
+    def is_at_end(self) -> bool:
+        """Whether nothing is left before `epochs`."""
+        return self.epochs is not None and self._place[0] >= self.epochs
+
+    def _current(self) -> tuple[int, int]:
+        """Epoch and step with which a loop would go on, or begin anew."""
+        return (0, 0) if self.is_at_end() else self._place
+
+    def _go(self, epoch: int, step: int) -> None:
+        if self._place != (epoch, step):
+            self._restart()
+            self._place = epoch, step
+        self._nothing_left = False
+
+    def _checked(self, epoch: int) -> int:
+        check_epoch(whole("epoch", epoch, 0, None if self.epochs is None else self.epochs - 1), self._source.epochs)
+        return epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`. Where the stream is there already, what it has prepared is kept."""
-        if (self._epoch, self._step) != (epoch, 0):
-            self._restart()
-            self._move_to(epoch, 0)
+        """Go to the start of `epoch`. Where the stream is there already, what it has prepared is kept. Raises
+        ParamsError for an epoch that the stream doesn't have."""
+        self._checked(epoch)
+        with self._alone():
+            self._go(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, as JSON values: `epoch` and `step` are of the next batch. The same on every rank, and
         valid for any number of ranks."""
-        return state_at(self._epoch, self._step, self._digest, self._order_settings())
+        return State(*self._place, self._digest, self._order_settings()).to_json()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken.
 
-        Raises FormatError for a state of an unknown version, DataError when it is of other data, ParamsError when the
-        order was another one. Then the stream stays where it is.
+        Raises FormatError for a state of an unknown version or with a field that cannot be, DataError when it is of
+        other data, ParamsError when the order was another one, or of an epoch that the stream doesn't have. Then the
+        stream stays where it is.
         """
-        epoch, step = place_in(state, self._digest, self._order_settings())
-        self._restart()
-        self._move_to(epoch, step)
+        saved = State.from_json(state)
+        saved.check(self._digest, self._order_settings())
+        saved.check_place(self._source.epochs, self.epochs)
+        with self._alone():
+            self._restart()
+            self._go(saved.epoch, saved.step)
+            self._nothing_left = self.is_at_end()
+
+    def passed(self, epoch: int, step: int) -> None:
+        """Go past batch `step` of `epoch`, which was taken by `batch`."""
+        with self._alone():
+            self._go(*self._after(epoch, step))
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and step of the next batch; at the end (`epochs`, 0)."""
+        return self._place
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
         unit: dict[str, str] = {} if self.unit == "windows" else {"stream.samples": self.unit}
         unit |= {} if self.domain is None else {"domain": self.domain}
         return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}
-
-
-def _order_of(
-    datasets: Mapping[str, Dataset],
-    weights: Mapping[str, Weight] | None,
-    steps: int | None,
-    rest: Rest,
-    **ordering: Any,
-) -> Order | Mixture:
-    """The order of one dataset, or of several that are mixed. Raises DataError where it hasn't one batch."""
-    rows = {name: dataset.samples for name, dataset in datasets.items()}
-    if weights is not None:
-        return Mixture(rows, weights, steps=steps, **ordering)
-    (dataset,) = datasets.values()
-    order = Order(dataset.samples, rest=rest, **ordering)
-    if not order.epochs.complete:
-        raise DataError(dataset.why_empty(order.batch_size))
-    return order

@@ -31,7 +31,7 @@ class Loader:
     Iterating starts nothing by itself, and goes on from the state; the last batch of an epoch ends the iteration, and
     the next one is of the next epoch. The state counts the batches that were handed out: hand the loader to a
     framework as it is, since one that wraps it to fetch ahead would be ahead of itself in its checkpoints. Where the
-    stream ends (`val`), each iteration is one whole pass.
+    stream ends (`val`), each iteration is one whole pass, but for the first one after a state was loaded.
     """
 
     def __init__(
@@ -40,14 +40,16 @@ class Loader:
         """`hosts`: `Ranks.host_group`, where the targets that count vary."""
         self.stream, self._task, self._ranks, self._device = stream, task, ranks, device
         self._layout, self._hosts = layout, hosts
+        self._resumed = False
 
     def __len__(self) -> int:
         """Batches of the current epoch: the same on every rank, and in every epoch unless the batch grows."""
         return len(self.stream)
 
     def __iter__(self) -> Iterator[Tensors]:
-        if self.stream.epochs is not None:
+        if self.stream.epochs is not None and not self._resumed:
             self.stream.set_epoch(0)
+        self._resumed = False
         for batch in self.stream:
             tensors = self._tensors(batch)
             copied = arrived(self._device)
@@ -65,6 +67,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken, in milliseconds: nothing is read again. Raises as `Stream.load_state_dict`."""
         self.stream.load_state_dict(state)
+        self._resumed = True
 
     def _tensors(self, batch: Batch) -> Tensors:
         inputs, targets = self._task.pair(batch.arrays, self._device)

@@ -94,8 +94,7 @@ def replay(ws: Workspace, step: int) -> Replay:
             raise ParamsError(f"--step {step}: this training has the steps 1 to {s.steps}.")
         weights_of, s.state.step = s.state.step, step - 1
         epoch, index = s.stream.place(step - 1)
-        s.stream.set_epoch(epoch)
-        batch = s.stream[index]
+        batch = s.stream.batch(index, epoch)
         seed_step(s.params.seed, step - 1, 0)
         with _watched(s.model) as origins:
             loss, targets = forward_backward(s, batch)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from servers import wait_for
 
 from pipelines.streaming import Batch, Stream
@@ -102,7 +101,8 @@ def test_epochs_differ_and_follow_one_another(zone: Zone, samples: Manifest) -> 
         both = list(stream)
         assert [batch.epoch for batch in both] == [0] * 10 + [1] * 10
         assert labels(both[:10]) != labels(both[10:])
-        assert list(stream) == []  # it stays at its end
+        with pytest.raises(StopIteration):
+            next(stream)
     with make(zone, samples) as stream:
         endless = list(islice(stream, 35))
         assert labels(endless[:20]) == labels(both)
@@ -150,7 +150,7 @@ def test_of_a_dropped_batch_no_shard_is_fetched_ahead(zone: Zone, samples: Manif
     with make(zone, samples, last="drop", batch_size=20, window=1, lanes=1) as stream:
         for epoch in range(3):
             stream.set_epoch(epoch)
-            read = set(np.searchsorted(np.cumsum(SIZES), stream[0]["label"], side="right").tolist())
+            read = set(np.searchsorted(np.cumsum(SIZES), stream.batch(0)["label"], side="right").tolist())
             assert {shard for shards in stream.order.ahead(epoch, 0) for shard in shards.tolist()} == read
             spared += len(read) < 3
     assert spared
@@ -178,7 +178,7 @@ def test_batches_may_be_kept(zone: Zone, samples: Manifest) -> None:
     assert all(np.array_equal(batch["x"], copy) for batch, copy in zip(kept, copies, strict=True))
 
 
-# -- random access and PyTorch ---------------------------------------------------------------------------------------
+# -- random access and other processes -------------------------------------------------------------------------------
 
 
 def test_random_access_is_the_epochs_batch_and_leaves_the_state_alone(zone: Zone, samples: Manifest) -> None:
@@ -187,15 +187,15 @@ def test_random_access_is_the_epochs_batch_and_leaves_the_state_alone(zone: Zone
     with make(zone, samples) as stream:
         next(stream)
         state = stream.state_dict()
-        assert labels(stream[i] for i in range(10)) == labels(batches[:10])
-        assert stream[-1]["label"].tolist() == batches[9]["label"].tolist()
+        assert labels(stream.batch(i) for i in range(10)) == labels(batches[:10])
+        assert stream.batch(-1)["label"].tolist() == batches[9]["label"].tolist()
         assert stream.state_dict() == state
         stream.set_epoch(1)
-        assert labels(stream[i] for i in range(10)) == labels(batches[10:])
+        assert labels(stream.batch(i) for i in range(10)) == labels(batches[10:])
         assert labels(islice(stream, 2)) == labels(batches[10:12])
         for index in (10, -11):
             with pytest.raises(IndexError, match="epoch of 10"):
-                stream[index]
+                stream.batch(index)
 
 
 def test_going_to_where_it_is_keeps_what_was_prepared(zone: Zone, samples: Manifest) -> None:
@@ -214,35 +214,6 @@ def test_going_to_where_it_is_keeps_what_was_prepared(zone: Zone, samples: Manif
         assert thread not in preparing()
 
 
-def test_in_a_torch_data_loader(zone: Zone, samples: Manifest) -> None:
-    with make(zone, samples) as stream:
-        expected = labels(stream[i] for i in range(10))
-        loaded = list(torch.utils.data.DataLoader(stream, batch_size=None))  # type: ignore[arg-type, var-annotated]
-    assert labels(loaded) == expected
-    assert all(isinstance(batch, Batch) and isinstance(batch["x"], torch.Tensor) for batch in loaded)
-    assert [batch.step for batch in loaded] == list(range(10))
-    assert loaded[3].ids() == [f"id{label}" for label in expected[3]]
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
-def test_in_the_workers_of_a_torch_data_loader(zone: Zone, samples: Manifest, method: str) -> None:
-    """Each batch of the epoch once, in order; the stream itself stays where it is."""
-    with make(zone, samples) as stream:
-        workers: dict[str, Any] = {"num_workers": 2, "timeout": 30, "multiprocessing_context": method}
-        loader: Any = torch.utils.data.DataLoader(stream, None, **workers)
-        next(stream)  # whose thread the workers don't have
-        for epoch in range(2):
-            stream.set_epoch(epoch)
-            state = stream.state_dict()
-            loaded = list(loader)
-            assert stream.state_dict() == state
-            expected = [next(stream) for _ in range(len(stream))]
-            assert labels(loaded) == labels(expected)
-            assert [(batch.epoch, batch.step) for batch in loaded] == [(epoch, step) for step in range(10)]
-            assert [batch.ids() for batch in loaded] == [batch.ids() for batch in expected]
-
-
 def test_stream_and_batch_can_be_pickled(zone: Zone, samples: Manifest) -> None:
     with make(zone, samples) as stream:
         first = next(stream)
@@ -254,7 +225,7 @@ def test_stream_and_batch_can_be_pickled(zone: Zone, samples: Manifest) -> None:
 
 
 def _take_in_child(stream: Stream, pipe: Any) -> None:
-    pipe.send(labels([stream[0], *islice(stream, 12)]))
+    pipe.send(labels([stream.batch(0), *islice(stream, 12)]))
     stream.close()
 
 
@@ -269,7 +240,7 @@ def test_a_forked_process_goes_on_by_itself(zone: Zone, samples: Manifest) -> No
         taken = ours.recv()
         child.join(60)
         assert child.exitcode == 0
-        assert taken == labels([stream[0], *islice(stream, 12)])
+        assert taken == labels([stream.batch(0), *islice(stream, 12)])
 
 
 # -- state -----------------------------------------------------------------------------------------------------------
@@ -442,7 +413,7 @@ def test_too_little_data_says_what_to_lower(zone: Zone, tokens: Manifest) -> Non
         make(zone, tokens)
     with pytest.raises(ParamsError, match=r"5 ranks share stream\.batch_size=4"):
         make(zone, tokens, seq_len=SEQ_LEN, world=5)
-    with pytest.raises(ValueError, match="last='all'"):
+    with pytest.raises(ParamsError, match="last='all'"):
         make(zone, tokens, seq_len=SEQ_LEN, last="all")
 
 
@@ -527,7 +498,7 @@ def test_waiting_is_measured(zone: Zone, samples: Manifest) -> None:
         next(stream)
         waited = stream.wait_seconds
         assert waited > 0
-        stream[0]
+        stream.batch(0)
         assert stream.wait_seconds == waited
 
 
@@ -543,7 +514,7 @@ def test_a_second_interruption_loses_nothing(zone: Zone, samples: Manifest, monk
             close_items(items)  # type: ignore[arg-type]
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("pipelines.streaming.stream.close_items", interrupted)
+        monkeypatch.setattr("pipelines.streaming.feed.close_items", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stream._restart()
         monkeypatch.undo()

@@ -63,7 +63,7 @@ def test_resumed_at_every_step_by_any_number_of_ranks_the_batches_are_the_same(t
         assert [stream.steps_of(epoch) for epoch in range(3)] == [11, 5, 5]
         assert [stream.steps_until(epochs) for epochs in (1, 1.5, 2)] == [11, 14, 16]
         stream.set_epoch(1)
-        assert (len(stream), stream[-1].ids()) == (5, whole[15])
+        assert (len(stream), stream.batch(-1).ids()) == (5, whole[15])
     for epoch in (whole[:11], whole[11:16]):
         assert sorted(name for ids in epoch for name in ids) == sorted(f"train:{row}" for row in range(70))
     for world in (1, 3):

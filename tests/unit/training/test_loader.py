@@ -37,7 +37,7 @@ def test_targets_are_counted_without_the_device(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(loader, "arrived", lambda device: lambda: None)
     device, ranks = torch.device("meta"), Ranks(0, 2)
     with open_session(make_text(tmp_path, stream={"batch_size": 8, "documents": True}), Ranks()) as s:
-        expected = s.task.counted(s.stream[0].arrays)
+        expected = s.task.counted(s.stream.batch(0).arrays)
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         try:
             for layout, count in ((Layout(), expected), (Layout((1, 1, 1, 2), 1), 1)):  # another rank speaks
