@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as encode_tensors
@@ -72,25 +73,35 @@ def load_config(folder: Path) -> ModelConfig:
     try:
         values = json.loads(file.read_text())
         found = values.pop("format")
+        if found == FORMAT:
+            TypeAdapter(ModelConfig).validate_json(json.dumps(values), strict=True)
+            return ModelConfig(**values)
     except FileNotFoundError:
         raise FormatError(f"{folder}: holds no trained model. Run the train stage: `dvc repro train`.") from None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise FormatError(f"{file}: not a model's configuration ({error}). Restore it with `dvc checkout`.") from error
-    if found != FORMAT:
-        raise FormatError(
-            f"{file}: model format {found!r}, but this Shardline reads format {FORMAT} only. "
-            "Use the Shardline that wrote it, or train again with `dvc repro --force train`."
-        )
-    return ModelConfig(**values)
+    raise FormatError(
+        f"{file}: model format {found!r}, but this Shardline reads format {FORMAT} only. "
+        "Use the Shardline that wrote it, or train again with `dvc repro --force train`."
+    )
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelConfig]:
     """The model in `folder`, on the CPU and in evaluation mode. Raises FormatError, ParamsError (code that is gone)."""
     config = load_config(folder)
     file = folder / WEIGHTS
-    model = config.build()
     try:
-        model.load_state_dict(load_tensors(file.read_bytes()))
+        model = config.build()
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # the model's own are ParamsErrors
+        raise FormatError(
+            f"{folder / CONFIG}: makes no model ({type(error).__name__}: {error}). Restore it with `dvc checkout`."
+        ) from error
+    try:
+        tensors = load_tensors(file.read_bytes())
+        for name, own in model.state_dict().items():
+            if name in tensors and tensors[name].dtype is not own.dtype:  # which torch would convert without a word
+                raise RuntimeError(f"{name} is {tensors[name].dtype} there, and {own.dtype} here.")
+        model.load_state_dict(tensors)
     except FileNotFoundError:
         raise FormatError(f"{file}: missing. Restore it with `dvc checkout`, or train again.") from None
     except SafetensorError as error:

@@ -18,7 +18,7 @@ from pipelines.tracking.outbox import Call, Outbox
 from pipelines.tracking.store import Store, cause, connect, redacted, warn
 from pipelines.tracking.system_metrics import SystemMetrics
 from pipelines.workspace import Workspace
-from storage.errors import Interrupted, TrackingError
+from storage.errors import FormatError, Interrupted, TrackingError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.secret import mask
@@ -216,9 +216,12 @@ def find_run(store: Store, run_id: str | None) -> "MlflowRun | None":
 
 
 def recorded_run_id(ws: Workspace) -> str | None:
-    """The run that made data/model, from its run.json; None when it was trained without MLflow."""
+    """The run that made data/model, from its run.json; None when it was trained without MLflow. Raises FormatError."""
     file = ws.model / "run.json"
-    value = json.loads(file.read_text()).get("run_id") if file.is_file() else None
+    try:
+        value = json.loads(file.read_text()).get("run_id") if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise FormatError(f"{file}: not a run's reference ({error}). Restore it with `dvc checkout`.") from error
     return str(value) if value else None
 
 
