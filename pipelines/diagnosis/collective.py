@@ -25,7 +25,6 @@ def all_reduce(backend: str, world: int) -> dict[str, Any]:
     `error` in a line instead where it doesn't work. The ranks are processes that end with this call."""
     with tempfile.TemporaryDirectory(prefix="shardline-doctor-") as folder:
         command = [sys.executable, "-m", "pipelines.diagnosis.collective"]
-        use_interface(LOOPBACK)
         ranks = [
             subprocess.Popen(
                 [*command, str(rank), str(world), f"{folder}/store", backend],
@@ -55,6 +54,7 @@ def main(rank: int, world: int, store: str, backend: str) -> None:
     import torch
     import torch.distributed as dist
 
+    use_interface(LOOPBACK)
     store_of: Any = dist  # which doesn't list FileStore among its names
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":

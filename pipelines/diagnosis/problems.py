@@ -129,8 +129,8 @@ def _collectives(rates: Mapping[str, Any]) -> Iterator[Problem]:
         if found and "error" in found:
             yield Problem(
                 f"{backend}: {found['ranks']} ranks of this machine cannot add up numbers ({found['error']})",
-                "training with train.ranks > 1 won't work; look at the host's name in /etc/hosts, the firewall of the "
-                "loopback, and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME",
+                "training with train.ranks > 1 won't work; look at the loopback interface, its firewall, and what "
+                "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name instead of it",
             )
         elif found and found["bytes_per_second"] < _SLOW_REDUCE:
             yield Problem(

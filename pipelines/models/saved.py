@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as encode_tensors
@@ -78,7 +79,7 @@ def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
         found = values.pop("format")
     except FileNotFoundError:
         raise FormatError(f"{folder}: holds no trained model. Run the train stage: `dvc repro train`.") from None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _malformed(file, error) from error
     if found != FORMAT:
         raise FormatError(
@@ -86,6 +87,7 @@ def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
             "Use the Shardline that wrote it, or train again with `dvc repro --force train`."
         )
     try:
+        TypeAdapter(ModelConfig).validate_json(json.dumps(values), strict=True)
         config = ModelConfig(**values)
         name, _ = str(config.model["name"]), dict(config.model["args"])
     except (TypeError, KeyError, ValueError) as error:
@@ -106,9 +108,18 @@ def load_model(folder: Path, own: Own = NOBODY) -> tuple[nn.Module, ModelConfig]
     """
     config = load_config(folder, own)
     file = folder / WEIGHTS
-    model = config.build(folders=own.folders)
     try:
-        model.load_state_dict(load_tensors(file.read_bytes()))
+        model = config.build(folders=own.folders)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # the model's own are ParamsErrors
+        raise FormatError(
+            f"{folder / CONFIG}: makes no model ({type(error).__name__}: {error}). Restore it with `dvc checkout`."
+        ) from error
+    try:
+        tensors = load_tensors(file.read_bytes())
+        for name, mine in model.state_dict().items():
+            if name in tensors and tensors[name].dtype is not mine.dtype:  # which torch would convert without a word
+                raise RuntimeError(f"{name} is {tensors[name].dtype} there, and {mine.dtype} here.")
+        model.load_state_dict(tensors)
     except FileNotFoundError:
         raise FormatError(f"{file}: missing. Restore it with `dvc checkout`, or train again.") from None
     except SafetensorError as error:

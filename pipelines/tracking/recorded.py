@@ -5,14 +5,17 @@ import json
 from pipelines.tracking.address import Page, is_server, page, run_path
 from pipelines.tracking.embedded import database_of, has_run
 from pipelines.workspace import Workspace
-from storage.errors import TrackingError
+from storage.errors import FormatError, TrackingError
 from storage.secret import without_login
 
 
 def recorded_run_id(ws: Workspace) -> str | None:
-    """The run that made data/model, from its run.json; None when it was trained without MLflow."""
+    """The run that made data/model, from its run.json; None when it was trained without MLflow. Raises FormatError."""
     file = ws.model / "run.json"
-    value = json.loads(file.read_text()).get("run_id") if file.is_file() else None
+    try:
+        value = json.loads(file.read_text()).get("run_id") if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise FormatError(f"{file}: not a run's reference ({error}). Restore it with `dvc checkout`.") from error
     return str(value) if value else None
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.loopback import is_loopback, require_loopback
+from pipelines.loopback import LOOPBACK, is_loopback, require_loopback
 from pipelines.training.listeners import store_on, use_interface
 
 #: Variables of a rank's place, the first that is there, and what holds without them.
@@ -96,6 +96,8 @@ def joined(ranks: Ranks, device: torch.device, timeout: timedelta | None = None)
         yield
         return
     device_id = device if device.type != "cpu" else None
+    if ranks.local_world == ranks.world:  # somebody else may have named this machine by its address in a network
+        os.environ["MASTER_ADDR"] = LOOPBACK
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if is_loopback(host):
         require_loopback("The ranks of this machine speak through it.")

@@ -30,10 +30,26 @@ def test_torchrun_and_its_ranks_listen_on_the_loopback_address_only(tmp_path: Pa
         assert job.returncode == 0, said
 
 
+@pytest.mark.long
+def test_ranks_of_plain_torchrun_on_one_machine_listen_on_the_loopback_address_only(tmp_path: Path) -> None:
+    """Which names the machine by its host's name, and lets rank 0 open the store."""
+    ws = make_gated(tmp_path, 4, train=SETTINGS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    alone = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with started(*torchrun, training_samples.__file__, str(ws.root), **alone) as job:
+        until(lambda: newest(ws) == 4, job)
+        assert listening(below(job)) == {"127.0.0.1"}
+        allow(ws, 10**6)
+        said, _ = job.communicate(timeout=DEADLINE)
+        assert job.returncode == 0, said
+
+
 def test_without_a_loopback_interface_several_ranks_say_so_at_once(tmp_path: Path) -> None:
     ws = make_points(tmp_path, train=SETTINGS)
     began = time.monotonic()
-    with started("unshare", "--net", sys.executable, training_samples.__file__, str(ws.root)) as job:
+    with started(
+        "unshare", "--user", "--map-root-user", "--net", sys.executable, training_samples.__file__, str(ws.root)
+    ) as job:
         said, _ = job.communicate(timeout=DEADLINE)
     assert job.returncode == 1
     assert "This machine does not reach itself at 127.0.0.1" in said

@@ -47,7 +47,9 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 @pytest.mark.long
 def test_ray_trains_stops_on_sigterm_and_leaves_nothing(tmp_path: Path, alone: Workspace) -> None:
     ws = make_gated(tmp_path / "ray", 10, train=SETTINGS | {"ranks": 2}, compute={"launcher": "ray"})
-    with started(*command(ws)) as job:
+    home = tmp_path / "home"
+    home.mkdir()
+    with started(*command(ws), HOME=str(home)) as job:
         until(lambda: newest(ws) == 10, job)
         children = below(job)
         assert any("RayTrainWorker" in " ".join(child.cmdline()) for child in children)
@@ -55,6 +57,7 @@ def test_ray_trains_stops_on_sigterm_and_leaves_nothing(tmp_path: Path, alone: W
         job.send_signal(signal.SIGTERM)  # which opens the gate
         said, _ = job.communicate(timeout=DEADLINE)
         assert job.returncode == 143, said
+        assert not list(home.glob(".ray/*")), "its token is in no file"
         assert gone(children), [process.cmdline() for process in children if process.is_running()]
     assert "stopped by SIGTERM after step 11 of 30; its state is saved" in said
     assert json.loads((job_folder(ws) / "outcome.json").read_text())["outcome"] == "preempted"

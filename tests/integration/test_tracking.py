@@ -19,7 +19,7 @@ from servers import free_port, wait_for
 from pipelines.tracking import connect, lineage_tags, open_run, recorded_run_id
 from pipelines.tracking.embedded import create_database
 from pipelines.workspace import Workspace
-from storage.errors import TrackingError
+from storage.errors import FormatError, TrackingError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
 
@@ -100,6 +100,13 @@ def test_artifacts_lie_in_the_project_and_nothing_in_the_current_folder(ws, monk
         run.log_artifact(ws.root / "params.yaml")
     assert list((ws.project / ".shardline" / "mlflow" / "artifacts").rglob("params.yaml"))
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "[]", '"x"', "{", "\ud800"])
+def test_a_damaged_reference_to_a_run_is_named(ws, text):
+    (ws.model / "run.json").write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(FormatError, match=r"run\.json: not a run's reference"):
+        recorded_run_id(ws)
 
 
 def test_opening_a_run_leaves_the_environment_of_mlflow_alone(ws, monkeypatch):

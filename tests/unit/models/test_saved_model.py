@@ -1,6 +1,7 @@
 """Models on disk and the task that a spec sets."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,44 @@ def test_a_malformed_configuration_is_named(saved: Path, model: object) -> None:
     (saved / "config.json").write_text(json.dumps(config | {"more": 1}))
     with pytest.raises(FormatError, match="not a model's configuration"):
         load_model(saved)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "7", "null", "{", '{"format": 1}', '{"format": 1, "more": 2}', "[" * 100_000, '{"format": 1, "model": 3}'],
+)
+def test_a_configuration_that_is_none_is_named(saved: Path, text: str) -> None:
+    (saved / "config.json").write_text(text)
+    with pytest.raises(FormatError, match=r"config\.json: not a model's configuration"):
+        load_model(saved)
+
+
+def test_a_configurations_fields_have_their_types(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    for name, wrong in {"model": [], "spec": "x", "seq_len": "8", "task": 1, "documents": 1, "unknown": 0}.items():
+        (saved / "config.json").write_text(json.dumps(config | {name: wrong}))
+        with pytest.raises(FormatError, match="not a model's configuration"):
+            load_model(saved)
+
+
+def test_weights_of_another_type_are_not_converted_without_a_word(saved: Path) -> None:
+    doubled = {name: tensor.double() for name, tensor in weights(CONFIG.build(1)).items()}
+    save_model(saved, doubled, CONFIG)
+    with pytest.raises(ParamsError, match=r"is torch\.float64 there, and torch\.float32 here"):
+        load_model(saved)
+
+
+def test_no_flipped_bit_of_a_models_header_or_configuration_is_a_foreign_error(saved: Path) -> None:
+    for file in (saved / "config.json", saved / "model.safetensors"):
+        data = file.read_bytes()
+        end = len(data) if file.suffix == ".json" else 8 + int.from_bytes(data[:8], "little")
+        for bit in range(0, 8 * end, 5):
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(bytes(changed))
+            with suppress(FormatError, ParamsError, DataError):
+                load_model(saved)
+        file.write_bytes(data)
 
 
 def test_tasks_follow_from_the_spec() -> None:
