@@ -114,7 +114,8 @@ class ObstoreClient:
         self._asks = make(**place, client_options=asks, retry_config={"max_retries": 0})
         pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": min(limit / 8, _LAST_PAUSE), "base": 2}
         retry = {"max_retries": 100, "retry_timeout": limit / 2, "backoff": pause}
-        self._writes = make(**place, client_options={**http, "timeout": limit / 2}, retry_config=retry)
+        # less than half, so that one which was forgotten is repeated
+        self._writes = make(**place, client_options={**http, "timeout": 0.45 * limit}, retry_config=retry)
         self._direct = self._open_direct(config, http) if scheme in _S3 else None
 
     def _open_direct(self, config: dict[str, Any], http: dict[str, Any]) -> DirectReads | None:
