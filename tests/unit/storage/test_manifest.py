@@ -193,6 +193,14 @@ def test_the_odd_row_among_very_many_is_found(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
+def test_a_suffix_that_is_no_text_is_refused() -> None:
+    table = shards(row(GOOD, ".aé")).table
+    at = table.column_names.index("path")
+    path = pa.array([f"objects/{GOOD}.a".encode() + b"\xff\xfe"]).view(pa.string())
+    with pytest.raises(FormatError, match="UTF"):
+        Manifest.from_bytes(Manifest(shards().header, table.set_column(at, "path", path)).encoded)
+
+
 @pytest.mark.parametrize(
     ("about", "says"),
     [
