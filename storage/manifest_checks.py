@@ -71,8 +71,11 @@ def _listed(schema: pa.Schema) -> str:
 
 
 def _bytes(column: pa.StringArray) -> pa.BinaryArray:
-    """The same without the claim that it is text."""
-    return pa.Array.from_buffers(pa.binary(), len(column), column.buffers(), column.null_count, column.offset)
+    """The same without the claim that it is text. Raises Malformed."""
+    try:
+        return pa.Array.from_buffers(pa.binary(), len(column), column.buffers(), column.null_count, column.offset)
+    except pa.ArrowException as error:  # it looks at the offsets
+        raise Malformed(str(error)) from error
 
 
 def _total(name: str, column: pa.Int64Array) -> float:
