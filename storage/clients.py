@@ -262,6 +262,8 @@ class FsspecClient:
         self._root = root.rstrip("/")
         # A store shows an object once it is whole; a file system (sftp, smb, …) shows it as it is written.
         self._whole = url.split("://", 1)[0] in (*_OBSTORE, "memory", "oss", "oci", "r2", "http", "https")
+        # A folder that cannot be read is no empty one, which it is for fsspec unless told.
+        self._loud = {"on_error": "raise"} if type(fs).find is fsspec.AbstractFileSystem.find else {}
         # The drivers that have an event loop take a limit for each call.
         self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
@@ -286,7 +288,7 @@ class FsspecClient:
 
     def _find(self, folder: str) -> dict[str, dict[str, Any]]:
         try:
-            found: dict[str, dict[str, Any]] = self._fs.find(folder, detail=True, **self._limit)
+            found: dict[str, dict[str, Any]] = self._fs.find(folder, detail=True, **self._loud, **self._limit)
             return found
         except FileNotFoundError as error:
             if _hidden(error) is not None:
