@@ -25,18 +25,24 @@ def read_batches(data: Buffer) -> tuple[pa.Schema, list[pa.RecordBatch]]:
         with pa.ipc.open_file(buffer) as file:
             schema, count = file.schema, file.num_record_batches
         messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer.slice(_MAGIC)))
-        if not pa.ipc.read_schema(messages.read_next_message()).equals(schema, check_metadata=True):
+        head = _next(messages, "schema")  # Arrow takes the type for granted, and any other one for a schema's
+        if not pa.ipc.read_schema(head).equals(schema, check_metadata=True):
             raise Malformed("its head and its foot don't agree about its columns")
-        return schema, [_batch(messages.read_next_message(), schema) for _ in range(count)]
+        return schema, [_batch(_next(messages, "record batch"), schema) for _ in range(count)]
     except StopIteration as error:
         raise Malformed("it ends before its last batch") from error
     except _DAMAGED as error:
         raise Malformed(str(error)) from error
 
 
+def _next(messages: pa.ipc.MessageReader, kind: str) -> pa.Message:
+    message = messages.read_next_message()
+    if message.type != kind:
+        raise Malformed(f"a {message.type} where a {kind} belongs")
+    return message
+
+
 def _batch(message: pa.Message, schema: pa.Schema) -> pa.RecordBatch:
-    if message.type != "record batch":
-        raise Malformed(f"a {message.type} where a batch belongs")
     if _is_compressed(message.metadata):
         raise Malformed("its buffers are compressed, which ours never are")
     return pa.ipc.read_record_batch(message, schema)

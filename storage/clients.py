@@ -114,7 +114,8 @@ class ObstoreClient:
         self._asks = make(**place, client_options=asks, retry_config={"max_retries": 0})
         pause = {"init_backoff": timedelta(seconds=0.1), "max_backoff": min(limit / 8, _LAST_PAUSE), "base": 2}
         retry = {"max_retries": 100, "retry_timeout": limit / 2, "backoff": pause}
-        self._writes = make(**place, client_options={**http, "timeout": limit / 2}, retry_config=retry)
+        # less than half, so that one which was forgotten is repeated
+        self._writes = make(**place, client_options={**http, "timeout": 0.45 * limit}, retry_config=retry)
         self._direct = self._open_direct(config, http) if scheme in _S3 else None
 
     def _open_direct(self, config: dict[str, Any], http: dict[str, Any]) -> DirectReads | None:
@@ -261,6 +262,8 @@ class FsspecClient:
         self._root = root.rstrip("/")
         # A store shows an object once it is whole; a file system (sftp, smb, …) shows it as it is written.
         self._whole = url.split("://", 1)[0] in (*_OBSTORE, "memory", "oss", "oci", "r2", "http", "https")
+        # A folder that cannot be read is no empty one, which it is for fsspec unless told.
+        self._loud = {"on_error": "raise"} if type(fs).find is fsspec.AbstractFileSystem.find else {}
         # The drivers that have an event loop take a limit for each call.
         self._limit = {"timeout": timeout / 4} if getattr(fs, "async_impl", False) else {}
 
@@ -285,7 +288,7 @@ class FsspecClient:
 
     def _find(self, folder: str) -> dict[str, dict[str, Any]]:
         try:
-            found: dict[str, dict[str, Any]] = self._fs.find(folder, detail=True, **self._limit)
+            found: dict[str, dict[str, Any]] = self._fs.find(folder, detail=True, **self._loud, **self._limit)
             return found
         except FileNotFoundError as error:
             if _hidden(error) is not None:

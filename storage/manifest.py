@@ -8,7 +8,6 @@ ever unpickled. It is written last: its existence means that the version is comp
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -72,43 +71,35 @@ class Manifest:
         """Open the manifest in file `path` (or in folder `path`). Raises FormatError for one that isn't there, isn't
         known or makes no sense, DigestError for a damaged one, and LakeError where it can't be read."""
         file = path if path.suffix == Path(FILENAME).suffix and not os.path.isdir(path) else path / FILENAME
-        with _readable(file), file.open("rb") as opened, ThreadPoolExecutor(1) as beside:
+        with _readable(file), file.open("rb") as opened:
+            digests = digests_of(opened, os.fstat(opened.fileno()).st_size)
             mapped = mapping(opened)  # what is never looked at takes no memory
             if mapped is None:
-                return cls.from_bytes(b"", str(file))
-            digests = beside.submit(digests_of, opened, len(mapped))
-            return cls._decode(pa.py_buffer(mapped), str(file), digests.result, partial(let_go, mapped))
+                return cls._decode(b"", digests, str(file), lambda: None)
+            return cls._decode(pa.py_buffer(mapped), digests, str(file), partial(let_go, mapped))
 
     @classmethod
     def from_bytes(cls, data: bytes | pa.Buffer, what: str = "manifest") -> "Manifest":
         """Decode a manifest; `what` names it in errors. Raises as `load` does."""
         buffer = pa.py_buffer(data)
-        return cls._decode(data, what, lambda: digests_of(pa.BufferReader(buffer), buffer.size), lambda: None)
+        return cls._decode(data, digests_of(pa.BufferReader(buffer), buffer.size), what, lambda: None)
 
     @classmethod
-    def _decode(
-        cls, data: bytes | pa.Buffer, what: str, digests: Callable[[], Digests], done: Callable[[], object]
-    ) -> "Manifest":
-        """`digests()` are those of `data`; `done()` is called when what was looked at isn't needed for a while."""
-        refused: ValueError | FormatError | None = None
+    def _decode(cls, data: bytes | pa.Buffer, digests: Digests, what: str, done: Callable[[], object]) -> "Manifest":
+        """`done()` is called when what was looked at isn't needed for a while."""
+        if not digests.intact:  # before anything in it is interpreted
+            raise DigestError(what, str(digests.says), digests.found)
         try:
             header, table = _decoded(data, what, done)
-        except (Malformed, FormatError) as error:
-            refused = error
-        found = digests()
-        if not found.intact:  # whatever else was met is what the damage makes of it
-            raise DigestError(what, str(found.says), found.found)
-        if refused is None and found.says is None and header["format"] >= _SEALED[header["zone"]]:
-            refused = Malformed(f"format {header['format']} has a seal, and here is none")
-        if isinstance(refused, Malformed):
+            if digests.says is None and header["format"] >= _SEALED[header["zone"]]:
+                raise Malformed(f"format {header['format']} has a seal, and here is none")
+        except Malformed as error:
             raise FormatError(
-                f"{what}: not a Shardline manifest ({refused}). Restore it with `dvc checkout`, or make the dataset "
+                f"{what}: not a Shardline manifest ({error}). Restore it with `dvc checkout`, or make the dataset "
                 "again with `dvc repro --force`."
-            ) from refused
-        if refused is not None:
-            raise refused
+            ) from error
         manifest = cls(header, table)
-        manifest.__dict__.update(encoded=data, digest=found.whole)
+        manifest.__dict__.update(encoded=data, digest=digests.whole)
         return manifest
 
     @cached_property

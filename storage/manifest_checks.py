@@ -23,6 +23,7 @@ _PIECE = 1 << 12  # rows looked at at a time: they stay in the processor's cache
 _DONE = 16 * _PIECE
 _MOST = 1 << 62  # bytes, rows, tokens of a whole dataset: sums stay within 64 bits
 _MAY_BE_NULL = ("after", "stats", "tokens")
+_ASCII = ("digest", "path")  # nearly always, and looked at byte by byte: text is checked where it isn't
 _HEADER = {"kind": str, "spec": dict, "counts": dict, "parents": dict}
 
 Text = npt.NDArray[np.uint8]
@@ -52,7 +53,7 @@ def check_rows(
         for first in range(0, max(1, batch.num_rows), _PIECE):
             piece = batch.slice(first, _PIECE)
             for name in piece.schema.names:
-                validated(piece[name])
+                validated(_bytes(piece[name]) if name in _ASCII else piece[name])
                 if piece[name].null_count and name not in _MAY_BE_NULL:
                     raise Malformed(f"{piece[name].null_count} rows have no {name}")
             for name in numbers:
@@ -67,6 +68,14 @@ def check_rows(
 
 def _listed(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+
+def _bytes(column: pa.StringArray) -> pa.BinaryArray:
+    """The same without the claim that it is text. Raises Malformed."""
+    try:
+        return pa.Array.from_buffers(pa.binary(), len(column), column.buffers(), column.null_count, column.offset)
+    except pa.ArrowException as error:  # it looks at the offsets
+        raise Malformed(str(error)) from error
 
 
 def _total(name: str, column: pa.Int64Array) -> float:
@@ -97,6 +106,8 @@ def _check_names(digests: pa.StringArray, paths: pa.StringArray) -> None:
     one_folder = np.count_nonzero(text == ord("/")) == len(paths) and text.min() > 0  # the prefix's slash, and no NUL
     if not (same[0].all() and same[1].all() and dots.all() and one_folder):
         raise _odd(digests, paths)
+    if text.max() >= 128:  # in a suffix
+        validated(paths)
 
 
 def _text(column: pa.StringArray) -> tuple[Text, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -109,7 +120,8 @@ def _text(column: pa.StringArray) -> tuple[Text, npt.NDArray[np.int64], npt.NDAr
 
 def _odd(digests: pa.StringArray, paths: pa.StringArray) -> Malformed:
     """What to say of the first row that hasn't the form."""
-    for digest, path in zip(digests.to_pylist(), paths.to_pylist(), strict=True):
+    texts = ([text.decode(errors="replace") for text in _bytes(column).to_pylist()] for column in (digests, paths))
+    for digest, path in zip(*texts, strict=True):
         rest = path.removeprefix(f"objects/{digest}")
         if not is_digest(digest) or rest == path or "/" in rest or "\0" in rest or rest[:1] not in ("", "."):
             break

@@ -165,8 +165,9 @@ class NodeCache:
                 self.complain(error)
 
     def _drop_excess(self, index: Index) -> None:
-        """Drop what is beyond the budget: of the ring the oldest, then of the pinned shards the longest unread."""
-        if index.bytes <= self.budget:
+        """Drop what is beyond the budget: of the ring the oldest, then of the pinned shards the longest unread. One
+        without a budget is only looked at."""
+        if not self.budget or index.bytes <= self.budget:
             return
         pinned = [(stat.st_mtime, key, stat.st_size) for key, stat in self.files.held() if key not in index.ring]
         self._drop_down(list(index.ring.items()), self.ring_limit, index)

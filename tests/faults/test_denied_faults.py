@@ -160,6 +160,19 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, ask: str, where: str) -> 
         refuses(zone, stored, ask, "cannot be read|no permission")
 
 
+@pytest.mark.parametrize("ask", ["sizes", "paths", "size"])
+def test_a_file_system_that_refuses(tmp_path: Path, ask: str) -> None:
+    """Through its fsspec driver, as sftp and smb are."""
+    (tmp_path / "lake" / "objects").mkdir(parents=True)
+    (tmp_path / "lake" / "objects" / "a").write_bytes(DATA)
+    reader = RangeReader(str(tmp_path / "lake"), timeout=TIMEOUT)
+    asks = {"sizes": lambda: reader.sizes("objects"), "paths": reader.paths, "size": lambda: reader.size("objects/a")}
+    assert asks[ask]()
+    with forbidden(tmp_path / "lake"), pytest.raises(LakeError, match="no permission"):
+        asks[ask]()
+    assert RangeReader(str(tmp_path / "none")).sizes("objects") == RangeReader(str(tmp_path / "none")).paths() == {}
+
+
 def test_a_manifest_that_may_not_be_read(tmp_path: Path) -> None:
     zone = Zone(tmp_path / "zone")
     zone.publish(DATA, ".bin")

@@ -373,10 +373,12 @@ def test_a_store_that_is_back_is_not_waited_for(proxy: FaultyProxy, zone: Zone, 
     timer.join()
 
 
-def test_a_question_that_a_store_has_forgotten_is_asked_again(
-    proxy: FaultyProxy, zone: Zone, stored: StoredObject
+@pytest.mark.parametrize(("ask", "share"), [("size", 1 / 12), ("put", 0.45)])
+def test_what_a_store_has_forgotten_is_asked_again(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject, ask: str, share: float
 ) -> None:
     asked, over = list[bytes](), threading.Event()
+    reader, timeout = RangeReader(str(zone.url), timeout=12), 12
 
     def forget_the_first(head: bytes) -> None:
         asked.append(head)
@@ -385,8 +387,11 @@ def test_a_question_that_a_store_has_forgotten_is_asked_again(
 
     proxy.answer(forget_the_first)
     begun = time.monotonic()
-    assert RangeReader(str(zone.url), timeout=24).size(stored.path) == stored.bytes
-    assert time.monotonic() - begun < 24 / 12 + SLACK
+    if ask == "size":
+        assert reader.size(stored.path) == stored.bytes
+    else:
+        reader.put("objects/new", b"new")
+    assert share * timeout < time.monotonic() - begun < share * timeout + SLACK
     over.set()
 
 

@@ -92,6 +92,18 @@ def test_the_disk_is_full(tmp_path: Path, run: Run) -> None:
     assert said.endswith(f"; {3 - int(kept)} more have no place")
 
 
+@pytest.mark.parametrize("folder", ["data/shards", "data/raw", "data", "data/curated/cache"])
+def test_a_folder_of_any_zone_is_refused(tmp_path: Path, run: Run, folder: str) -> None:
+    """Its objects have the names that the cache's files have."""
+    ws = make(tmp_path, node={"folder": folder, "budget_mb": 0.1})
+    before = sorted(path for path in (tmp_path / "data").rglob("*"))
+    done = run("shardline", "cache", "warm", "--tier", "node", cwd=tmp_path, code=2)
+    assert f"cache.node.folder: {tmp_path / folder}" in done.stderr
+    assert "where a zone's objects lie" in done.stderr
+    assert sorted(path for path in (tmp_path / "data").rglob("*")) == before
+    assert ws.zone("shards").manifest().table.num_rows
+
+
 def test_the_node_cache_cannot_be_used(tmp_path: Path, run: Run) -> None:
     """A file lies where its folder should be: an error where it was asked for, else a warning."""
     (tmp_path / "file").write_text("")

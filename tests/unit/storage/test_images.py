@@ -290,3 +290,14 @@ def test_other_kinds_are_stored_as_png_of_the_same_pixels(kind: str) -> None:
         np.testing.assert_array_equal(decoded(stored, (20, 30, channels)), decoded(data, (20, 30, channels)))
     with pytest.raises(DataError, match="not decodable"):
         stored_image(data[:20], "RGB")
+
+
+def test_an_image_that_claims_to_be_enormous_is_refused() -> None:
+    """A few hundred bytes may say that they are 65,000 pixels wide and high, for which memory would be needed."""
+    file = io.BytesIO()
+    Image.new("L", (16, 16)).save(file, "JPEG")
+    data = bytearray(file.getvalue())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = (65_000).to_bytes(2, "big") * 2
+    with pytest.raises(DataError, match=r"not decodable: .*pixels.* exceeds limit"):
+        decode_image(bytes(data), np.empty((8, 8, 1), np.uint8))

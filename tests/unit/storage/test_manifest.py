@@ -193,6 +193,30 @@ def test_the_odd_row_among_very_many_is_found(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
+@pytest.mark.parametrize("column", ["path", "digest", "key", "name"])
+@pytest.mark.parametrize("offset", [-1, 1 << 20, 2**31 - 1])
+def test_offsets_that_lead_out_of_the_file_are_refused(tmp_path: Path, column: str, offset: int) -> None:
+    """Arrow follows them wherever they lead. Of a manifest without a seal: nothing else tells."""
+    manifest = Manifest.build("raw", [row(GOOD) | {"name": "two", "key": "k"}] * 3, kind="files")
+    write(tmp_path / FILENAME, manifest.table, manifest.header | {"format": 1})
+    data = (tmp_path / FILENAME).read_bytes()
+    offsets = np.arange(4, dtype=np.int32) * len(manifest.table[column][0].as_py())
+    assert data.count(offsets.tobytes()) == 1
+    damaged = offsets.copy()
+    damaged[2] = offset
+    (tmp_path / FILENAME).write_bytes(data.replace(offsets.tobytes(), damaged.tobytes()))
+    with pytest.raises(FormatError, match="not a Shardline manifest"):
+        Manifest.load(tmp_path)
+
+
+def test_a_suffix_that_is_no_text_is_refused() -> None:
+    table = shards(row(GOOD, ".aé")).table
+    at = table.column_names.index("path")
+    path = pa.array([f"objects/{GOOD}.a".encode() + b"\xff\xfe"]).view(pa.string())
+    with pytest.raises(FormatError, match="UTF"):
+        Manifest.from_bytes(Manifest(shards().header, table.set_column(at, "path", path)).encoded)
+
+
 @pytest.mark.parametrize(
     ("about", "says"),
     [

@@ -95,3 +95,12 @@ def test_a_budget_that_was_lowered_is_kept(zone: Zone, objects: list[StoredObjec
     assert node.usage()["bytes"] <= node.budget
     index = json.loads((node.files.place / "index.json").read_text())
     assert index["bytes"] == node.usage()["bytes"]
+
+
+def test_a_cache_without_a_budget_deletes_nothing(zone: Zone, objects: list[StoredObject], tmp_path: Path) -> None:
+    """It stands in for one whose folder could not be read a moment ago."""
+    with Tiered(zone, NodeCache(tmp_path / "cache", 64 * PART)) as cache:
+        read_all(cache, objects[:4])
+    with Tiered(zone, NodeCache(tmp_path / "cache", 0)) as cache:
+        read_all(cache, objects)
+    assert NodeCache(tmp_path / "cache", 0).digests().keys() == {obj.digest for obj in objects[:4]}
