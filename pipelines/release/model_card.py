@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.params import Params
+from pipelines.params.flat import flat
 from pipelines.release.served import Kind
+from storage.secret import mask_value
 
 WHAT = {
     ("language", "text"): "Writes on from a text, byte by byte",
@@ -135,16 +137,10 @@ def _training(facts: Facts) -> str:
     p = facts.params
     sections = {"model.args": p.model.args, "train": p.train.model_dump(exclude_none=True)}
     stream = p.stream.model_dump(include={"batch_size", "seq_len"} if facts.kind == "text" else {"batch_size"})
-    rows = [[f"`{name}`", f"`{value}`"] for name, value in _flat({"seed": p.seed, "stream": stream, **sections})]
+    values = flat({"seed": p.seed, "stream": stream, **sections})
+    rows = [[f"`{name}`", f"`{mask_value(name, str(value))}`"] for name, value in values.items()]
     results = ", ".join(f"{name} {_figure(value)}" for name, value in facts.train_metrics.items())
     return _table(["parameter", "value"], rows) + (f"\n\nOutcome: {results}." if results else "")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return rows
 
 
 def _use(facts: Facts) -> str:

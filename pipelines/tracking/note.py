@@ -22,11 +22,12 @@ def run_note(
 ) -> str:  # fmt: skip
     """Of a training: its data, what changed, the result against its baseline, the gate's decision, the command.
     `metrics` as metrics/evaluate.json holds them and `promotion` as data/promotion.json, once they are of its model."""
-    rows = {"data": _data(ws), "model": f"`{ws.params.model.name}`", "changed": _changed(tags, experiment_id)}
+    rows = {}  # what matters most comes first: the UI shows four lines, and the others on request
     if metrics is not None:
         rows["result"] = f"**{result(ws.params.promote.gate, metrics)}** on the {ws.params.evaluate.split} split"
     if promotion is not None:
         rows |= {"gate": decision(promotion), "registered": version_link(promotion["model"], promotion["version"])}
+    rows |= {"changed": _changed(tags, experiment_id), "data": _data(ws), "model": f"`{ws.params.model.name}`"}
     rows |= {"command": f"`{command(ws)}`", "code": _code(tags)}
     if url := tags.get("prefect.flow_run_url"):
         rows["Prefect"] = f"[flow run]({url})"

@@ -53,3 +53,12 @@ def test_a_domain_has_a_column():
 
 def test_a_missing_license_is_said():
     assert "unknown (set `package.license`)" in model_card(facts("image"))
+
+
+def test_a_secret_among_the_parameters_is_not_published():
+    """A card travels with the weights."""
+    of = facts("table")
+    train = of.params.train.model_copy(update={"entrypoint": "own:train", "args": {"hub": {"hf_token": "s3cret"}}})
+    card = model_card(replace(of, params=of.params.model_copy(update={"train": train})))
+    assert "| `train.args.hub.hf_token` | `***` |" in card
+    assert "s3cret" not in card
