@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from typing_extensions import Buffer
 
 from pipelines.ingest.quarantine import Aside
 from pipelines.ingest.readers import row_digests
@@ -21,16 +20,6 @@ _TIMES = 50  # its own size: what a file may always take
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)  # OSError: a page that does not unpack
 
 Batch = tuple[pa.RecordBatch, dict[int, str], pa.Array | None]
-
-
-def parquet_table(data: Buffer) -> pa.Table:
-    """The table in a Parquet file's bytes. Raises ArrowInvalid.
-
-    In this thread alone: Arrow's own threads may let go of `data` later, and one that does so while the interpreter
-    ends takes the process down with it.
-    """
-    with pyarrow.parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-        return file.read(use_threads=False)
 
 
 def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
