@@ -20,7 +20,8 @@ from storage.errors import FormatError
 from storage.mapped import map_opened
 
 #: The format in which a zone's manifest is written; older ones are read too.
-FORMATS = {"raw": 1, "curated": 1, "shards": 2}  # 2: shards have plain_bytes, and may be compressed at rest
+FORMATS = {"raw": 1, "curated": 2, "shards": 2}
+# Of shards 2: they have plain_bytes, and may be compressed at rest. Of curated objects 2: rows of them may be left out.
 FILENAME = "manifest.arrow"
 _METADATA_KEY = b"shardline"
 
@@ -35,7 +36,8 @@ CORE_COLUMNS: dict[str, pa.DataType] = {
 ZONE_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "raw": {"name": pa.string()},
     # after: the raw file before the object's group, which names the group whatever comes or goes inside it
-    "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string()},
+    # rows: without those that are left out (left_out, as pipelines/ingest/duplicates.py packs them; null: none is)
+    "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string(), "left_out": pa.binary()},
     # plain_bytes: once decompressed; as many as bytes where the shard is plain
     "shards": {"plain_bytes": pa.int64(), "split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},
 }

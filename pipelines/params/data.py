@@ -41,6 +41,9 @@ class Ingest(Section):
     such lists by the name of a domain, to be mixed by stream.mixture: {code: [src/**/*.py], prose: [books/*.txt]}."""
     exclude: list[str] = []
     """Globs on a source's name (its path below the glob's fixed part) to leave out: **/test/**."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Where links in a source's folder may lead. inside: within the folder; one that leads out of it is refused.
+    anywhere: to whatever this machine's files are."""
 
     @property
     def listed(self) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from pipelines.ingest.readers.lines import Ints, breaks, line_ends, next_line, whole_crlf
 
 BLOCK = 1 << 20
+MOST = 65_536  # records of a block
 LARGEST = 16 << 20
 
 Damaged = Callable[[int, str], None]  # line, reason
@@ -72,6 +73,7 @@ def _at_once(data: bytes, start: int, line: int, grammar: Grammar, size: int) ->
         stop = whole_crlf(data, start + size)
         at, after = line_ends(data, start, stop)
         outside, in_place = _outside(data, start, stop, at, grammar)
+        outside = outside[:MOST]
         if len(outside):
             break
         if stop == len(data) or not in_place or size >= LARGEST:
