@@ -34,6 +34,14 @@ def too_many(stage: str, rows: int, limit: int, entries: Sequence[Entry], listed
     )
 
 
+def uncountable(name: str, reason: str) -> DataError:
+    """The error of a file that may hold any number of rows: to set it aside as one would be to lose the others."""
+    return DataError(
+        f"{name}: {reason}. Nobody knows how many rows it holds, so it is not set aside: mend it, or leave it out with "
+        "ingest.exclude."
+    )
+
+
 class Aside:
     """Collects what a reader sets aside of a file. Where that is far more than `limit`, the rest isn't read."""
 

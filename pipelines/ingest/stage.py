@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.executors import Executor, choose_executor
+from pipelines.ingest.quarantine import GATHERED, first_of, rows_of, too_many
 from pipelines.locks import alone
 from pipelines.params import Compute
 from pipelines.progress import progress
@@ -99,11 +100,15 @@ def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | 
         known = pending(stage, items, journal)
         todo = [item for item in items if item.key not in known]
         executor = executor or choose_executor(compute, sum(item.bytes for item in todo))
+        aside = sum(rows_of(result.quarantined) for result in known.values())
         with progress(stage.name, len(todo), "items") as advance, Journal(journal) as record:
             for result in executor.map(stage.work, todo):
                 known[result.key] = result
                 record(result)
                 advance()
+                aside += rows_of(result.quarantined)
+                if aside > stage.max_quarantined + GATHERED:  # the rest of the work would be in vain
+                    refuse_unusable(stage, [known[item.key] for item in items if item.key in known], journal)
         return commit(stage, items, known, journal, worked=len(todo))
 
 
@@ -131,14 +136,8 @@ def commit(
 ) -> Summary:
     """Check the quarantine, write quarantine.jsonl, duplicates.jsonl and then the manifest, and drop the journal."""
     ordered = [results[item.key] for item in items]
+    refuse_unusable(stage, ordered, journal)
     aside = [{"key": result.key, **entry} for result in ordered for entry in result.quarantined]
-    if len(aside) > stage.max_quarantined:
-        shown = "\n".join(f"  {entry['name']}: {entry['reason']}" for entry in aside[:5])
-        raise DataError(
-            f"{stage.name}: unusable samples: {len(aside)}, more than curate.max_quarantined="
-            f"{stage.max_quarantined} allows. The first of them:\n{shown}\n"
-            "Mend the sources, or the reader's settings under `curate`, or raise curate.max_quarantined."
-        )
     manifest, duplicates = stage.build(items, ordered)
     if lines := _write_lines(stage.zone.folder / QUARANTINE, aside):
         manifest = Manifest({**manifest.header, "quarantine": digest_bytes(lines)}, manifest.table)
@@ -146,7 +145,23 @@ def commit(
     stage.zone.commit(manifest)
     journal.unlink(missing_ok=True)
     left_out = manifest.header["counts"].get("duplicates", 0)
-    return Summary(stage.name, manifest, len(items), worked, len(aside), left_out)
+    return Summary(stage.name, manifest, len(items), worked, rows_of(aside), left_out)
+
+
+def refuse_unusable(stage: DataStage, results: Sequence[Result], journal: Path) -> None:
+    """Raise DataError where more is set aside than may be, or nothing is left. All of it is listed beside the journal
+    then: the zone's list is that of its manifest."""
+    aside = [entry for result in results for entry in result.quarantined]
+    listed, rows = journal.with_suffix(f".{QUARANTINE}"), rows_of(aside)
+    if rows <= stage.max_quarantined and any(result.records for result in results):
+        listed.unlink(missing_ok=True)
+        return
+    _write_lines(listed, aside)
+    where = f"All that was set aside: {listed}\n"
+    if rows > stage.max_quarantined:
+        raise too_many(stage.name, rows, stage.max_quarantined, aside, where)
+    reason = f"all was set aside. The first of it:\n{first_of(aside)}\n{where}" if aside else "every file is empty. "
+    raise DataError(f"{stage.name}: nothing is left: {reason}Check curate.reader and its settings.")
 
 
 def _write_lines(file: Path, entries: Sequence[dict[str, Any]]) -> bytes:

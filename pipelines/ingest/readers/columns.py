@@ -20,6 +20,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 _TOLD = 20  # columns in a message
 _SHOWN = 80  # characters of a cell
+_LONGEST = 1000  # characters of a class: a Parquet file of 1 kB may name a text of 1 MB a million times
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,17 @@ def typed(columns: Columns, cells: Sequence[pa.Array]) -> tuple[pa.RecordBatch, 
 
 def _shown(cell: pa.Scalar) -> str:
     value = cell.as_py()
-    text = repr(value.decode(errors="replace") if isinstance(value, bytes) else value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    if not isinstance(value, bytes | str):
+        return repr(value)
+    begin = value[:_SHOWN]
+    text = repr(begin.decode(errors="replace") if isinstance(begin, bytes) else begin)
+    return text if len(value) <= _SHOWN else f"{text}…"
 
 
 def _numbers(array: pa.Array) -> pa.Array:
     """As float64; NaN where a cell is no number, without nulls."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    if pa.types.is_dictionary(array.type):  # a long text may be named many times: it is never written out
+        return _numbers(array.dictionary).take(array.indices).fill_null(np.nan)
     try:
         text = array.cast(pa.string()) if pa.types.is_binary(array.type) else array
         numbers = text.cast(pa.float64())
@@ -140,9 +144,11 @@ def _classes(name: str, array: pa.Array, nulls: frozenset[str], reasons: dict[in
     found = [_class(text, nulls) for text in texts.to_pylist()]
     classes = pa.array(found, pa.string()).take(encoded.indices)
     if classes.null_count:
+        why = [None if text is not None else _why_none(cell) for text, cell in zip(found, known, strict=True)]
         for row in pyarrow.compute.indices_nonzero(classes.is_null()).to_pylist():
             if row not in reasons:
-                reasons[row] = f"column {name!r}: {_why_none(array[row])}"
+                place = encoded.indices[row].as_py()
+                reasons[row] = f"column {name!r}: {'no label' if place is None else why[place]}"
     return classes
 
 
@@ -153,7 +159,7 @@ def _class(text: bytes | str | None, nulls: frozenset[str]) -> str | None:
         text = text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError:
         return None
-    if text is None or (text := text.strip()) in nulls:
+    if text is None or (text := text.strip()) in nulls or len(text) > _LONGEST:
         return None
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
@@ -165,4 +171,6 @@ def _why_none(cell: pa.Scalar) -> str:
         text = value.decode() if isinstance(value, bytes) else str(value or "")
     except UnicodeDecodeError:
         return f"{_shown(cell)} is not UTF-8"
+    if len(text) > _LONGEST:
+        return f"{_shown(cell)}: {len(text):,} characters, which are no class"
     return f"{_shown(cell)} is no label (curate.null_values)" if text.strip() else "no label"

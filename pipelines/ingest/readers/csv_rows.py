@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.ingest.quarantine import Aside
+from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.columns import Columns, chosen, typed
 from pipelines.ingest.readers.formats import foreign
@@ -31,7 +31,10 @@ def read_csv(name: str, data: bytes, params: Curate, block: int = BLOCK) -> Rows
     aside = Aside(params.max_quarantined)
     grammar = Grammar("\t" if name.lower().endswith(".tsv") else ",")
     if found := foreign(data):
-        aside.add(name, *found)
+        reason, lines = found
+        if lines is None:
+            raise uncountable(name, reason)
+        aside.add(name, reason, lines)
         return _nothing(aside)
     try:
         header, start, line = _header(data, grammar)
@@ -63,6 +66,8 @@ def _header(data: bytes, grammar: Grammar) -> tuple[list[str], int, int]:
         raise ValueError("empty: without a header")
     if match is None or (end < len(data) and data[end] not in b"\r\n"):
         raise ValueError("the header is damaged: a quoted field does not end")
+    if b"\0" in match[0]:
+        raise ValueError("binary: a zero byte in the header")
     try:
         names = [text_of(field).decode() for field in grammar.fields(match[0])]
     except UnicodeDecodeError as error:

@@ -12,17 +12,17 @@ _MAGIC = {
 _LOOKED_AT = 4096
 
 
-def foreign(data: bytes) -> tuple[str, int] | None:
-    """Why `data`, by how it begins, is no text in UTF-8, and how many lines are lost, 1 where nobody knows; None where
-    it may be some."""
+def foreign(data: bytes) -> tuple[str, int | None] | None:
+    """Why `data`, by how it begins, is no text in UTF-8, and how many lines are lost where that is known; None where it
+    may be some."""
     begin = data[:_LOOKED_AT]
     for magic, reason in _MAGIC.items():
         if begin.startswith(magic) and (magic != b"BZh" or begin[4:10] == b"1AY&SY"):
-            return reason, 1
+            return reason, None
     if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or _every_second_is_zero(begin):
-        return "not UTF-8 but UTF-16 or UTF-32: convert it (iconv -f UTF-16 -t UTF-8)", max(data.count(b"\n"), 1)
-    zero = begin.find(b"\0")
-    return None if zero < 0 else (f"binary: a zero at byte {zero}", 1)
+        reason = "not UTF-8 but UTF-16 or UTF-32: convert it (iconv -f UTF-16 -t UTF-8)"
+        return reason, max(data.count(b"\n"), 1)
+    return None
 
 
 def _every_second_is_zero(begin: bytes) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.ingest.quarantine import Aside
+from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.formats import foreign
 from pipelines.ingest.readers.lines import BOM, Ints, line_ends, whole_crlf
@@ -17,17 +17,20 @@ _BLOCK = 1 << 20
 _SCHEMA = pa.schema({"text": pa.large_string()})
 
 
-def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
+def read_jsonl(name: str, data: bytes, params: Curate, block: int = _BLOCK) -> Rows:
     """The field `curate.text_field` of each line, which is a JSON object."""
     aside = Aside(params.max_quarantined)
     if found := foreign(data):
-        aside.add(name, *found)
+        reason, lines = found
+        if lines is None:
+            raise uncountable(name, reason)
+        aside.add(name, reason, lines)
         return Rows([], _SCHEMA.empty_table(), aside.entries)
     ids, texts = list[str](), list[pa.Array]()
     digests = list[pa.FixedSizeBinaryArray]()
     start, line = len(BOM) if data.startswith(BOM) else 0, 1
     while start < len(data):
-        starts, ends, after = _lines(data, start)
+        starts, ends, after = _lines(data, start, block)
         documents, kept = _texts(name, data, starts, ends, line, params.text_field, aside)
         texts.append(pa.array(documents, pa.large_string()))
         ids += [f"{name}:{line + row}" for row in kept]
@@ -40,9 +43,8 @@ def read_jsonl(name: str, data: bytes, params: Curate) -> Rows:
     return Rows(ids, table, aside.entries, digest)
 
 
-def _lines(data: bytes, start: int) -> tuple[Ints, Ints, int]:
+def _lines(data: bytes, start: int, size: int) -> tuple[Ints, Ints, int]:
     """Starts and ends of the lines of a block, and where the next block starts."""
-    size = _BLOCK
     while True:
         stop = whole_crlf(data, start + size)
         ends, after = line_ends(data, start, stop)

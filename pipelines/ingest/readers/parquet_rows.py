@@ -1,12 +1,10 @@
 """Parquet: a row a sample."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipelines.ingest.quarantine import Aside
+from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.columns import Columns, chosen, typed
 from pipelines.ingest.readers.table import Table
@@ -28,12 +26,12 @@ def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
     aside = Aside(params.max_quarantined)
     try:
         file = _opened(data)
-        columns = chosen(name, file.schema_arrow.names, params)
-        _check_types(name, columns, file.schema_arrow)
+        names = file.schema_arrow.names
     except _DAMAGED as error:
-        aside.add(name, f"not a Parquet file: {error}")
-        return Rows([], pa.table({}), aside.entries)
+        raise uncountable(name, f"not a Parquet file: {error}") from error
     with file:
+        columns = chosen(name, names, params)
+        _check_types(name, columns, file.schema_arrow)
         table = Table(name, columns, aside)
         wanted = None if params.deduplicate else columns.needed
         if reason := _too_large(file, len(data), wanted, params.max_unpacked_mb):
@@ -43,9 +41,7 @@ def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             try:
-                batches = [*_batches(file, group, wanted, columns)]
-                if sum(len(batch) for batch, _, _ in batches) != rows:
-                    raise OSError(f"not the {rows} rows that the file tells of")
+                batches = _batches(file, group, wanted, columns)
             except _DAMAGED as error:
                 aside.add(f"{name}:{first}", f"a row group that cannot be read: {error}", rows)
                 batches = []
@@ -118,11 +114,14 @@ def _too_large(file: pyarrow.parquet.ParquetFile, size: int, wanted: list[str] |
     )
 
 
-def _batches(
-    file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str] | None, columns: Columns
-) -> Iterator[Batch]:
+def _batches(file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str] | None, columns: Columns) -> list[Batch]:
+    """All rows of a row group, _BATCH at a time."""
+    batches = list[Batch]()
     for batch in file.iter_batches(_BATCH, row_groups=[group], columns=wanted, use_threads=False):
         names = batch.schema.names
-        cells = [batch.column(names.index(name)) for name in columns.needed]
-        rows, reasons = typed(columns, cells)
-        yield rows, reasons, row_digests.of_rows(batch) if wanted is None else None
+        rows, reasons = typed(columns, [batch.column(names.index(name)) for name in columns.needed])
+        batches.append((rows, reasons, row_digests.of_rows(batch) if wanted is None else None))
+    told, found = file.metadata.row_group(group).num_rows, sum(len(batch) for batch, _, _ in batches)
+    if found != told:
+        raise OSError(f"it holds {found} rows, the file's footer says {told}")
+    return batches

@@ -69,11 +69,15 @@ def _finished(lanes: Lanes, lengths: Words) -> Lanes:
     return first, _mixed(lanes[1] + first, 1)
 
 
-def _summed(lanes: Lanes, counts: Ints) -> Lanes:
+def _places(counts: Ints) -> Ints:
+    """Of runs of `counts` words, each word's place in its run, from 0 on."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _summed(lanes: Lanes, counts: Ints, places: Ints) -> Lanes:
     """Of runs of `counts` words, none of them empty, the sum of each."""
     firsts = np.cumsum(counts) - counts
-    places = (np.arange(len(lanes[0])) - np.repeat(firsts, counts) + 1).astype(np.uint64)
-    placed = _placed(lanes, places)
+    placed = _placed(lanes, (places + 1).view(np.uint64))
     return np.add.reduceat(placed[0], firsts), np.add.reduceat(placed[1], firsts)
 
 
@@ -100,12 +104,12 @@ def _of_some(data: Buffer, starts: Ints, ends: Ints) -> Lanes:
     words = np.ndarray((len(window) - 7,), "<u8", window, strides=(1,))  # one at each byte
     lengths = ends - starts
     counts = np.maximum((lengths + 7) // 8, 1)
-    firsts = np.cumsum(counts) - counts
-    found = words[np.repeat(starts - begin - 8 * firsts, counts) + 8 * np.arange(counts.sum())]
+    places = _places(counts)
+    found = words[np.repeat(starts - begin, counts) + 8 * places]
     unused = (64 * counts - 8 * lengths).astype(np.uint64)  # bits of the last word
     kept = np.where(unused < 64, _ALL >> np.minimum(unused, np.uint64(63)), np.uint64(0))
-    found[firsts + counts - 1] &= kept
-    return _finished(_summed((found, found), counts), lengths.astype(np.uint64))
+    found[np.cumsum(counts) - 1] &= kept
+    return _finished(_summed((found, found), counts, places), lengths.astype(np.uint64))
 
 
 def _of_fields(columns: list[pa.Array], rows: int) -> Lanes:
@@ -158,7 +162,7 @@ def _of_lists(column: pa.Array) -> Lanes:
     filled = np.flatnonzero(lengths)
     if len(filled):
         flat = column.flatten()  # without what lies under nulls
-        sums[0][filled], sums[1][filled] = _summed(_values(flat), lengths[filled])
+        sums[0][filled], sums[1][filled] = _summed(_values(flat), lengths[filled], _places(lengths[filled]))
     return _finished(sums, lengths.astype(np.uint64))
 
 

@@ -115,7 +115,8 @@ def test_parquet_reads_the_same_columns() -> None:
     pyarrow.parquet.write_table(pa.table({"a": [1.0, None], "y": ["u", "v"]}), sink)
     rows = read_parquet("t.parquet", sink.getvalue(), TABLE)
     assert rows.table.to_pydict() == {"a": [1.0], "label": ["u"]}
-    assert read_parquet("bad.parquet", b"nonsense", TABLE).quarantined[0]["reason"].startswith("not a Parquet file")
+    with pytest.raises(DataError, match=r"bad.parquet: not a Parquet file.*ingest\.exclude"):
+        read_parquet("bad.parquet", b"nonsense", TABLE)
 
 
 def test_of_a_parquet_file_with_a_damaged_page_the_other_row_groups_are_kept() -> None:
