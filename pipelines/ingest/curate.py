@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipelines.ingest import duplicates
 from pipelines.ingest.content import SPLITS, input_digests, sample_digests, splits, to_arrow
-from pipelines.ingest.curated import CONTENT, ID, Writer
+from pipelines.ingest.curated import CONTENT, ID, Writer, blocks
 from pipelines.ingest.domains import Records, by_domain, mark, named, outside, salt
 from pipelines.ingest.quarantine import rows_of
 from pipelines.ingest.readers import KINDS, READERS, detect
@@ -116,10 +116,12 @@ class CurateStage:
             table = table.add_column(0, CONTENT, to_arrow(sample_digests(table, inputs, rows.content)))
         table = table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))
         found = splits(inputs, self.seed, self.params.split)
-        for number, writer in enumerate(writers):
-            mine = np.flatnonzero(found == number)
-            if len(mine):
-                writer.write(table if len(mine) == len(found) else table.take(pa.array(mine)))
+        for block in blocks(table):
+            part = table[block]
+            for number, writer in enumerate(writers):
+                mine = np.flatnonzero(found[block] == number)
+                if len(mine):
+                    writer.write(part if len(mine) == len(part) else part.take(pa.array(mine)))
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]:
         """The curated manifest, a row an object, and the list of what is left out of it."""
@@ -135,19 +137,19 @@ class CurateStage:
                 + "; ".join(", ".join(names) for names in sorted(columns)[:2])
                 + ". Name those to use in curate.features."
             )
-        reader = items[0].payload["reader"]
-        left_out, listed = self._leave_out(records, reader) if self.params.deduplicate else (0, [])
+        readers = [item.payload["reader"] for item, result in zip(items, results, strict=True) for _ in result.records]
+        left_out, listed = self._leave_out(records, readers) if self.params.deduplicate else (0, [])
         counts = {split: sum(r["rows"] for r in records if r["split"] == split) for split in SPLITS}
         counts["quarantined"] = sum(rows_of(result.quarantined) for result in results)
         counts["duplicates"] = left_out
         parents = {"raw": self.source.manifest().digest}
-        return Manifest.build("curated", records, kind=KINDS[reader], counts=counts, parents=parents), listed
+        return Manifest.build("curated", records, kind=KINDS[readers[0]], counts=counts, parents=parents), listed
 
-    def _leave_out(self, records: Records, reader: str) -> tuple[int, list[dict[str, Any]]]:
+    def _leave_out(self, records: Records, readers: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
         """Note in `records` which rows are duplicates. Returns how many, and the list of them."""
         found = duplicates.find(self.zone, records)
         for number, record in enumerate(records):
             rows, (left_out, _) = json.loads(record["stats"])["rows"], found.of(number)
             record |= {"rows": rows - len(left_out), "left_out": duplicates.pack(rows, left_out)}
-        by_line = reader not in ("text", "image_folder")
+        by_line = [reader not in ("text", "image_folder") for reader in readers]
         return len(found.left_out), [*duplicates.listed(self.zone, records, found, by_line)]

@@ -94,6 +94,12 @@ def _listed(schema: pa.Schema) -> str:
     return ", ".join(name for name in schema.names if name not in OWN)
 
 
+def blocks(table: pa.Table) -> Iterator[slice]:
+    """Rows of `table` that are written together."""
+    size = max(1, table.num_rows * _TOGETHER // max(table.nbytes, 1))
+    return (slice(start, start + size) for start in range(0, table.num_rows, size))
+
+
 def read_whole(zone: Zone, record: dict[str, Any]) -> pa.Table:
     """The samples of an object, but for CONTENT; its bytes are checked against its digest."""
     with _opened(pa.BufferReader(zone.read(record["path"], record["digest"]))) as file:

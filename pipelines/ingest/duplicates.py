@@ -103,9 +103,10 @@ def kept_rows(rows: int, packed: bytes | None) -> Ints:
     return np.flatnonzero(kept)
 
 
-def listed(zone: Zone, records: Records, found: Duplicates, by_line: bool) -> Iterator[Entry]:
-    """The entries, by objects. `by_line`: names of samples end in :<line>."""
-    named = [_named(zone, records[number], found.of(number), by_line) for number in _with_some(found, found.left_out)]
+def listed(zone: Zone, records: Records, found: Duplicates, by_line: Sequence[bool]) -> Iterator[Entry]:
+    """The entries, by objects. `by_line`: of which objects the names of samples end in :<line>."""
+    some = _with_some(found, found.left_out)
+    named = [_named(zone, records[number], found.of(number), by_line[number]) for number in some]
     kept = np.unique(np.concatenate([rows for _, rows, _ in named])) if named else np.zeros(0, np.int64)
     names = dict[int, str]()
     for number in _with_some(found, kept):

@@ -122,6 +122,18 @@ def test_of_many_rows_the_first_are_named_and_the_rest_is_counted(tmp_path: Path
     assert [entry["name"] for entry in entries[NAMED + 1 :]] == ["two.csv:2", "two.csv:3", "two.csv:4"]
 
 
+def test_lines_are_counted_by_file_in_a_domain_beside_one_of_files(recipe: Path) -> None:
+    (recipe / "texts" / "again.txt").write_bytes((recipe / "texts" / "doc000.txt").read_bytes())
+    (recipe / "lines.jsonl").write_text('{"text": "line"}\n' * (NAMED + 9))
+    sources = {"a": ["texts/*.txt"], "b": ["lines.jsonl"]}
+    write_params(recipe, {**TINY, "ingest": {"sources": sources}})
+    assert make(recipe, "ingest", "curate")[1].duplicates == 1 + NAMED + 8
+    entries = listed(recipe)
+    assert entries[0] == {"name": "a/doc000.txt", "of": "a/again.txt"}
+    assert entries[1] == {"name": "b/lines.jsonl:2", "of": "b/lines.jsonl:1"}
+    assert entries[1 + NAMED :] == [{"name": "b/lines.jsonl", "more": 8}]
+
+
 def test_one_image_in_two_classes_is_no_duplicate(tmp_path: Path) -> None:
     """They contradict each other, and which is right is not for the order of names to say."""
     from PIL import Image
