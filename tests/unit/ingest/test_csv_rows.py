@@ -134,6 +134,15 @@ def test_a_hundred_thousand_columns_are_refused_or_those_that_are_needed_read() 
     }
 
 
+def test_lines_that_each_look_like_the_begin_of_an_endless_record_are_read_on_a_little() -> None:
+    """To the end of the file, from each of them, would be quadratic."""
+    data = b"a,note,y\n" + b'",a","\n' * 3000 + b"1,x,u\n"
+    rows = read_csv("t.csv", data, TABLE.model_copy(update={"max_quarantined": 3000}), block=1000)
+    reasons = [entry["reason"] for entry in rows.quarantined]
+    assert {*reasons[:2000]} == {"more than 1,006 fields"}
+    assert (rows.ids, len(reasons)) == (["t.csv:3002"], 3000)
+
+
 def test_a_record_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "LARGEST", 1000)
     data = b'a,note,y\n1,"' + b"x" * 2000 + b'",u\n2,x,u\n'
