@@ -51,6 +51,13 @@ def test_a_line_break_in_a_value_is_kept_wherever_blocks_are_cut() -> None:
         assert {*read_csv("t.csv", data, TABLE).table["label"].to_pylist()} == {"w", "u\r\nv"}
 
 
+def test_bytes_that_look_like_a_mark_are_kept_wherever_blocks_are_cut() -> None:
+    """Arrow takes a byte order mark away from the beginning of whatever it reads."""
+    data = b"\xef\xbb\xbfy,a\n" + b"\xef\xbb\xbfu,1\n" * 5
+    for block in (1, 12, 1000):
+        assert read_csv("t.csv", data, TABLE, block).table["label"].to_pylist() == ["\ufeffu"] * 5
+
+
 def test_only_the_columns_that_are_needed_are_decoded() -> None:
     rows = read_csv("t.csv", b"a,note,y\n1,caf\xe9,u\n2,x,caf\xe9\n3,\0,v\n\xff,\xff\n", TABLE)
     assert rows.ids == ["t.csv:2", "t.csv:4"]
