@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from storage.manifest import Manifest
 
 
-_HIDDEN = ("key", "stats", "digest")  # columns of manifests that tell a person nothing
+_HIDDEN = ("key", "stats", "digest", "left_out")  # columns of manifests that tell a person nothing
 _MOST = 10  # objects whose errors are shown
 _PARAMETER = ("parameter", "type", "default", "meaning")
 _SIZES = ("bytes", "plain_bytes")  # in the lake, and decompressed

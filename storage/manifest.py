@@ -26,8 +26,10 @@ from storage.mapped import let_go, mapping
 from storage.seal import BLANK, KEY, Digests, digests_of, sealed
 
 #: The format in which a zone's manifest is written; older ones are read too.
-FORMATS = {"raw": 2, "curated": 2, "shards": 3}  # of shards 2: they have plain_bytes, and may be compressed at rest
+FORMATS = {"raw": 2, "curated": 2, "shards": 3}
 _SEALED = {"raw": 2, "curated": 2, "shards": 3}  # the first format that has a seal
+# What format 2 added: of shards, they may be compressed at rest; of curated objects, rows of them may be left out.
+_ADDED = {"shards": "plain_bytes", "curated": "left_out"}
 FILENAME = "manifest.arrow"
 _METADATA_KEY = b"shardline"
 
@@ -42,7 +44,8 @@ CORE_COLUMNS: dict[str, pa.DataType] = {
 ZONE_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "raw": {"name": pa.string()},
     # after: the raw file before the object's group, which names the group whatever comes or goes inside it
-    "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string()},
+    # rows: without those that are left out (left_out, as pipelines/ingest/duplicates.py packs them; null: none is)
+    "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string(), "left_out": pa.binary()},
     # plain_bytes: once decompressed; as many as bytes where the shard is plain
     "shards": {"plain_bytes": pa.int64(), "split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},
 }
@@ -160,13 +163,16 @@ def _decoded(data: bytes | pa.Buffer, what: str, done: Callable[[], object]) -> 
     if zone not in FORMATS:
         raise Malformed(f"its zone is {zone:.80}")
     check_header(header)
-    old = zone == "shards" and version == 1
+    added = _ADDED.get(zone) if version == 1 else None
     columns = {**CORE_COLUMNS, **ZONE_COLUMNS[zone], **(DOMAIN_COLUMN if "domain" in schema.names else {})}
-    if old:
-        del columns["plain_bytes"]
+    if added is not None:
+        del columns[added]
     check_rows(schema, pa.schema(columns), batches, done)
     table = pa.Table.from_batches(batches, schema).replace_schema_metadata(None)
-    return header, table.append_column("plain_bytes", table["bytes"]) if old else table
+    if added is not None:
+        values = table["bytes"] if added == "plain_bytes" else pa.nulls(table.num_rows, ZONE_COLUMNS[zone][added])
+        table = table.append_column(added, values)
+    return header, table
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _HEX = b"0123456789abcdef"
 _PIECE = 1 << 12  # rows looked at at a time: they stay in the processor's cache
 _DONE = 16 * _PIECE
 _MOST = 1 << 62  # bytes, rows, tokens of a whole dataset: sums stay within 64 bits
-_MAY_BE_NULL = ("after", "stats", "tokens")
+_MAY_BE_NULL = ("after", "stats", "tokens", "left_out")
 _ASCII = ("digest", "path")  # nearly always, and looked at byte by byte: text is checked where it isn't
 _HEADER = {"kind": str, "spec": dict, "counts": dict, "parents": dict}
 

@@ -1,31 +1,34 @@
 """curate: raw → curated. Typed, validated, deduplicated and split, in Parquet.
 
-An item is a group of raw files; it makes one object for each split that occurs in it.
+An item is a group of raw files; it makes one object for each split that occurs in it. Duplicates are found at the end,
+over all objects: the manifest says which rows of each are left out.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
 
+from pipelines.ingest import duplicates
+from pipelines.ingest.content import SPLITS, input_digests, sample_digests, splits, to_arrow
+from pipelines.ingest.curated import CONTENT, ID, Writer, blocks
 from pipelines.ingest.domains import Records, by_domain, mark, named, outside, salt
-from pipelines.ingest.duplicates import Entry, distinct_files, distinct_rows
 from pipelines.ingest.quarantine import rows_of
-from pipelines.ingest.readers import ID, KINDS, READERS, Rows, detect
+from pipelines.ingest.readers import KINDS, READERS, detect
+from pipelines.ingest.rows import Rows
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Curate
 from pipelines.workspace import Workspace
-from storage.digest import digest_json, keyed_fraction
+from storage.digest import digest_json
 from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
 
-VERSION = 1
-SPLITS = ("train", "val", "test")
+VERSION = 2  # of what `work` makes; raise it when the same input gives another object
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,9 @@ class CurateStage:
 
     def plan(self) -> list[Item]:
         """One item a group of files of one domain, cut by content so that one more file changes one group."""
-        # By domain, so that of equal files a's comes before a-b's: by name it would not.
-        files = [file for _, part in by_domain(self.source.manifest().records()) for file in part]
-        files, duplicates = distinct_files(files) if self.params.deduplicate else (files, {})
-        items = [item for domain, part in by_domain(files) for item in self._plan_one(domain, part, duplicates)]
+        items = [
+            item for domain, files in by_domain(self.source.manifest().records()) for item in self._items(domain, files)
+        ]
         kinds = {KINDS[item.payload["reader"]]: item.label for item in items}
         if len(kinds) > 1:
             raise DataError(
@@ -61,11 +63,11 @@ class CurateStage:
             )
         return items
 
-    def _plan_one(self, domain: str | None, files: Records, duplicates: dict[str, list[Entry]]) -> Iterator[Item]:
-        names = (file["name"] for file in files)
+    def _items(self, domain: str | None, files: Records) -> Iterator[Item]:
+        names = [file["name"] for file in files]
         reader = detect(names) if self.params.reader == "auto" else self.params.reader
         settings = self.params.model_dump(exclude={"files_per_object", "max_quarantined"})
-        for positions in group([file["name"] for file in files], self.params.files_per_object):
+        for positions in group(names, self.params.files_per_object):
             members = [{k: files[i][k] for k in ("name", "path", "digest")} for i in positions]
             inputs = [[member["name"], member["digest"]] for member in members]
             yield Item(
@@ -78,44 +80,25 @@ class CurateStage:
                     "after": files[positions[0] - 1]["name"] if positions[0] else "",
                     **mark(domain),
                 },
-                duplicates=[entry for member in members for entry in duplicates.get(member["digest"], [])],
             )
 
     def work(self, item: Item) -> Result:
-        """Read the group's files and write a Parquet object for each split."""
-        rows, duplicates = self._rows(item)
-        aside = rows.quarantined
-        if not rows.ids:
-            return Result(item.key, [], aside)
-        splits = pa.array([self.split(name) for name in rows.ids])
-        table = rows.table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))
-        del rows  # whose names, as Python's strings, may take as much memory as all else
-        found = [split for split in SPLITS if split in splits.unique().to_pylist()]
-        records = [
-            self._publish(table if len(found) == 1 else table.filter(pa.compute.equal(splits, split)), split, item)
-            for split in found
-        ]
-        return Result(item.key, records, aside, duplicates)
-
-    def _rows(self, item: Item) -> tuple[Rows, list[Entry]]:
-        """The rows of the group's files, and what was left out since it equals some of them."""
-        ids, tables = list[str](), list[pa.Table]()
-        aside, duplicates = list[dict[str, Any]](), list[Entry]()
-        by_row = self.params.deduplicate and KINDS[item.payload["reader"]] == "table"
-        for file in item.payload["files"]:
-            rows = self._read(file, item)
-            rows, equal = distinct_rows(rows, file["name"]) if by_row else (rows, [])
-            ids += rows.ids
-            aside += rows.quarantined
-            duplicates += equal
-            if rows.ids:
-                tables.append(rows.table)
-        try:
-            return Rows(ids, pa.concat_tables(tables) if tables else pa.table({}), aside), duplicates
-        except pa.ArrowInvalid as error:
-            raise DataError(
-                f"{item.label}: the files' columns differ: {error}. Name them in curate.features."
-            ) from error
+        """Read the group's files, one at a time, and write a Parquet object for each split."""
+        kind, aside = KINDS[item.payload["reader"]], list[dict[str, Any]]()
+        with ExitStack() as stack:
+            writers = [stack.enter_context(closing(Writer(self.zone))) for _ in SPLITS]
+            for file in item.payload["files"]:
+                rows = self._read(file, item)
+                aside += rows.quarantined
+                if rows.ids:
+                    self._share_out(rows, kind, writers)
+            about = {"after": item.payload["after"], **mark(item.payload.get("domain"))}
+            records = [
+                {**writer.publish(kind), "split": split, **about}
+                for split, writer in zip(SPLITS, writers, strict=True)
+                if writer.rows
+            ]
+        return Result(item.key, records, aside)
 
     def _read(self, file: dict[str, Any], item: Item) -> Rows:
         """The rows of a raw file, whose bytes are let go of."""
@@ -125,21 +108,23 @@ class CurateStage:
         del data
         return named(READERS[item.payload["reader"]](outside(domain, file["name"]), whole, self.params), domain)
 
-    def _publish(self, part: pa.Table, split: str, item: Item) -> dict[str, Any]:
-        """The record of one split's object, and the object."""
-        stored = self.zone.publish(_parquet(part), ".parquet")
-        about = {"path": stored.path, "digest": stored.digest, "bytes": stored.bytes, "rows": part.num_rows}
-        stats = json.dumps(_facts(part, KINDS[item.payload["reader"]]), sort_keys=True)
-        about |= {"after": item.payload["after"], "split": split, "stats": stats}
-        return {**about, **mark(item.payload.get("domain"))}
+    def _share_out(self, rows: Rows, kind: str, writers: Sequence[Writer]) -> None:
+        """Give the writer of each of SPLITS its rows, in their order. A sample's split is a function of the seed and of
+        what a model sees of it."""
+        table, inputs = rows.table, input_digests(rows.table, kind)
+        if self.params.deduplicate:
+            table = table.add_column(0, CONTENT, to_arrow(sample_digests(table, inputs, rows.content)))
+        table = table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))
+        found = splits(inputs, self.seed, self.params.split)
+        for block in blocks(table):
+            part = table[block]
+            for number, writer in enumerate(writers):
+                mine = np.flatnonzero(found[block] == number)
+                if len(mine):
+                    writer.write(part if len(mine) == len(part) else part.take(pa.array(mine)))
 
-    def split(self, name: str) -> str:
-        """The split of a sample: by a hash of the seed and its name, so that it never moves when others come or go."""
-        at, shares = keyed_fraction("split", self.seed, name), self.params.split
-        return "train" if at < shares.train else "val" if at < shares.train + shares.val else "test"
-
-    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
-        """The curated manifest: a row an object."""
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]:
+        """The curated manifest, a row an object, and the list of what is left out of it."""
         records = [
             {**record, "key": result.key, "after": item.payload["after"]}  # of now: it is no part of the key
             for item, result in zip(items, results, strict=True)
@@ -152,25 +137,19 @@ class CurateStage:
                 + "; ".join(", ".join(names) for names in sorted(columns)[:2])
                 + ". Name those to use in curate.features."
             )
+        readers = [item.payload["reader"] for item, result in zip(items, results, strict=True) for _ in result.records]
+        left_out, listed = self._leave_out(records, readers) if self.params.deduplicate else (0, [])
         counts = {split: sum(r["rows"] for r in records if r["split"] == split) for split in SPLITS}
         counts["quarantined"] = sum(rows_of(result.quarantined) for result in results)
-        kind = KINDS[items[0].payload["reader"]]
-        return Manifest.build(
-            "curated", records, kind=kind, counts=counts, parents={"raw": self.source.manifest().digest}
-        )
+        counts["duplicates"] = left_out
+        parents = {"raw": self.source.manifest().digest}
+        return Manifest.build("curated", records, kind=KINDS[readers[0]], counts=counts, parents=parents), listed
 
-
-def _facts(table: pa.Table, kind: str) -> dict[str, Any]:
-    """What the shard stage must know of an object before it reads it: classes and features."""
-    facts: dict[str, Any] = {}
-    if "label" in table.column_names and table["label"].type == pa.string():
-        facts["labels"] = sorted(set(table["label"].to_pylist()))
-    if kind == "table":
-        facts["features"] = [name for name in table.column_names if name not in (ID, "label")]
-    return facts
-
-
-def _parquet(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    def _leave_out(self, records: Records, readers: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+        """Note in `records` which rows are duplicates. Returns how many, and the list of them."""
+        found = duplicates.find(self.zone, records)
+        for number, record in enumerate(records):
+            rows, (left_out, _) = json.loads(record["stats"])["rows"], found.of(number)
+            record |= {"rows": rows - len(left_out), "left_out": duplicates.pack(rows, left_out)}
+        by_line = [reader not in ("text", "image_folder") for reader in readers]
+        return len(found.left_out), [*duplicates.listed(self.zone, records, found, by_line)]

@@ -4,9 +4,10 @@ Records and keys say nothing of domains where there are none, so that such a dat
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from pipelines.ingest.readers import Rows
+from pipelines.ingest.rows import Rows
 
 Records = list[dict[str, Any]]
 
@@ -44,4 +45,4 @@ def named(rows: Rows, domain: str | None) -> Rows:
     if domain is None:
         return rows
     aside = [{**entry, "name": inside(domain, entry["name"])} for entry in rows.quarantined]
-    return Rows([inside(domain, name) for name in rows.ids], rows.table, aside)
+    return replace(rows, ids=[inside(domain, name) for name in rows.ids], quarantined=aside)

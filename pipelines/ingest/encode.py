@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
+from pipelines.ingest.curated import ID
 from pipelines.ingest.packing import best_fit
-from pipelines.ingest.readers import ID
 from pipelines.params import Shard
 from storage.errors import DataError
 from storage.images import decode_image, stored_image

@@ -74,10 +74,10 @@ class IngestStage:
             record["key"] = _key(name, stored.digest, domain)
         return Result(item.key, [{**record, "name": name, **mark(domain)}])
 
-    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]:
         """The raw manifest, a row a file, by name."""
         records = [{"key": result.key, **record} for result in results for record in result.records]
-        return Manifest.build("raw", records, kind="files", counts={"files": len(records)})
+        return Manifest.build("raw", records, kind="files", counts={"files": len(records)}), []
 
 
 def _key(name: str, fingerprint: str, domain: str | None) -> str:

@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 import pyarrow as pa
 
+from pipelines.ingest.content import digests_of, to_arrow
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 from storage.errors import DataError
@@ -24,4 +25,5 @@ def read_image(name: str, data: bytes, params: Curate) -> Rows:
     except DataError as error:
         return Rows([], schema.empty_table(), [{"name": name, "reason": str(error)}])
     columns = {"image": [data], "height": [height], "width": [width], "label": [label]}
-    return Rows([name], pa.table(columns, schema=schema))
+    digest = to_arrow(digests_of([data])) if params.deduplicate else None
+    return Rows([name], pa.table(columns, schema=schema), content=digest)

@@ -9,14 +9,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from numpy.typing import NDArray
 
+from pipelines.ingest.curated import ID, read_whole
 from pipelines.ingest.domains import Records, by_domain, inside, mark, salt
+from pipelines.ingest.duplicates import kept_rows
 from pipelines.ingest.encode import (
     SEPARATOR,
     VOCABULARY,
@@ -29,7 +33,6 @@ from pipelines.ingest.encode import (
     merge_moments,
     pixels,
 )
-from pipelines.ingest.readers import ID, parquet_table
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Shard
 from pipelines.workspace import Workspace
@@ -40,8 +43,9 @@ from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
 
-VERSION = 3
+VERSION = 4  # of what `work` makes; raise it when the same input gives another object
 _MIB = 1 << 20
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class ShardStage:
         if packs is None:
             del settings["pack_len"]  # so that shards from before there were packs stay as they are
         how = self._compression
-        objects = sorted(curated.records(), key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
+        filled = [record for record in curated.records() if record["rows"]]  # not all duplicates of others' rows
+        objects = sorted(filled, key=lambda record: keyed_uint64("mix", self.seed, record["after"]))
         items = []
         for split in curated.splits:
             for domain, members in by_domain(record for record in objects if record["split"] == split):
@@ -93,27 +98,35 @@ class ShardStage:
         self, members: Records, domain: str | None, about: dict[str, Any], settings: dict[str, Any], how: Compression
     ) -> Item:
         """`about`: split, kind and facts; `settings`: what the shards depend on."""
-        digests = [member["digest"] for member in members]
-        key = digest_json(["shard", VERSION, self.seed, *about.values(), settings, digests, *salt(domain)])
+        left_out = [(member.get("left_out") or b"").hex() for member in members]
+        inputs = [[member["digest"], out] for member, out in zip(members, left_out, strict=True)]
+        key = digest_json(["shard", VERSION, self.seed, *about.values(), settings, inputs, *salt(domain)])
         return Item(
             key=key if how == "none" else digest_json([key, how]),
             label=f"{inside(domain, about['split'])}: {len(members)} objects",
             bytes=sum(member["bytes"] for member in members),
             payload={
                 **about,
-                "objects": [{k: member[k] for k in ("path", "digest")} for member in members],
+                "objects": [
+                    {"path": member["path"], "digest": member["digest"], "left_out": out}
+                    for member, out in zip(members, left_out, strict=True)
+                ],
                 # Whatever form samples take and however shards are stored, the rows' order is the same.
-                "mix": digest_json(["mix", self.seed, about["split"], digests]),
+                "mix": digest_json(["mix", self.seed, about["split"], inputs]),
                 **mark(domain),
             },
         )
 
     def work(self, item: Item) -> Result:
         """Read the group, put its rows in a keyed random order, and write them as shards of about `target_mb`."""
-        tables = [
-            parquet_table(self.source.read(member["path"], member["digest"])) for member in item.payload["objects"]
-        ]
-        table = pa.concat_tables(tables).take(_shuffled(sum(t.num_rows for t in tables), item.payload["mix"]))
+        tables, kept, before = list[pa.Table](), list[NDArray[np.int64]](), 0
+        for member in item.payload["objects"]:
+            tables.append(read_whole(self.source, member))
+            kept.append(before + kept_rows(tables[-1].num_rows, bytes.fromhex(member["left_out"]) or None))
+            before += tables[-1].num_rows
+        order = _shuffled(np.concatenate(kept), item.payload["mix"])
+        table = pa.concat_tables(tables).take(pa.array(order))
+        del tables
         records = []
         for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
             stored = self.zone.publish(shard.data, SUFFIX, self._compression)
@@ -122,14 +135,14 @@ class ShardStage:
             records.append({**asdict(stored), "rows": shard.rows, **about, **mark(item.payload.get("domain"))})
         return Result(item.key, records)
 
-    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest:
-        """The shards manifest, with the spec: what a model may know of the data."""
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]:
+        """The shards manifest, with the spec: what a model may know of the data. Nothing is left out here."""
         records = [{**record, "key": result.key} for result in results for record in result.records]
         curated = self.source.manifest()
         splits = sorted({record["split"] for record in records})
         counts = {s: sum(r["rows"] for r in records if r["split"] == s) for s in splits}
         kind = "tokens" if curated.header["kind"] == "text" else "samples"
-        return Manifest.build(
+        manifest = Manifest.build(
             "shards",
             records,
             kind=kind,
@@ -137,13 +150,14 @@ class ShardStage:
             counts=counts,
             parents={"curated": curated.digest, **curated.header["parents"]},
         )
+        return manifest, []
 
 
-def _shuffled(rows: int, key: str) -> pa.Array:
-    """A permutation of `rows` that depends on `key` alone: ranks of Philox's raw 64-bit words, which NumPy keeps
+def _shuffled(rows: NDArray[np.int64], key: str) -> NDArray[np.int64]:
+    """`rows` in an order that depends on `key` alone: by the ranks of Philox's raw 64-bit words, which NumPy keeps
     stable over its versions (Salmon et al., 2011)."""
-    words = np.random.Philox(key=int(key[:32], 16)).random_raw(rows)
-    return pa.array(np.argsort(words, kind="stable"))
+    words = np.random.Philox(key=int(key[:32], 16)).random_raw(len(rows))
+    return rows[np.argsort(words, kind="stable")]
 
 
 def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) -> Iterator[Encoded]:
@@ -190,11 +204,11 @@ def _cuts(sizes: Any, target_mb: float) -> Iterator[tuple[int, int]]:
 def _facts(curated: Manifest) -> dict[str, Any]:
     """Classes (numbers in numeric order) and features of the whole dataset."""
     known = [json.loads(stats) for stats in curated.table["stats"].to_pylist()]
-    labels = sorted({label for stats in known for label in stats.get("labels", [])})
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
-        labels.sort(key=int)
+    labels = {label for stats in known for label in stats.get("labels", [])}
+    numeric = all(_NUMBER.fullmatch(label) for label in labels)
+    classes = sorted(labels, key=lambda label: (Decimal(label), label)) if numeric else sorted(labels)
     features = next((stats["features"] for stats in known if "features" in stats), None)
-    return {"classes": labels or None, "features": features}
+    return {"classes": classes or None, "features": features}
 
 
 def _spec(kind: str, facts: dict[str, Any], records: list[dict[str, Any]], params: Shard) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Listing sources: which files there are, and a fingerprint of each that changes when its content does."""
 
 import fnmatch
-import os
 import re
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -15,10 +14,10 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
 
 from pipelines.ingest import samples
 from pipelines.ingest.domains import inside
+from pipelines.ingest.walk import walk
 from pipelines.params import Ingest
 from storage.digest import digest_file
 from storage.errors import SourceError
@@ -26,6 +25,9 @@ from storage.secret import mask
 
 _MAGIC = re.compile(r"[*?\[]")
 _NOTED = 64  # fingerprints at a time
+_BRACKETS = " [ab] stands for a or b; for a bracket itself write [[]."
+
+Files = dict[str, dict[str, Any]]  # path or name → what is known of it
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,11 @@ def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
     sources = [(domain, source) for domain, part in ingest.by_domain for source in part]
     with Fingerprints(state / "fingerprints.db") as fingerprints:
         for domain, source in sources:
-            files = _list_one(source, ingest.exclude, root, state, fingerprints)
+            files = _list_one(source, ingest, root, state, fingerprints)
             if not files:
                 raise SourceError(
                     f"ingest.sources: {mask(source)!r} matches no file. Check the path (relative ones start at {root}),"
-                    " the glob, and ingest.exclude."
+                    f" the glob, and ingest.exclude.{_BRACKETS if '[' in source else ''}"
                 )
             for file in (replace(file, name=inside(domain, file.name), domain=domain) for file in files):
                 if (other := found.setdefault(file.name, file)).url != file.url:
@@ -82,17 +84,18 @@ def _excluded(name: str, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(rooted, p if p.startswith("*") else f"/{p}") for p in patterns)
 
 
-def _list_one(
-    source: str, exclude: list[str], root: Path, state: Path, fingerprints: "Fingerprints"
-) -> list[SourceFile]:
-    expanded, literal = samples.expand(source, state), ""
+def _list_one(source: str, ingest: Ingest, root: Path, state: Path, fingerprints: "Fingerprints") -> list[SourceFile]:
+    expanded, literal, exclude = samples.expand(source, state), "", ingest.exclude
     *archives, place = expanded.split("::")
     if "://" not in place and not Path(place).is_absolute():
         expanded = "::".join([*archives, str(root / place)])
         literal = "" if archives else f"{root}/"
     try:
         fs, path = url_to_fs(expanded)
-        base, infos = _find(fs, path, exclude, literal)
+        known = len(literal) if path.startswith(literal) else 0
+        base, infos = _find(fs, path, exclude, _literal(fs, path, known))
+    except SourceError:
+        raise
     except FileNotFoundError as error:
         raise SourceError(
             mask(f"ingest.sources: {source!r} does not exist ({error}). ")
@@ -104,10 +107,12 @@ def _list_one(
             + "Check the URL, that its fsspec driver is installed, and the credentials in the environment."
         ) from error
     web = expanded.startswith(("http://", "https://"))  # whose query may hold a signature: no part of a name
-    names = {path: str(PurePosixPath(path.split("?")[0] if web else path).relative_to(base)) for path in infos}
+    names = {path: _below(base, path.split("?")[0] if web else path, source) for path in infos}
     infos = {path: info for path, info in infos.items() if not _excluded(names[path], exclude)}
     if isinstance(fs, LocalFileSystem):
         _refuse_lost(source, {names[path]: info["leads"] for path, info in infos.items() if "leads" in info})
+        if ingest.links == "inside" and "{" not in source:  # an interpreter's own library may be linked together
+            _refuse_outside(source, {names[path]: info["outside"] for path, info in infos.items() if "outside" in info})
         try:
             marks = dict(zip(infos, fingerprints.of(list(infos)), strict=True))
         except (OSError, UnicodeError) as error:
@@ -124,11 +129,25 @@ def _list_one(
 def _refuse_lost(source: str, links: dict[str, str]) -> None:
     """Raise SourceError where there are `links`, by name, to what is not there: data that somebody counts on."""
     if links:
-        shown = ", ".join(f"{name} → {target}" for name, target in list(links.items())[:3])
         raise SourceError(
-            f"ingest.sources: {source!r}: {len(links)} of its files are links that lead to nothing: {shown}"
-            f"{', …' if len(links) > 3 else ''}. Mend them, or leave them out with ingest.exclude."
+            f"ingest.sources: {source!r}: {len(links)} of its files are links that lead to nothing: {_first(links)}. "
+            "Mend them, or leave them out with ingest.exclude."
         )
+
+
+def _refuse_outside(source: str, links: dict[str, str]) -> None:
+    """Raise SourceError where links lead to files that nobody named."""
+    if links:
+        raise SourceError(
+            f"ingest.sources: {source!r}: {len(links)} of its files lie outside of its folder, where links lead to: "
+            f"{_first(links)}. Set ingest.links: anywhere if they are to be read, or leave them out with "
+            "ingest.exclude."
+        )
+
+
+def _first(links: dict[str, str]) -> str:
+    shown = ", ".join(f"{name} → {target}" for name, target in list(links.items())[:3])
+    return f"{shown}, …" if len(links) > 3 else shown
 
 
 def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[str]:
@@ -150,61 +169,61 @@ def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[
     return plain
 
 
-def _find(
-    fs: fsspec.AbstractFileSystem, path: str, exclude: list[str], literal: str
-) -> tuple[str, dict[str, dict[str, Any]]]:
-    """(fixed part, path → info) of the files at `path`: a file, a folder (all below it) or a glob. What it begins with
-    is `literal`: a recipe's folder may have any name."""
+def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str], literal: int) -> tuple[str, Files]:
+    """(fixed part, path → info) of the files at `path`: a file, a folder (all below it) or a glob. Its first `literal`
+    characters are no pattern."""
+    local = isinstance(fs, LocalFileSystem)
     wildcard = re.compile(r"[*\[]") if path.startswith("http") else _MAGIC  # there a ? begins the query
-    if magic := wildcard.search(path, len(literal) if path.startswith(literal) else 0):
+    if magic := wildcard.search(path, literal):
         base = path[: magic.start()].rpartition("/")[0]
         if not fs.exists(base or "/"):
             raise FileNotFoundError(base)
-        local = isinstance(fs, LocalFileSystem)
-        found = _walk(base, path[len(base) + 1 :], exclude) if local else fs.glob(path, detail=True)
+        pattern = path[len(base) :]
+        found = _walk(base, pattern[1:], exclude) if local else fs.glob(_escaped(base) + pattern, detail=True)
     elif not path.endswith("/") and fs.isfile(path):  # a web server's list of a folder is no file
         base, found = path.rpartition("/")[0], {path: fs.info(path)}
     elif fs.isdir(path):
         base = path.rstrip("/")
-        found = _walk(base, "**", exclude) if isinstance(fs, LocalFileSystem) else fs.find(path, detail=True)
+        found = _walk(base, "**", exclude) if local else fs.find(path, detail=True)
     else:
         raise FileNotFoundError(path)
     return base, {name: info for name, info in sorted(found.items()) if info["type"] == "file"}
 
 
-def _walk(base: str, pattern: str, exclude: list[str]) -> dict[str, dict[str, Any]]:
-    """A local glob below `base` that doesn't enter excluded folders (a site-packages below may hold 100,000 files).
-    Links to folders are followed, but not in a circle; one to nothing counts as a file, and says where it `leads`."""
-    wanted = re.compile(glob_translate(pattern))
-    found: dict[str, dict[str, Any]] = {}
-    left: dict[str, tuple[str, ...]] = {}  # folder → the real ones in which the links lie that led there
-    for folder, folders, files in os.walk(base, onerror=_fail, followlinks=True):
-        below = os.path.relpath(folder, base).replace(os.sep, "/")
-        prefix, before = "" if below == "." else f"{below}/", left.pop(folder, ())
-        folders[:] = sorted(name for name in folders if not _excluded(f"{prefix}{name}/", exclude))
-        for name in list(folders):
-            path = f"{folder}/{name}"
-            left[path] = (*before, os.path.realpath(folder)) if os.path.islink(path) else before
-            if os.path.islink(path) and _is_around(os.path.realpath(path), left[path]):
-                folders.remove(name)
-        for name in files:
-            path = f"{folder}/{name}"
-            if not wanted.match(f"{prefix}{name}"):
-                continue
-            if os.path.isfile(path):
-                found[path] = {"type": "file", "size": os.path.getsize(path)}
-            elif os.path.islink(path) and not os.path.exists(path):
-                found[path] = {"type": "file", "size": 0, "leads": os.readlink(path)}
-    return found
+def _walk(base: str, pattern: str, exclude: list[str]) -> Files:
+    return walk(base, pattern, lambda name: _excluded(name, exclude))
 
 
-def _is_around(folder: str, others: tuple[str, ...]) -> bool:
-    """Whether one of `others` is `folder` or lies in it."""
-    return any(f"{other}/".startswith(f"{folder.rstrip('/')}/") for other in others)
+def _escaped(path: str) -> str:
+    return path.replace("[", "[[]")
 
 
-def _fail(error: OSError) -> None:
-    raise error  # os.walk would leave an unreadable folder out without a word
+def _literal(fs: fsspec.AbstractFileSystem, path: str, known: int) -> int:
+    """How many characters of `path` are no pattern: those of its first `known`, and of what is there by that very name
+    though there are brackets in it."""
+    if "[" not in path[known:]:
+        return known
+    at = known
+    while (end := path.find("/", at)) >= 0 or at < len(path):
+        part = path[at : end if end >= 0 else len(path)]
+        if re.search(r"[*?]", part) or ("[" in part and not fs.exists(path[: at + len(part)])):
+            return at
+        at += len(part) + 1
+    return len(path)
+
+
+def _below(base: str, path: str, source: str) -> str:
+    """The name of `path`: what follows `base`. Raises SourceError where it leads out of that: in an archive it may."""
+    name = PurePosixPath(path)
+    if base or not name.is_absolute():
+        with suppress(ValueError):
+            name = name.relative_to(base)
+    if name.is_absolute() or ".." in name.parts:
+        raise SourceError(
+            mask(f"ingest.sources: {source!r}: {path!r} leads out of {base or 'the archive'!r}. ")
+            + "Leave it out with a narrower glob, or pack the archive anew, with names that begin at a folder of it."
+        )
+    return str(name)
 
 
 def _remote_fingerprint(fs: fsspec.AbstractFileSystem, path: str, info: dict[str, Any]) -> str:

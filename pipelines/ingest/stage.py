@@ -33,25 +33,22 @@ DUPLICATES = "duplicates.jsonl"
 
 @dataclass(frozen=True)
 class Item:
-    """A unit of work. `payload` holds JSON values only, so that items travel to any process or machine. `duplicates`
-    are what the plan left out since it equals something of the item: they are no part of its key."""
+    """A unit of work. `payload` holds JSON values only, so that items travel to any process or machine."""
 
     key: str
     label: str
     bytes: int
     payload: dict[str, Any] = field(repr=False)
-    duplicates: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an item made: manifest `records`, what it set aside, each with name and reason, and the `duplicates` that it
-    left out (`duplicates.py`). A record has no key, unless it is of other inputs than the item was planned for."""
+    """What an item made: manifest `records`, and what it set aside, each with name and reason. A record has no key,
+    unless it is of other inputs than the item was planned for."""
 
     key: str
     records: list[dict[str, Any]]
     quarantined: list[dict[str, Any]] = field(default_factory=list)
-    duplicates: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,8 @@ class Summary:
 
 
 class DataStage(Protocol):
-    """What the three data stages have in common. Implementations are cheap to pickle."""
+    """What the three data stages have in common. Implementations are cheap to pickle. `build` gives the manifest, and
+    the list of the duplicates that it leaves out."""
 
     @property
     def name(self) -> str: ...
@@ -87,7 +85,7 @@ class DataStage(Protocol):
     def max_quarantined(self) -> int: ...
     def plan(self) -> list[Item]: ...
     def work(self, item: Item) -> Result: ...
-    def build(self, items: Sequence[Item], results: Sequence[Result]) -> Manifest: ...
+    def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]: ...
 
 
 def journal_of(ws: Workspace, stage: str) -> Path:
@@ -140,14 +138,13 @@ def commit(
     ordered = [results[item.key] for item in items]
     refuse_unusable(stage, ordered, journal)
     aside = [{"key": result.key, **entry} for result in ordered for entry in result.quarantined]
-    manifest = stage.build(items, ordered)
+    manifest, duplicates = stage.build(items, ordered)
     if lines := _write_lines(stage.zone.folder / QUARANTINE, aside):
         manifest = Manifest({**manifest.header, "quarantine": digest_bytes(lines)}, manifest.table)
-    duplicates = [entry for item, result in zip(items, ordered, strict=True) for entry in _duplicates(item, result)]
     _write_lines(stage.zone.folder / DUPLICATES, duplicates)
     stage.zone.commit(manifest)
     journal.unlink(missing_ok=True)
-    left_out = sum(entry.get("more", 1) for entry in duplicates)
+    left_out = manifest.header["counts"].get("duplicates", 0)
     return Summary(stage.name, manifest, len(items), worked, rows_of(aside), left_out)
 
 
@@ -177,16 +174,9 @@ def _write_lines(file: Path, entries: Sequence[dict[str, Any]]) -> bytes:
     return lines
 
 
-def _duplicates(item: Item, result: Result) -> Iterator[dict[str, Any]]:
-    """What the plan left out for an item, and what its work did, which has its key: it is known again by that."""
-    yield from item.duplicates
-    yield from ({"key": result.key, **entry} for entry in result.duplicates)
-
-
 def _committed(zone: Zone) -> Iterator[Result]:
     """The results that the present manifest holds. One that cannot be read counts as none; so does one whose quarantine
-    file is another's (a commit was cut off between the two), since results would lose what they set aside. Duplicates
-    among rows are not known of results from before they were listed: no file is read again for that."""
+    file is another's (a commit was cut off between the two), since results would lose what they set aside."""
     if not zone.complete:
         return
     try:
@@ -200,15 +190,11 @@ def _committed(zone: Zone) -> Iterator[Result]:
     aside: dict[str, list[dict[str, Any]]] = {}
     for entry in _json_lines(zone.folder / QUARANTINE):
         aside.setdefault(entry.pop("key"), []).append(entry)
-    equal: dict[str, list[dict[str, Any]]] = {}
-    for entry in _json_lines(zone.folder / DUPLICATES):
-        if "key" in entry:  # else it is the plan's, which finds it again
-            equal.setdefault(entry.pop("key"), []).append(entry)
     made: dict[str, list[dict[str, Any]]] = {key: [] for key in aside}
     for record in records:
         made.setdefault(record.pop("key"), []).append(record)
     for key, objects in made.items():
-        yield Result(key, objects, aside.get(key, []), equal.get(key, []))
+        yield Result(key, objects, aside.get(key, []))
 
 
 class Journal:

@@ -41,6 +41,9 @@ class Ingest(Section):
     such lists by the name of a domain, to be mixed by stream.mixture: {code: [src/**/*.py], prose: [books/*.txt]}."""
     exclude: list[str] = []
     """Globs on a source's name (its path below the glob's fixed part) to leave out: **/test/**."""
+    links: Literal["inside", "anywhere"] = "inside"
+    """Where links in a source's folder may lead. inside: within the folder; one that leads out of it is refused.
+    anywhere: to whatever this machine's files are."""
 
     @property
     def listed(self) -> list[str]:
@@ -90,9 +93,10 @@ class Curate(Section):
     null_values: list[str] = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>"]
     """Labels that stand for no label; their rows are set aside. An empty one always does."""
     split: Split = Split()
-    """Shares of train, val and test; a sample's split depends on its name and the seed alone."""
+    """Shares of train, val and test; a sample's split depends on its input (text, image or features) and the seed
+    alone, so that equal ones share it."""
     deduplicate: bool = True
-    """Keep one of several files with equal bytes, and one of several equal rows of a table file."""
+    """Keep one of several samples of which the files hold the same (whole rows, lines, files), in the whole dataset."""
     files_per_object: int = Field(64, ge=1, le=100_000)
     """How many raw files go into one curated object, on average."""
     max_pixels: int = Field(64_000_000, ge=1, le=178_956_970)

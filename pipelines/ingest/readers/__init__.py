@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
 from pipelines.ingest.images import read_image
-from pipelines.ingest.readers.columns import ID
 from pipelines.ingest.readers.csv_rows import read_csv
 from pipelines.ingest.readers.jsonl_rows import read_jsonl
-from pipelines.ingest.readers.parquet_rows import parquet_table, read_parquet
+from pipelines.ingest.readers.parquet_rows import read_parquet
 from pipelines.ingest.readers.text import read_text
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 from storage.errors import DataError
 
-__all__ = ["ID", "KINDS", "READERS", "Rows", "detect", "parquet_table"]
+__all__ = ["KINDS", "READERS", "Rows", "detect"]
 
 Reader = Callable[[str, bytes, Curate], Rows]
 

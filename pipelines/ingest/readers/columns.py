@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from pipelines.ingest.curated import OWN
 from pipelines.params import Curate
 from storage.errors import DataError
 
-ID = "sample_id"  # the curated column that names a sample; no feature may have this name
 MOST = 16_384  # features
 _LARGEST = 3.4028234e38  # of float32, in which features are stored
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -56,7 +56,7 @@ def chosen(file: str, header: Sequence[str], params: Curate) -> Columns:
     ]
     if twice := sorted(column for column in needed if counts[column] > 1):
         problems.append(f"{file}: the header has {_some(twice)} twice. Give each column a name of its own.")
-    if own := sorted({ID, "label"} & set(features)):
+    if own := sorted({*OWN, "label"} & set(features)):
         problems.append(
             f"{file}: a feature is named {' or '.join(own)}, which the curated zone uses for its own columns. "
             "Leave it out with curate.features, or rename it."

@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from typing_extensions import Buffer
 
 from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
@@ -19,16 +18,6 @@ _TIMES = 50  # its own size: what a file may always take
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)  # OSError: a page that does not unpack
 
 Batch = tuple[pa.RecordBatch, dict[int, str], pa.Array | None]
-
-
-def parquet_table(data: Buffer) -> pa.Table:
-    """The table in a Parquet file's bytes. Raises ArrowInvalid.
-
-    In this thread alone: Arrow's own threads may let go of `data` later, and one that does so while the interpreter
-    ends takes the process down with it.
-    """
-    with pyarrow.parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-        return file.read(use_threads=False)
 
 
 def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
@@ -111,9 +100,9 @@ def _too_large(file: pyarrow.parquet.ParquetFile, size: int, wanted: list[str] |
     leaves = [n for n in range(metadata.num_columns) if schema.column(n).path.split(".")[0] in roots
               or schema.column(n).path in roots]  # fmt: skip
     needs = metadata.num_rows * _NAME
-    for group in range(metadata.num_row_groups):
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for leaf in leaves:
-            chunk = metadata.row_group(group).column(leaf)
+            chunk = group.column(leaf)
             width = max(8, schema.column(leaf).length or 0)
             needs += max(chunk.total_uncompressed_size, chunk.num_values * width)
     most = max(limit * (1 << 20), _TIMES * size)

@@ -1,25 +1,27 @@
-"""Duplicates: which file or row is kept, and where what was left out is written."""
+"""Duplicates: which sample is kept, over the whole data set, and where what was left out is written."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import TINY, write_params
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ingest import data_stage
-from pipelines.ingest.duplicates import NAMED, distinct_rows
-from pipelines.ingest.readers import Rows
+from pipelines.ingest import curated, data_stage, duplicates
+from pipelines.ingest.duplicates import NAMED, kept_rows, pack
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.workspace import Workspace
+from storage.shards import Shard
 
 TABLES: dict[str, Any] = {
     **TINY, "ingest": {"sources": ["tables/*.csv"]},
-    "curate": {"label": "y", "files_per_object": 1, "split": {"train": 1, "val": 0, "test": 0}},
+    "curate": {"label": "y", "features": ["a", "b"], "files_per_object": 1, "split": {"train": 1, "val": 0, "test": 0}},
 }  # fmt: skip
 
 
@@ -33,93 +35,173 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def kept(folder: Path) -> list[str]:
+    """The samples of the shards."""
+    zone = Workspace.open(folder).zone("shards")
+    paths = (zone.local_path(path) for path in zone.manifest().table["path"].to_pylist())
+    return sorted(name for path in paths for name in Shard.open(path).ids.to_pylist())
+
+
+def write(folder: Path, **tables: list[str]) -> None:
+    """CSV files of lines id,a,b,y."""
+    (folder / "tables").mkdir(exist_ok=True)
+    write_params(folder, TABLES)
+    for name, lines in tables.items():
+        (folder / "tables" / f"{name}.csv").write_text("".join(f"{line}\n" for line in ["id,a,b,y", *lines]))
+
+
 def test_files_that_are_left_out_are_listed_with_the_one_that_is_kept(recipe: Path) -> None:
-    plain = make(recipe, "ingest", "curate")[1]
+    plain = make(recipe, "ingest", "curate", "shard")
     assert not (recipe / "data" / "curated" / "duplicates.jsonl").exists()
     copies = {"doc003b": "doc003", "doc017b": "doc017", "zoo": "doc003"}
     for copy, name in copies.items():
         (recipe / "texts" / f"{copy}.txt").write_bytes((recipe / "texts" / f"{name}.txt").read_bytes())
-    summary = make(recipe, "ingest", "curate")[1]
+    summary = make(recipe, "ingest", "curate", "shard")[1]
     assert sorted(listed(recipe), key=lambda entry: entry["name"]) == [
         {"name": "doc003b.txt", "of": "doc003.txt"},
         {"name": "doc017b.txt", "of": "doc017.txt"},
         {"name": "zoo.txt", "of": "doc003.txt"},
     ]
     assert ", 3 duplicates left out (see duplicates.jsonl);" in str(summary)
-    objects = ["path", "split", "rows"]
-    assert summary.manifest.table.select(objects) == plain.manifest.table.select(objects)
-    assert summary.worked == 0
+    assert kept(recipe) == [f"doc{number:03d}.txt" for number in range(24)]
     for copy in copies:
         (recipe / "texts" / f"{copy}.txt").unlink()
-    assert make(recipe, "ingest", "curate")[1].manifest.digest == plain.manifest.digest
+    again = make(recipe, "ingest", "curate", "shard")
+    assert [s.manifest.digest for s in again] == [s.manifest.digest for s in plain]
     assert not (recipe / "data" / "curated" / "duplicates.jsonl").exists()
 
 
-def tables(folder: Path, *names: str) -> None:
-    (folder / "tables").mkdir(exist_ok=True)
-    write_params(folder, TABLES)
-    for number, name in enumerate(names):
-        rows = [f"{number},{row % 3},a\n" for row in range(5)]
-        (folder / "tables" / f"{name}.csv").write_text("a,b,y\n" + "".join(rows))
+def test_a_row_is_a_duplicate_where_all_that_its_file_holds_of_it_is_equal(tmp_path: Path) -> None:
+    """Also what the model doesn't see: else the shares of classes would change. In whatever file it stands."""
+    write(tmp_path, one=["1,5,6,x", "2,5,6,x", "3,5,6,z"], two=["4,5,6,x", "1,5,6,x", "1,5,6,z"], zoo=["3,5,6,z"])
+    summary = make(tmp_path, "ingest", "curate", "shard")[1]
+    assert listed(tmp_path) == [
+        {"name": "two.csv:3", "of": "one.csv:2"},
+        {"name": "zoo.csv:2", "of": "one.csv:4"},
+    ]
+    assert kept(tmp_path) == ["one.csv:2", "one.csv:3", "one.csv:4", "two.csv:2", "two.csv:4"]
+    assert summary.manifest.header["counts"] == {"train": 5, "val": 0, "test": 0, "quarantined": 0, "duplicates": 2}
+    assert summary.manifest.table["rows"].to_pylist() == [3, 2, 0]
 
 
-def test_rows_of_a_table_are_listed_too_and_the_list_is_kept(tmp_path: Path) -> None:
-    """By whatever way the files came, and also of those that were not worked again."""
-    tables(tmp_path, "one", "three", "two")
-    first = make(tmp_path, "ingest", "curate")[1]
-    pairs = [(f"{name}.csv:{line}", f"{name}.csv:{line - 3}") for name in ("one", "three", "two") for line in (5, 6)]
-    assert [(entry["name"], entry["of"]) for entry in listed(tmp_path)] == pairs
-    assert first.duplicates == 6
-    again = make(tmp_path, "curate")[0]
-    assert (again.worked, again.duplicates) == (0, 6)
-    (tmp_path / "tables" / "three.csv").unlink()
-    assert make(tmp_path, "ingest", "curate")[1].duplicates == 4
-    tables(tmp_path, "one", "three", "two")
-    last = make(tmp_path, "ingest", "curate")[1]
-    assert (last.worked, last.manifest.digest) == (1, first.manifest.digest)
-    assert [(entry["name"], entry["of"]) for entry in listed(tmp_path)] == pairs
+def test_equal_lines_below_other_headers_are_no_duplicates(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x"], two=[])
+    (tmp_path / "tables" / "two.csv").write_text("id,b,a,y\n1,5,6,x\n")
+    write_params(tmp_path, {**TABLES, "curate": {**TABLES["curate"], "features": ["a", "b"]}})
+    assert make(tmp_path, "ingest", "curate")[1].duplicates == 0
 
 
-def test_the_list_survives_a_crash(tmp_path: Path) -> None:
-    tables(tmp_path, "one", "two")
-    make(tmp_path, "ingest")
-    ws = Workspace.open(tmp_path)
-    stage, journal = data_stage("curate", ws), journal_of(ws, "curate")
-
-    class Stops:
-        def map(self, work, items):  # type: ignore[no-untyped-def]
-            yield work(items[0])
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(stage, journal, ws.params.compute, Stops())
-    summary = run(stage, journal, ws.params.compute)
-    assert (summary.worked, summary.duplicates, len(listed(tmp_path))) == (1, 4, 4)
+def test_what_a_new_file_makes_a_duplicate_is_left_out_without_reading_its_file_again(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x"], two=["2,7,8,x", "3,7,9,x"])
+    first = make(tmp_path, "ingest", "curate", "shard")
+    write(tmp_path, a=["3,7,9,x"])
+    curate, shard = make(tmp_path, "ingest", "curate", "shard")[1:]
+    assert (curate.worked, curate.duplicates) == (1, 1)
+    assert listed(tmp_path) == [{"name": "two.csv:3", "of": "a.csv:2"}]
+    assert kept(tmp_path) == ["a.csv:2", "one.csv:2", "two.csv:2"]
+    assert shard.worked
+    (tmp_path / "tables" / "a.csv").unlink()
+    last = make(tmp_path, "ingest", "curate", "shard")
+    assert [s.manifest.digest for s in last] == [s.manifest.digest for s in first]
+    assert kept(tmp_path) == ["one.csv:2", "two.csv:2", "two.csv:3"]
 
 
-def test_of_many_rows_the_first_are_named_and_the_rest_is_counted() -> None:
-    table = pa.table({"a": np.zeros(1000), "label": ["x"] * 1000})
-    rows, entries = distinct_rows(Rows([f"t.csv:{line}" for line in range(2, 1002)], table), "t.csv")
-    assert rows.ids == ["t.csv:2"]
-    assert entries[:NAMED] == [{"name": f"t.csv:{line}", "of": "t.csv:2"} for line in range(3, 3 + NAMED)]
-    assert entries[NAMED:] == [{"name": "t.csv", "more": 999 - NAMED}]
+def test_without_deduplicate_all_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x", "1,5,6,x"])
+    write_params(tmp_path, {**TABLES, "curate": {**TABLES["curate"], "deduplicate": False}})
+    assert make(tmp_path, "ingest", "curate", "shard")[1].duplicates == 0
+    assert kept(tmp_path) == ["one.csv:2", "one.csv:3"]
 
 
-VALUES = st.sampled_from([0.0, -0.0, 1.5, -1.5, 1e300])
+def test_of_many_rows_the_first_are_named_and_the_rest_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x"] * 1000, two=["1,5,6,x"] * 3)
+    assert make(tmp_path, "ingest", "curate")[1].duplicates == 1002
+    entries = listed(tmp_path)
+    assert entries[:NAMED] == [{"name": f"one.csv:{line}", "of": "one.csv:2"} for line in range(3, 3 + NAMED)]
+    assert entries[NAMED] == {"name": "one.csv", "more": 999 - NAMED}
+    assert [entry["name"] for entry in entries[NAMED + 1 :]] == ["two.csv:2", "two.csv:3", "two.csv:4"]
 
 
-@given(st.lists(st.tuples(VALUES, VALUES, st.sampled_from(["", "a", "é"])), max_size=40))
-def test_the_first_of_equal_rows_is_kept(cells: list[tuple[float, float, str]]) -> None:
-    schema = pa.schema({"a": pa.float64(), "b": pa.float64(), "label": pa.string()})
-    table = pa.Table.from_pylist([dict(zip(schema.names, cell, strict=True)) for cell in cells], schema)
-    found, entries = distinct_rows(Rows([str(row) for row in range(len(cells))], table), "t")
-    first: dict[tuple[float, float, str], int] = {}
+def test_lines_are_counted_by_file_in_a_domain_beside_one_of_files(recipe: Path) -> None:
+    (recipe / "texts" / "again.txt").write_bytes((recipe / "texts" / "doc000.txt").read_bytes())
+    (recipe / "lines.jsonl").write_text('{"text": "line"}\n' * (NAMED + 9))
+    sources = {"a": ["texts/*.txt"], "b": ["lines.jsonl"]}
+    write_params(recipe, {**TINY, "ingest": {"sources": sources}})
+    assert make(recipe, "ingest", "curate")[1].duplicates == 1 + NAMED + 8
+    entries = listed(recipe)
+    assert entries[0] == {"name": "a/doc000.txt", "of": "a/again.txt"}
+    assert entries[1] == {"name": "b/lines.jsonl:2", "of": "b/lines.jsonl:1"}
+    assert entries[1 + NAMED :] == [{"name": "b/lines.jsonl", "more": 8}]
+
+
+def test_one_image_in_two_classes_is_no_duplicate(tmp_path: Path) -> None:
+    """They contradict each other, and which is right is not for the order of names to say."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "PNG")
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(file.getvalue())
+    write_params(tmp_path, {**TINY, "ingest": {"sources": ["images"]}, "curate": {"files_per_object": 1}})
+    curate = make(tmp_path, "ingest", "curate")[1]
+    assert listed(tmp_path) == [{"name": "cat/2.png", "of": "cat/1.png"}]
+    assert len(set(curate.manifest.table["split"].to_pylist())) == 1
+
+
+def test_an_object_that_holds_duplicates_only_is_no_shard(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x", "2,5,6,z"], two=["1,5,6,x", "2,5,6,z"])
+    write_params(tmp_path, {**TABLES, "shard": {"shuffle_objects": 1}})
+    make(tmp_path, "ingest", "curate", "shard")
+    assert kept(tmp_path) == ["one.csv:2", "one.csv:3"]
+    assert make(tmp_path, "shard")[0].worked == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=40), st.integers(1, 5), st.integers(1, 9))
+def test_the_first_of_equal_digests_is_kept_however_they_are_shared_out(
+    cells: list[tuple[int, int]], objects: int, at_once: int
+) -> None:
+    digests = np.array(cells, np.uint64).reshape(-1, 2)
+    pieces = np.array_split(digests, objects)
+    columns = [pa.chunked_array([duplicates_column(piece)]) for piece in pieces]
+    records = [{"stats": json.dumps({"rows": len(piece)}), "number": number} for number, piece in enumerate(pieces)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_AT_ONCE", at_once)
+        patch.setattr(duplicates, "read_column", lambda zone, record, name: columns[record["number"]])
+        found = duplicates.find(None, records)  # type: ignore[arg-type]
+    first: dict[tuple[int, int], int] = {}
     for row, cell in enumerate(cells):
         first.setdefault(cell, row)
-    assert found.ids == [str(row) for row in first.values()]
-    assert found.table.to_pylist() == [
-        dict(zip(("a", "b", "label"), cells[row], strict=True)) for row in first.values()
-    ]
-    assert entries == [
-        {"name": str(row), "of": str(first[cell])} for row, cell in enumerate(cells) if first[cell] != row
-    ]
+    expected = [(row, first[cell]) for row, cell in enumerate(cells) if first[cell] != row]
+    assert [*zip(found.left_out.tolist(), found.kept.tolist(), strict=True)] == expected
+    ends = np.cumsum([len(piece) for piece in pieces])
+    by_object = [found.of(number)[0] + end - len(pieces[number]) for number, end in enumerate(ends)]
+    assert np.concatenate(by_object).tolist() == [row for row, _ in expected]
+
+
+def duplicates_column(digests: Any) -> pa.Array:
+    from pipelines.ingest.content import to_arrow
+
+    return to_arrow(digests)
+
+
+@given(st.sets(st.integers(0, 200)), st.integers(0, 60))
+def test_what_is_left_out_is_packed_in_a_bit_a_row_or_less(left_out: set[int], more: int) -> None:
+    rows = max(left_out, default=0) + 1 + more
+    packed = pack(rows, np.array(sorted(left_out), np.int64))
+    assert kept_rows(rows, packed).tolist() == [row for row in range(rows) if row not in left_out]
+    assert len(packed or b"") <= (rows + 7) // 8
+
+
+def test_a_damaged_object_is_named(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x", "2,5,6,z"])
+    [record] = make(tmp_path, "ingest", "curate")[1].manifest.records()
+    zone = Workspace.open(tmp_path).zone("curated")
+    assert curated.read_column(zone, record, curated.ID).to_pylist() == ["one.csv:2", "one.csv:3"]
+    path = zone.local_path(record["path"])
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    from storage.errors import DigestError
+
+    with pytest.raises(DigestError, match=record["path"]):
+        curated.read_column(zone, record, curated.ID)

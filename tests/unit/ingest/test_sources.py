@@ -1,10 +1,12 @@
 """Sources: globs, folders, files, exclusions, names and fingerprints."""
 
+import os
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import fsspec
 import pytest
@@ -27,8 +29,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(tree: Path, *sources: str, exclude: list[str] | None = None) -> list[str]:
-    listed = list_sources(Ingest(sources=list(sources), exclude=exclude or []), tree, tree / "state")
+def names(tree: Path, *sources: str, exclude: list[str] | None = None, links: Any = "inside") -> list[str]:
+    listed = list_sources(Ingest(sources=list(sources), exclude=exclude or [], links=links), tree, tree / "state")
     return [file.name for file in listed]
 
 
@@ -141,6 +143,25 @@ def test_links_to_nothing_are_named_unless_they_are_left_out(tree: Path) -> None
     assert names(tree, "in/*.txt", exclude=["lost*"]) == ["a.txt"]
 
 
+def test_links_out_of_a_source_s_folder_are_refused_by_name(tree: Path) -> None:
+    """Else a folder that somebody sent would be read together with whatever its links lead to."""
+    (tree / "far").mkdir()
+    (tree / "far" / "z.txt").write_text("z")
+    (tree / "in" / "more").symlink_to(tree / "far")
+    (tree / "in" / "sub" / "y.txt").symlink_to(tree / "far" / "z.txt")
+    for source in ("in", "in/**", "in/**/*.txt", "in/*/*.txt", f"file://{tree}/in"):
+        with pytest.raises(
+            SourceError, match=r"2 of its files lie outside .*more/z\.txt → .*/far, sub/y\.txt → .*/far/z"
+        ):
+            names(tree, source)
+    with pytest.raises(SourceError, match=r"1 of its files .*/far/z\.txt\. Set ingest\.links: anywhere if"):
+        names(tree, "in/**/*.txt", exclude=["more/**"])
+    assert names(tree, "in/**/*.txt", exclude=["more/**", "**/y.txt"]) == names(tree, "in/**/[a-x].txt")
+    assert names(tree, "in/*.txt") == ["a.txt"]
+    assert names(tree, "in/more/*.txt") == ["z.txt"]  # which is named
+    assert names(tree, "in/sub/y.txt") == ["y.txt"]
+
+
 def test_links_to_folders_are_followed_but_not_in_a_circle(tree: Path) -> None:
     """Others' data is linked, not copied; what a link leads to must not be left out without a word."""
     (tree / "far").mkdir()
@@ -149,9 +170,72 @@ def test_links_to_folders_are_followed_but_not_in_a_circle(tree: Path) -> None:
     (tree / "far" / "back").symlink_to(tree / "in")
     (tree / "in" / "sub" / "up").symlink_to(tree / "in")
     known = ["a.txt", "sub/b.txt", "sub/test/c.txt", "sub/test/deep/d.txt"]
-    assert names(tree, "in/**/*.txt") == sorted(["more/z.txt", *known])
-    assert names(tree, "in/*/*.txt") == ["more/z.txt", "sub/b.txt"]
-    assert names(tree, "in/**/*.txt", exclude=["more/**"]) == known
+    anywhere = partial(names, tree, links="anywhere")
+    assert anywhere("in/**/*.txt") == sorted(["more/z.txt", *known])
+    assert anywhere("in/*/*.txt") == ["more/z.txt", "sub/b.txt"]
+    assert anywhere("in/**/*.txt", exclude=["more/**"]) == known
+
+
+def test_links_within_a_source_s_folder_are_followed(tree: Path) -> None:
+    (tree / "in" / "again").symlink_to("sub")
+    (tree / "link").symlink_to("in")
+    for source in ("in/*/*.txt", "link/*/*.txt"):
+        assert names(tree, source) == ["again/b.txt", "sub/b.txt"]
+
+
+def test_links_that_make_many_ways_to_a_folder_are_refused(tree: Path) -> None:
+    """Two in each of thirty folders would be 2^30 ways."""
+    for level in range(30):
+        (tree / "in" / f"{level:02d}").mkdir()
+        for name in "ab":
+            (tree / "in" / f"{level:02d}" / name).symlink_to(tree / "in" / f"{level + 1:02d}")
+    (tree / "in" / "30").mkdir()
+    with pytest.raises(
+        SourceError, match=r"more than 16 links below .*/in lead to .*Leave links out with ingest\.excl"
+    ):
+        names(tree, "in/**/*.txt")
+    assert len(names(tree, "in/**/*.txt", exclude=["*/a", "*/b", "*/a/", "*/b/"])) == 4
+
+
+def test_a_glob_enters_no_folder_that_lies_too_deep_for_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: entered.append(os.path.relpath(path, tree)) or scandir(path))
+    assert names(tree, "in/*/*.txt") == ["sub/b.txt"]
+    assert entered == ["in", "in/sub"]
+
+
+def test_a_name_with_brackets_is_that_file_where_it_is_there(tree: Path) -> None:
+    for folder in ("data[1]", "data1"):
+        (tree / folder).mkdir()
+        (tree / folder / "a.txt").write_text(folder)
+    (tree / "data1" / "part[2].txt").write_text("part")
+    stage = IngestStage(Ingest(sources=["data[1]/*.txt"]), tree, tree / "state", Zone(tree / "raw"))
+    assert [item.payload["url"].split("/")[-2] for item in stage.plan()] == ["data[1]"]
+    assert names(tree, "data[1]") == names(tree, "data[1]/a.txt") == ["a.txt"]
+    assert names(tree, "data1/part[2].txt") == ["part[2].txt"]
+    assert names(tree, "data[12]/*.txt") == ["data1/a.txt", "data1/part[2].txt"]
+    with pytest.raises(
+        SourceError, match=r"matches no file.*\[ab\] stands for a or b; for a bracket itself write \[\[\]"
+    ):
+        names(tree, "data[2]/*.txt")
+
+
+def test_a_remote_name_with_brackets_is_that_file_too(tree: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({"/brackets/x[1]/one.txt": b"1", "/brackets/x1/two.txt": b"2"})
+    try:
+        assert names(tree, "memory://brackets/x[1]/*.txt") == ["one.txt"]
+        assert names(tree, "memory://brackets/x[12]/*.txt") == ["x1/two.txt"]
+    finally:
+        fs.rm("/brackets", recursive=True)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.txt", "../a.txt", "in/../../a.txt"])
+def test_an_archive_s_names_that_lead_out_of_it_are_refused(tree: Path, name: str) -> None:
+    with zipfile.ZipFile(tree / "data.zip", "w") as archive:
+        archive.writestr(name, "first")
+    with pytest.raises(SourceError, match=r"leads out of 'the archive'.*pack the archive anew"):
+        names(tree, "zip://**/*.txt::data.zip")
 
 
 def test_a_recipe_s_folder_may_have_any_name(tmp_path: Path) -> None:
