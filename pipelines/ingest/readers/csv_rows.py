@@ -20,6 +20,7 @@ from pipelines.ingest.readers.table import Table
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
+_RAGGED = 1000  # fields more than twice those of the header: a record with so many is not told by their number
 _WIDE = 32  # rows at least of a block, as long as the header
 
 Wrong = dict[int, tuple[str, int]]  # row → reason, how many lines it takes up
@@ -41,10 +42,10 @@ def read_csv(name: str, data: bytes, params: Curate, block: int = BLOCK) -> Rows
     except ValueError as error:
         aside.add(name, str(error), max(count_lines(data) - 1, 1))
         return _nothing(aside)
-    form = _Form.of(grammar, header, chosen(name, header, params))
+    form = _Form.of(grammar.delimiter, header, chosen(name, header, params))
     table = Table(name, form.columns, aside)
     size = max(block, min(_WIDE * start, LARGEST))
-    for part in records(data, start, line, grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
+    for part in records(data, start, line, form.grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
         batch, wrong = _at_once(part, form) or _one_by_one(part, form)
         digests = row_digests.of_spans(part.data, part.starts, part.ends) if params.deduplicate else None
         table.add(batch, part.lines, wrong, digests)
@@ -88,19 +89,19 @@ class _Form:
     convert: pyarrow.csv.ConvertOptions
 
     @classmethod
-    def of(cls, grammar: Grammar, header: Sequence[str], columns: Columns) -> "_Form":
+    def of(cls, delimiter: str, header: Sequence[str], columns: Columns) -> "_Form":
         places = {name: place for place, name in enumerate(header)}
         at = [places[name] for name in columns.needed]
         names = [str(place) for place in range(len(header))]  # the header's need not differ
         kinds = [pa.float64()] * len(columns.features)
         kinds.append(pa.dictionary(pa.int32(), pa.string()) if columns.classes else pa.float64())
         return cls(
-            grammar,
+            Grammar(delimiter, 2 * len(header) + _RAGGED),
             columns,
             len(header),
             at,
             pyarrow.csv.ReadOptions(use_threads=False, column_names=names, block_size=(1 << 31) - 1),
-            pyarrow.csv.ParseOptions(delimiter=grammar.delimiter, newlines_in_values=True),
+            pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             pyarrow.csv.ConvertOptions(
                 column_types={str(place): kind for place, kind in zip(at, kinds, strict=True)},
                 include_columns=[str(place) for place in at],

@@ -6,7 +6,7 @@ _MAGIC = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first (unzstd)",
     b"\xfd7zXZ\x00": "compressed by xz: unpack it first (unxz)",
     b"PK\x03\x04": "a ZIP archive: name what is in it in ingest.sources as zip://**/*.csv::path/of/the.zip",
-    b"PAR1": "a Parquet file: set curate.reader to parquet",
+    b"PAR1\x15": "a Parquet file: set curate.reader to parquet",
     b"%PDF-": "a PDF: take the text out of it first",
 }
 _LOOKED_AT = 4096

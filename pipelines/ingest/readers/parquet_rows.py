@@ -100,9 +100,9 @@ def _too_large(file: pyarrow.parquet.ParquetFile, size: int, wanted: list[str] |
     leaves = [n for n in range(metadata.num_columns) if schema.column(n).path.split(".")[0] in roots
               or schema.column(n).path in roots]  # fmt: skip
     needs = metadata.num_rows * _NAME
-    for group in range(metadata.num_row_groups):
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for leaf in leaves:
-            chunk = metadata.row_group(group).column(leaf)
+            chunk = group.column(leaf)
             width = max(8, schema.column(leaf).length or 0)
             needs += max(chunk.total_uncompressed_size, chunk.num_values * width)
     most = max(limit * (1 << 20), _TIMES * size)

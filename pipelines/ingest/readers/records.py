@@ -15,6 +15,7 @@ import numpy as np
 from pipelines.ingest.readers.lines import Ints, breaks, line_ends, next_line, whole_crlf
 
 BLOCK = 1 << 20
+MOST = 65_536  # records of a block
 LARGEST = 16 << 20
 
 Damaged = Callable[[int, str], None]  # line, reason
@@ -33,16 +34,24 @@ class Records:
 
 
 class Grammar:
-    """What a record and its fields are, with `delimiter` between fields."""
+    """What a record and its fields are, with `delimiter` between fields. A record that is looked for one by one has at
+    most `most` fields: else each line of a hostile file might cost the reading of all that follow."""
 
-    def __init__(self, delimiter: str) -> None:
-        self.delimiter = delimiter
+    def __init__(self, delimiter: str, most: int = 1 << 20) -> None:
+        self.delimiter, self.most = delimiter, most
         end = rb"[%s\r\n]" % delimiter.encode()
         field = rb'(?:"[^"]*+(?:""[^"]*+)*+"(?=%s|\Z)|(?!")[^%s*+)' % (end, end[1:])
-        self.record = re.compile(rb"%s(?:%s%s)*+" % (field, delimiter.encode(), field))
+        self.record = re.compile(rb"%s(?:%s%s){0,%d}+" % (field, delimiter.encode(), field, most - 1))
+        self._more = re.compile(rb"%s%s" % (delimiter.encode(), field))
         self._fields = re.compile(rb"(?:\A|%s)(%s)" % (delimiter.encode(), field))
         self.beside_quotes = np.zeros(256, bool)
         self.beside_quotes[[ord(delimiter), *b'\r\n"']] = True
+
+    def fault(self, data: bytes, end: int, limit: int) -> str:
+        """Why no record ends at `end`, up to which it could be read, `limit` being the largest that it may be."""
+        if self._more.match(data, end, limit):
+            return f"more than {self.most:,} fields"
+        return "a quoted field does not end: a quote is missing, or one within it is not doubled"
 
     def fields(self, record: bytes) -> list[bytes]:
         """The fields as they are written."""
@@ -72,6 +81,7 @@ def _at_once(data: bytes, start: int, line: int, grammar: Grammar, size: int) ->
         stop = whole_crlf(data, start + size)
         at, after = line_ends(data, start, stop)
         outside, in_place = _outside(data, start, stop, at, grammar)
+        outside = outside[:MOST]
         if len(outside):
             break
         if stop == len(data) or not in_place or size >= LARGEST:
@@ -110,7 +120,8 @@ def _one_by_one(
     parts, lines, spans = list[bytes](), list[int](), list[int]()
     stop = min(start + size, len(data))
     while start < stop:
-        match = grammar.record.match(data, start, min(start + LARGEST, len(data)))
+        limit = min(start + LARGEST, len(data))
+        match = grammar.record.match(data, start, limit)
         end = match.end() if match else start
         if match and (end == len(data) or data[end] in b"\r\n"):
             after, span = next_line(data, end)[1], 1 + breaks(match[0])
@@ -120,7 +131,7 @@ def _one_by_one(
                 spans.append(span)
         else:
             span, after = 1, next_line(data, start)[1]
-            damaged(line, "a quoted field does not end: a quote is missing, or one within it is not doubled")
+            damaged(line, grammar.fault(data, end, limit))
         start, line = after, line + span
     sizes = np.array([len(part) for part in parts], np.int64)
     ends = np.cumsum(sizes + 1)

@@ -51,6 +51,13 @@ def test_a_line_break_in_a_value_is_kept_wherever_blocks_are_cut() -> None:
         assert {*read_csv("t.csv", data, TABLE).table["label"].to_pylist()} == {"w", "u\r\nv"}
 
 
+def test_bytes_that_look_like_a_mark_are_kept_wherever_blocks_are_cut() -> None:
+    """Arrow takes a byte order mark away from the beginning of whatever it reads."""
+    data = b"\xef\xbb\xbfy,a\n" + b"\xef\xbb\xbfu,1\n" * 5
+    for block in (1, 12, 1000):
+        assert read_csv("t.csv", data, TABLE, block).table["label"].to_pylist() == ["\ufeffu"] * 5
+
+
 def test_only_the_columns_that_are_needed_are_decoded() -> None:
     rows = read_csv("t.csv", b"a,note,y\n1,caf\xe9,u\n2,x,caf\xe9\n3,\0,v\n\xff,\xff\n", TABLE)
     assert rows.ids == ["t.csv:2", "t.csv:4"]
@@ -132,6 +139,15 @@ def test_a_hundred_thousand_columns_are_refused_or_those_that_are_needed_read() 
         "c5": [1.0],
         "label": ["u"],
     }
+
+
+def test_lines_that_each_look_like_the_begin_of_an_endless_record_are_read_on_a_little() -> None:
+    """To the end of the file, from each of them, would be quadratic."""
+    data = b"a,note,y\n" + b'",a","\n' * 3000 + b"1,x,u\n"
+    rows = read_csv("t.csv", data, TABLE.model_copy(update={"max_quarantined": 3000}), block=1000)
+    reasons = [entry["reason"] for entry in rows.quarantined]
+    assert {*reasons[:2000]} == {"more than 1,006 fields"}
+    assert (rows.ids, len(reasons)) == (["t.csv:3002"], 3000)
 
 
 def test_a_record_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:

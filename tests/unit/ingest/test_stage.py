@@ -1,8 +1,10 @@
 """Plan, work, commit: what is worked again and what isn't."""
 
+import json
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, write_params
@@ -10,6 +12,7 @@ from conftest import TINY, write_params
 from pipelines import locks
 from pipelines.executors import PoolExecutor
 from pipelines.ingest import data_stage
+from pipelines.ingest.quarantine import GATHERED
 from pipelines.ingest.stage import Item, Result, Summary, group, journal_of, run
 from pipelines.workspace import Workspace
 from storage.errors import DataError
@@ -86,6 +89,72 @@ def test_the_quarantine_names_each_file_and_its_reason(recipe: Path) -> None:
     assert summary.quarantined == 1
     assert "doc004.txt" in (recipe / "data" / "curated" / "quarantine.jsonl").read_text()
     assert make(recipe, "curate")[0].worked <= 1  # an item that made nothing but quarantine is known too
+
+
+def set_aside(folder: Path) -> list[dict[str, Any]]:
+    """What a run that failed lists beside its journal."""
+    return [json.loads(line) for line in unusable(folder).read_text().splitlines()]
+
+
+def unusable(folder: Path) -> Path:
+    return journal_of(Workspace.open(folder), "curate").with_suffix(".quarantine.jsonl")
+
+
+def test_where_nothing_is_left_the_reasons_are_told_and_listed(recipe: Path) -> None:
+    write_params(recipe, {**TINY, "curate": {**TINY["curate"], "max_quarantined": 100}})  # type: ignore[dict-item]
+    kept = {file: file.read_bytes() for file in (recipe / "texts").iterdir()}
+    for file in kept:
+        file.write_bytes(b"\xff" + file.name.encode())
+    make(recipe, "ingest")
+    with pytest.raises(DataError) as raised:
+        make(recipe, "curate")
+    assert "curate: nothing is left: all was set aside. The first of it:" in str(raised.value)
+    assert "doc000.txt: not UTF-8" in str(raised.value)
+    assert str(unusable(recipe)) in str(raised.value)
+    assert [entry["name"] for entry in set_aside(recipe)] == sorted(file.name for file in kept)
+    for file, data in kept.items():
+        file.write_bytes(data)
+    make(recipe, "ingest", "curate")
+    assert not unusable(recipe).exists()
+
+
+def test_rows_are_counted_and_not_the_entries_that_tell_of_them(recipe: Path) -> None:
+    (recipe / "rows.csv").write_bytes(b'a,note,y\n1,"x,u\n2,x,u\n3,x",y,u\n4,x,u\n5,\n6,x,u\n')
+    table = {**TINY, "ingest": {"sources": ["rows.csv"]}, "curate": {"label": "y", "features": ["a"]}}
+    write_params(recipe, {**table, "curate": {**table["curate"], "max_quarantined": 3}})
+    make(recipe, "ingest")
+    with pytest.raises(
+        DataError, match=r"(?s)unusable samples: 4, more .*max_quarantined=3.*rows.csv:2 \(3 rows\): 4 fields"
+    ):
+        make(recipe, "curate")
+    assert [(entry["name"], entry.get("rows")) for entry in set_aside(recipe)] == [
+        ("rows.csv:2", 3),
+        ("rows.csv:6", None),
+    ]
+    write_params(recipe, {**table, "curate": {**table["curate"], "max_quarantined": 4}})
+    summary = make(recipe, "curate")[0]
+    assert summary.quarantined == summary.manifest.header["counts"]["quarantined"] == 4
+    assert sum(summary.manifest.table["rows"].to_pylist()) == 2
+    assert make(recipe, "curate")[0].quarantined == 4
+
+
+def test_a_run_stops_once_far_too_much_is_unusable(recipe: Path) -> None:
+    for number in range(300):
+        (recipe / "texts" / f"bad{number:03d}.txt").write_bytes(b"\xff%d" % number)
+    make(recipe, "ingest")
+    ws = Workspace.open(recipe)
+    worked = []
+
+    class Counts:
+        def map(self, work, items):  # type: ignore[no-untyped-def]
+            for item in items:
+                worked.append(item)
+                yield work(item)
+
+    with pytest.raises(DataError, match=r"unusable samples: 1\d\d, more than curate.max_quarantined=0"):
+        run(data_stage("curate", ws), journal_of(ws, "curate"), ws.params.compute, Counts())
+    assert 0 < len(worked) < len(data_stage("curate", ws).plan())
+    assert GATHERED < len(set_aside(recipe)) < 300
 
 
 def test_processes_make_what_threads_make(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
