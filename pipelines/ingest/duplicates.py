@@ -1,7 +1,7 @@
 """Duplicates: which of equal samples are kept, over the whole data set, and what was left out for which.
 
 The first is kept, by the order of files and lines. Equal samples lie in objects of one split, which keep that order; so
-objects are gone through in the order of the manifest. Memory is bounded: digests are compared a part at a time.
+objects are gone through in the order of the manifest. Digests are compared a part at a time.
 
 An entry of the list is {"name": what was left out, "of": what was kept}, by the names of samples. Of a file's rows the
 first in each split are named, and {"name": the file, "more": 4900} says how many more there were.

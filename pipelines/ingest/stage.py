@@ -222,7 +222,7 @@ class Journal:
 
 def read_journal(file: Path) -> list[Result]:
     """The results in a journal; none where there is no such file."""
-    return [Result(**entry) for entry in _json_lines(file)]
+    return [Result(entry["key"], entry["records"], entry["quarantined"]) for entry in _json_lines(file)]
 
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:

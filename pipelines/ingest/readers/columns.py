@@ -61,6 +61,8 @@ def chosen(file: str, header: Sequence[str], params: Curate) -> Columns:
             f"{file}: a feature is named {' or '.join(own)}, which the curated zone uses for its own columns. "
             "Leave it out with curate.features, or rename it."
         )
+    if not features:
+        problems.append(f"{file}: no column but the label {params.label!r}: there is nothing to learn from.")
     if len(features) > MOST:
         problems.append(
             f"{file}: {len(features):,} features, of which at most {MOST:,} are read. Name those to use in "

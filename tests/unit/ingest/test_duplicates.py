@@ -12,11 +12,14 @@ import pytest
 from conftest import TINY, write_params
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipelines.ingest import curated, data_stage, duplicates
+from pipelines.ingest.content import to_arrow
 from pipelines.ingest.duplicates import NAMED, kept_rows, pack
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.workspace import Workspace
+from storage.errors import DigestError
 from storage.shards import Shard
 
 TABLES: dict[str, Any] = {
@@ -84,6 +87,13 @@ def test_a_row_is_a_duplicate_where_all_that_its_file_holds_of_it_is_equal(tmp_p
     assert summary.manifest.table["rows"].to_pylist() == [3, 2, 0]
 
 
+def test_what_became_of_each_row_adds_up(tmp_path: Path) -> None:
+    write(tmp_path, one=["1,5,6,x", "1,5,6,x", "2,?,6,x", "2,?,6,x"], two=["1,5,6,x", "3,5,6"])
+    summary = make(tmp_path, "ingest", "curate")[1]
+    assert summary.manifest.header["counts"] == {"train": 1, "val": 0, "test": 0, "quarantined": 3, "duplicates": 2}
+    assert (summary.quarantined, summary.duplicates) == (3, 2)
+
+
 def test_equal_lines_below_other_headers_are_no_duplicates(tmp_path: Path) -> None:
     write(tmp_path, one=["1,5,6,x"], two=[])
     (tmp_path / "tables" / "two.csv").write_text("id,b,a,y\n1,5,6,x\n")
@@ -136,8 +146,6 @@ def test_lines_are_counted_by_file_in_a_domain_beside_one_of_files(recipe: Path)
 
 def test_one_image_in_two_classes_is_no_duplicate(tmp_path: Path) -> None:
     """They contradict each other, and which is right is not for the order of names to say."""
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("L", (4, 4)).save(file, "PNG")
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
@@ -163,7 +171,7 @@ def test_the_first_of_equal_digests_is_kept_however_they_are_shared_out(
 ) -> None:
     digests = np.array(cells, np.uint64).reshape(-1, 2)
     pieces = np.array_split(digests, objects)
-    columns = [pa.chunked_array([duplicates_column(piece)]) for piece in pieces]
+    columns = [pa.chunked_array([to_arrow(piece)]) for piece in pieces]
     records = [{"stats": json.dumps({"rows": len(piece)}), "number": number} for number, piece in enumerate(pieces)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_AT_ONCE", at_once)
@@ -177,12 +185,6 @@ def test_the_first_of_equal_digests_is_kept_however_they_are_shared_out(
     ends = np.cumsum([len(piece) for piece in pieces])
     by_object = [found.of(number)[0] + end - len(pieces[number]) for number, end in enumerate(ends)]
     assert np.concatenate(by_object).tolist() == [row for row, _ in expected]
-
-
-def duplicates_column(digests: Any) -> pa.Array:
-    from pipelines.ingest.content import to_arrow
-
-    return to_arrow(digests)
 
 
 @given(st.sets(st.integers(0, 200)), st.integers(0, 60))
@@ -201,7 +203,5 @@ def test_a_damaged_object_is_named(tmp_path: Path) -> None:
     path = zone.local_path(record["path"])
     assert path is not None
     path.write_bytes(path.read_bytes()[:-20] + bytes(20))
-    from storage.errors import DigestError
-
     with pytest.raises(DigestError, match=record["path"]):
         curated.read_column(zone, record, curated.ID)

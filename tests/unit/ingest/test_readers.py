@@ -156,7 +156,12 @@ def test_the_reader_is_found_by_suffix() -> None:
 
 @pytest.mark.parametrize(
     ("header", "message"),
-    [("x,x,y", "has x twice"), ("x,label,y", "own columns"), ("sample_id,x,y", "own columns")],
+    [
+        ("y", "no column but the label 'y'"),
+        ("x,x,y", "has x twice"),
+        ("x,label,y", "own columns"),
+        ("sample_id,x,y", "own columns"),
+    ],
 )
 def test_columns_that_cannot_be_kept_apart_are_refused(header: str, message: str) -> None:
     with pytest.raises(DataError, match=message):

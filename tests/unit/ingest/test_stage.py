@@ -179,7 +179,9 @@ def test_a_torn_journal_line_is_ignored(recipe: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(stage, journal, ws.params.compute, Stops())
     with journal.open("ab") as file:
-        file.write(b'{"key": "torn')
+        file.write(
+            b'{"key": "of an earlier version", "records": [], "quarantined": [], "duplicates": []}\n{"key": "torn'
+        )
     summary = run(stage, journal, ws.params.compute)
     assert summary.worked == len(items) - 2
     assert not journal.exists()

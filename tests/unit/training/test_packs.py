@@ -28,11 +28,13 @@ PACK = 64
 
 
 def shards(root: Path, **sections: dict[str, Any]) -> tuple[Workspace, Manifest]:
-    """Texts of 5 to 160 letters, sharded."""
+    """Texts of 40 to 1,280 letters, sharded."""
     (root / "texts").mkdir(parents=True)
     rng = np.random.default_rng(1)
-    for index, length in enumerate(rng.integers(5, 160, 40).tolist()):
-        (root / "texts" / f"doc{index:03d}.txt").write_bytes(bytes(97 + np.cumsum(rng.integers(0, 3, length)) % 26))
+    for index, length in enumerate(rng.integers(40, 1280, 40).tolist()):
+        (root / "texts" / f"doc{index:03d}.txt").write_bytes(
+            (97 + np.cumsum(rng.integers(0, 3, length)) % 26).astype(np.uint8)
+        )
     values = {name: TINY[name] | sections.get(name, {}) for name in TINY if isinstance(TINY[name], dict)}
     write_params(root, TINY | values)
     ws = Workspace.open(root)
@@ -106,7 +108,7 @@ def test_shards_from_before_there_were_packs_are_not_made_again(tmp_path: Path) 
     keys = set()
     for item in stage.plan():
         facts = [item.payload[name] for name in ("split", "kind", "facts")]
-        objects = [part["digest"] for part in item.payload["objects"]]
+        objects = [[part["digest"], part["left_out"]] for part in item.payload["objects"]]
         keys.add(digest_json(["shard", VERSION, ws.params.seed, *facts, settings, objects]))
     assert set(manifest.table["key"].to_pylist()) == keys
     assert "pack_len" not in manifest.header["spec"]
