@@ -42,13 +42,14 @@ class Documents:
 
     def given_to(self, model: nn.Module) -> "Documents":
         """The same for `model`. Raises ParamsError when its forward takes neither of the names."""
-        parameters = inspect.signature(model.forward).parameters.values()
+        plain = getattr(model, "_orig_mod", model)  # what torch.compile wraps in a forward that takes anything
+        parameters = inspect.signature(plain.forward).parameters.values()
         anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         takes = tuple(name for name in NAMES if anything or name in named)
         if self.apart and not takes:
             raise ParamsError(
-                f"stream.documents=true, but {type(model).__name__}.forward takes neither documents nor positions, so "
+                f"stream.documents=true, but {type(plain).__name__}.forward takes neither documents nor positions, so "
                 "its attention would go on from one document to the next. Let it take one of them (docs/streaming.md), "
                 "or set stream.documents to false."
             )

@@ -1,7 +1,7 @@
 """A trained model on disk: model.safetensors and config.json. Nothing in it is ever unpickled."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,13 @@ class ModelConfig:
         return task_of(self.spec, self.documents)
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's state on the CPU, one a name (so tied tensors come twice)."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+def weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a module's state, or of its state dict's, on the CPU, one a name (so tied tensors come twice), by the
+    plain module's names: torch.compile puts a word before those of what it wraps."""
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    return {
+        name.replace("_orig_mod.", ""): tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()
+    }
 
 
 def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:

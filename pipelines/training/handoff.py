@@ -104,7 +104,8 @@ class Handoff:
         seed_step(self.params.seed, step, self.layout.stream_of_chance)
 
     def save_model(self, model: nn.Module | Mapping[str, Tensor]) -> None:
-        """Take a module or its state dict as the result; it is published as data/model when the entry point returns.
+        """Take a module or its state dict as the result, compiled or not; it is published as data/model when the entry
+        point returns.
 
         Called on every rank, or on rank 0 alone. Raises ParamsError when it isn't the recipe's model, which `evaluate`,
         `package` and whoever loads it will build; Interrupted when the training was stopped before its end.
@@ -113,9 +114,7 @@ class Handoff:
             raise self.interrupted()
         if not self.leads:
             return
-        state = (
-            weights(model) if isinstance(model, nn.Module) else {k: t.detach().cpu().clone() for k, t in model.items()}
-        )
+        state = weights(model)
         try:
             self.config.build().load_state_dict(state)
         except RuntimeError as error:

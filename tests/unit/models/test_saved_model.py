@@ -149,3 +149,14 @@ def test_a_regressions_loss_is_in_units_of_the_targets_deviation() -> None:
     loss = task.loss(torch.tensor([8.0, 0.0]), torch.tensor([0.0, 0.0]))
     assert float(loss) == 4.0
     assert task.summary(4.0, 0.0)["rmse"] == 8.0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch imports its compiler
+def test_a_compiled_models_weights_have_the_plain_models_names() -> None:
+    """Wherever in it something is compiled; nothing is compiled before it runs."""
+    plain, whole, part = CONFIG.build(1), torch.compile(CONFIG.build(1)), CONFIG.build(1)
+    name, child = next(iter(part.named_children()))
+    setattr(part, name, torch.compile(child))
+    assert any("_orig_mod" in name for name in part.state_dict())
+    for compiled in (whole, part, part.state_dict()):
+        assert weights(compiled).keys() == weights(plain).keys()

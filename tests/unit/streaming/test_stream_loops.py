@@ -90,12 +90,15 @@ def test_of_a_loaded_end_nothing_is_left_once(make: Callable[..., Stream], prefe
 
 
 @PREFETCH
-def test_a_loop_goes_on_after_one_that_was_broken_off(make: Callable[..., Stream], prefetch: int) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_loop_goes_on_after_one_that_was_broken_off(make: Callable[..., Stream], prefetch: int, closed: bool) -> None:
     stream, taken = make(epochs=1, prefetch=prefetch), []
     for batch in stream:
         taken.append(batch)
         if batch.step == 2:
             break
+    if closed:
+        stream.close()
     assert len(stream) == STEPS  # of the epoch, not of what is left
     assert places([*taken, *stream]) == FIRST
 

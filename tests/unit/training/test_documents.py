@@ -5,15 +5,18 @@ import sys
 from itertools import pairwise
 from math import log, log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 from training_samples import SEQ_LEN, TEXT, losses, make_points, make_text, without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.models import ModelConfig, Own, load_model
+from pipelines.models.documents import Documents
 from pipelines.training import train
 from pipelines.training.replay import replay
 from storage.errors import ParamsError
@@ -82,6 +85,16 @@ def test_a_model_that_takes_neither_is_refused(tmp_path: Path) -> None:
     ws = make_text(tmp_path / "ws", model={"name": "told:Plain"}, stream=STREAM)
     with pytest.raises(ParamsError, match=r"stream\.documents=true, but Plain\.forward takes neither documents nor"):
         train(ws)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch imports its compiler
+def test_a_compiled_model_gets_what_the_plain_one_names() -> None:
+    class Told(nn.Module):
+        def forward(self, x: Tensor, *, positions: Tensor) -> Tensor:
+            return x + positions
+
+    compiled: Any = torch.compile(Told())
+    assert Documents(apart=True, separator=256).given_to(compiled).takes == ("positions",)
 
 
 def test_samples_have_no_documents(tmp_path: Path) -> None:

@@ -45,3 +45,22 @@ def test_targets_are_counted_without_the_device(tmp_path: Path, monkeypatch: pyt
                 assert next(batches)["count"] == count
         finally:
             dist.destroy_process_group()
+
+
+def test_a_val_loader_goes_on_from_a_loaded_state_once_and_gives_whole_passes_else(tmp_path: Path) -> None:
+    with open_session(make_points(tmp_path, stream={"batch_size": 2}), Ranks()) as s, s.val_stream() as stream:
+        val = Loader(stream, s.task, s.ranks, s.device, s.layout)
+        whole = [batch["inputs"].tolist() for batch in val]
+        assert len(whole) == len(val) > 2
+        for _ in range(2):
+            for batch in val:
+                assert batch["inputs"].tolist() == whole[0], "also after a pass that was broken off"
+                break
+        state = val.state_dict()
+        list(val)
+        end = val.state_dict()
+        val.load_state_dict(state)
+        assert [batch["inputs"].tolist() for batch in val] == whole[1:]
+        val.load_state_dict(end)
+        assert list(val) == []
+        assert [batch["inputs"].tolist() for batch in val] == whole
