@@ -127,9 +127,12 @@ def shard(recipe: Recipe = None) -> None:
 @app.command(rich_help_panel=STAGES)
 def train(recipe: Recipe = None) -> None:
     """Train the model of params.yaml on the shards; goes on from the last checkpoint when it was cut off."""
+    from pipelines.preflight import check_shards
     from pipelines.training import train as run
 
-    run(_workspace(recipe))
+    ws = _workspace(recipe)
+    check_shards(ws)
+    run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
