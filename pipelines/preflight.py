@@ -1,12 +1,16 @@
-"""What `repro` can tell of a recipe's params.yaml before any stage runs, and would else come after hours of work."""
+"""What can be told before any stage runs (`check`) and before training (`check_shards`), and would else come after
+hours of work."""
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
+from pipelines.evaluation.names import TASKS, TaskName, check_gate, check_metric_names
+from pipelines.evaluation.splits import check_split
 from pipelines.params import FILENAME, Params
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
@@ -14,11 +18,67 @@ from storage.secret import mask
 
 
 def check(ws: Workspace) -> None:
-    """Raises ParamsError for text that DVC can't read, and for code of the user's that isn't there."""
-    file = ws.root / FILENAME
+    """Raises ParamsError for text that DVC can't read, for code of the user's that isn't there, and for figures and
+    splits that later stages would ask for in vain."""
+    file, params = ws.root / FILENAME, ws.params
     _refuse_bare_colons(file, file.read_text())
-    for setting, path in _own_code(ws.params):
+    for setting, path in _own_code(params):
         _find(setting, path, ws.root)
+    _check_shares(params)
+    check_metric_names(params)
+    check_gate(params, _likely_tasks(params), None, [name for name, _ in params.ingest.by_domain if name is not None])
+
+
+def check_shards(ws: Workspace) -> None:
+    """Of the shards that are to be trained on. Raises DataError where the evaluation would have no samples, ParamsError
+    for a gate or a metric that doesn't fit them; FormatError without shards."""
+    manifest, params = ws.zone("shards").manifest(), ws.params
+    check_split(manifest, params.evaluate.split)
+    if params.train.checkpoints.keep_best and "val" not in manifest.splits:
+        raise _vain(f"train.checkpoints.keep_best={params.train.checkpoints.keep_best}", "the shards have none")
+    from pipelines.evaluation.chosen import try_out
+    from pipelines.evaluation.domains import domains_of
+    from pipelines.models import ModelConfig, task_of
+
+    spec = manifest.header["spec"]
+    task = task_of(spec).name
+    domains = [name for name in domains_of(manifest, params.evaluate.split) if name is not None]
+    check_gate(params, [task], spec, domains)
+    try_out(params, ModelConfig(params.model.model_dump(), spec, None, task, manifest.digest))
+
+
+def _check_shares(params: Params) -> None:
+    """Raises ParamsError for a split that is needed and gets no share of the samples."""
+    shares, train = params.curate.split, params.train
+    if not shares.train:
+        raise ParamsError("curate.split.train=0: there would be nothing to learn from. Raise it.")
+    if not getattr(shares, params.evaluate.split):
+        raise ParamsError(
+            f"evaluate.split={params.evaluate.split}, but curate.split.{params.evaluate.split}=0: there would be "
+            "nothing to measure the model on. Raise that share, or set evaluate.split to the other split."
+        )
+    for setting, value in (("patience", train.patience), ("checkpoints.keep_best", train.checkpoints.keep_best)):
+        if value and not shares.val:
+            raise _vain(f"train.{setting}={value}", "curate.split.val=0")
+
+
+def _vain(setting: str, why: str) -> ParamsError:
+    return ParamsError(f"{setting} needs a val split, but {why}: raise curate.split.val, or leave that setting out.")
+
+
+def _likely_tasks(params: Params) -> tuple[TaskName, ...]:
+    """What the data will set as a task, by the reader or by the sources' suffixes; all where these don't say."""
+    reader: str = params.curate.reader
+    if reader == "auto":
+        names = [PurePosixPath(source) for _, sources in params.ingest.by_domain for source in sources]
+        if any(not re.fullmatch(r"\.\w+", name.suffix) or "::" in str(name) for name in names):
+            return TASKS
+        from pipelines.ingest.readers import detect
+
+        reader = detect(map(str, names))
+    if reader in ("text", "jsonl"):
+        return ("language",)
+    return ("classification",) if params.curate.target == "class" else ("regression",)
 
 
 def _refuse_bare_colons(file: Path, text: str) -> None:
@@ -41,6 +101,8 @@ def _own_code(params: Params) -> Iterator[tuple[str, str]]:
     yield "train.entrypoint", params.train.entrypoint or ""
     for metric in params.evaluate.metrics:
         yield "evaluate.metrics", metric if isinstance(metric, str) else metric.name
+    for path in params.promote.trusted:
+        yield "promote.trusted", path
 
 
 def _find(setting: str, path: str, folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.ingest.fetch import changed_sources
 from pipelines.preflight import check
 from pipelines.progress import say
+from pipelines.release.eligible import waits
 from pipelines.tracking.note import result
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import DEFAULT_RECIPE, INTO_THE_PROJECT, Workspace, project_root, recipe_folder
@@ -51,6 +52,9 @@ def _repro(ws: Workspace, *, force: bool, until: str | None) -> int:
         if code := run_dvc(ws.root, "repro", "--force", "--single-item", "ingest"):
             return code
     code = run_dvc(ws.root, "repro", *(["--force"] if force else []), *([until] if until else []))
+    if code == 0 and until is None and waits(ws):
+        say("The model was not registered when it was made; now it may be.")
+        code = run_dvc(ws.root, "repro", "--force", "--single-item", "promote")
     if code == 0 and until is None:
         say("\n" + summary(ws))
     return code
@@ -153,6 +157,8 @@ def summary(ws: Workspace) -> str:
 def _outcome(promotion: dict[str, Any]) -> str:
     if not promotion:
         return "not promoted"
+    if promotion["version"] is None:
+        return f"{promotion['model']} is not registered ({promotion['decision']['reason']})"
     alias = "champion" if promotion["decision"]["promoted"] else "candidate"
     return f"{promotion['model']} version {promotion['version']} is {alias} ({promotion['decision']['reason']})"
 

@@ -18,6 +18,7 @@ import yaml
 
 from pipelines.ingest.fetch import changed_sources
 from pipelines.locks import alone
+from pipelines.release.eligible import waits
 from pipelines.repro import PIPELINE, start_dvc
 from pipelines.workspace import Workspace
 from storage.errors import FormatError, ShardlineError
@@ -41,7 +42,8 @@ def stale(ws: Workspace) -> dict[str, list[str]]:
     """Stage → what changed, for the stages that `dvc repro` would run first: those whose own dependencies, parameters,
     outs or command differ from dvc.lock. What depends on them is known once they have run."""
     report = json.loads(_dvc(ws, "status", "--json", PIPELINE))
-    return {name: [reason for entry in entries for reason in _reasons(entry)] for name, entries in report.items()}
+    found = {name: [reason for entry in entries for reason in _reasons(entry)] for name, entries in report.items()}
+    return found | ({"promote": ["the model may be registered now"]} if not found and waits(ws) else {})
 
 
 def stale_sources(ws: Workspace) -> list[str]:

@@ -164,6 +164,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
                 folder.mkdir()
                 make_project(folder, run)
                 add_own_stage(folder)
+                commit(folder, run, "a stage of one's own")
                 assert "is champion" in run("shardline", "repro", cwd=folder).stdout
                 commit(folder, run, "first run")
             except BaseException:

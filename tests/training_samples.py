@@ -110,6 +110,18 @@ def make_points(
     return ws
 
 
+def with_domains(ws: Workspace) -> Manifest:
+    """Its shards in two domains, code and prose; the val split's shard is the test split's second one."""
+    manifest = ws.zone("shards").manifest()
+    records = [record | {"domain": "code"} for record in manifest.records()]
+    for record in records:
+        if record["split"] == "val":
+            record |= {"split": "test", "domain": "prose"}
+    return Manifest.build(
+        "shards", records, **{k: v for k, v in manifest.header.items() if k not in ("format", "zone")}
+    )
+
+
 def make_signalling(root: Path, **changes: Any) -> Workspace:
     """`make_points` with the model that sends itself a signal; its module lies in the workspace."""
     root.mkdir(parents=True, exist_ok=True)

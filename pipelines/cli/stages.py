@@ -33,9 +33,12 @@ def shard(recipe: Named = None, option: Recipe = None) -> None:
 @app.command(rich_help_panel=STAGES)
 def train(recipe: Named = None, option: Recipe = None) -> None:
     """Train the model of params.yaml on the shards; goes on from the last checkpoint when it was cut off."""
+    from pipelines.preflight import check_shards
     from pipelines.training import train as run
 
-    run(workspace(recipe, option))
+    ws = workspace(recipe, option)
+    check_shards(ws)
+    run(ws)
 
 
 @app.command(rich_help_panel=STAGES)

@@ -7,15 +7,18 @@ regression: both float32 [n], in the target's unit; language: logits float32 [n,
 """
 
 import inspect
-import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pipelines.evaluation.keys import metric_key
+from pipelines.evaluation.names import RESERVED, no_such_metric, own_figures
 from pipelines.models import ModelConfig
 from pipelines.models.importing import import_named
-from pipelines.params import Metric, suggestion
+from pipelines.params import Metric, Params, suggestion
 from storage.errors import ParamsError
 
 
@@ -28,7 +31,7 @@ class Chosen:
         self._metrics: dict[str, Any] = {}
         for entry in entries:
             metric = Metric(name=entry) if isinstance(entry, str) else entry
-            key = metric.key or snake(metric.name.rpartition(":")[2])
+            key = metric_key(metric)
             if key in self._metrics:
                 raise ParamsError(f"evaluate.metrics: two are called {key!r}: give one of them another key.")
             self._metrics[key] = _make(metric, config)
@@ -69,9 +72,21 @@ class Chosen:
         )
 
 
-def snake(name: str) -> str:
-    """F1Score → f1_score, MulticlassAUROC → multiclass_auroc."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+def try_out(params: Params, config: ModelConfig) -> None:
+    """Raises ParamsError for a metric of `evaluate.metrics` that could not be taken from a trained model: each is made,
+    is given some samples that are made up, and must give a number."""
+    if not params.evaluate.metrics:
+        return
+    task, random = config.get_task(), torch.Generator().manual_seed(0)
+    targets = torch.arange(8) if task.classes is None else torch.arange(8) % task.classes
+    answers = torch.randn(8, *([] if task.classes is None else [task.classes]), generator=random)
+    if task.name == "classification":
+        answers = answers.softmax(-1)
+    chosen = Chosen(params.evaluate.metrics, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how few samples these are
+        chosen.update(answers, targets if task.classes else targets.float())
+        chosen.into(dict.fromkeys((*RESERVED, *own_figures(task.name, params, config.spec)), 0.0))
 
 
 def _make(metric: Metric, config: ModelConfig) -> Any:
@@ -104,8 +119,5 @@ def _of_torchmetrics(name: str) -> Any:
         if isinstance(value, type) and issubclass(value, torchmetrics.Metric)
     }
     if name not in known:
-        raise ParamsError(
-            f"evaluate.metrics: torchmetrics has no {name!r}{suggestion(name, list(known))} "
-            "A metric of your own is named by its import path, package.module:Class."
-        )
+        raise no_such_metric(name, list(known))
     return known[name]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.evaluation.splits import check_split
 from pipelines.models import ModelConfig
 from pipelines.models.tasks import INPUTS
 from pipelines.streaming.decode import Decoder
@@ -20,13 +21,8 @@ Array = npt.NDArray[Any]
 def open_split(zone: Zone, manifest: Manifest, split: str, domain: str | None = None) -> Iterator[Shard]:
     """Every shard of `split`, or of one domain of it, verified, one after the other. Raises DataError for an empty
     split, DigestError."""
-    records = manifest.select(split, domain).select(["path", "digest", "plain_bytes", "rows"]).to_pylist()
-    if not any(record["rows"] for record in records):
-        raise DataError(
-            f"The shards (version {manifest.digest[:12]}) have no samples in split {split!r}. "
-            f"Raise curate.split.{split}, or set evaluate.split to one of: {', '.join(manifest.splits)}."
-        )
-    for record in records:
+    check_split(manifest, split)
+    for record in manifest.select(split, domain).select(["path", "digest", "plain_bytes"]).to_pylist():
         path, digest, size = record["path"], record["digest"], record["plain_bytes"]
         file = zone.local_path(path)
         if file is not None:

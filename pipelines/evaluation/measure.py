@@ -35,4 +35,4 @@ def measure(model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifes
         else:
             result = measure_regression(model, task, zone, manifest, split, batch, device, chosen)
     about = {"task": task.name, "split": split, "manifest": manifest.digest}
-    return Evaluation(about | rounded(chosen.into(result.metrics)), result.tables, result.figures)
+    return Evaluation(rounded(chosen.into(about | result.metrics)), result.tables, result.figures)

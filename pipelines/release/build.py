@@ -111,9 +111,9 @@ def _save(ws: Workspace, folder: Path, config: "ModelConfig", interface: "Interf
             mlflow.pyfunc.save_model(
                 path=str(folder),
                 python_model=str(ENTRY),
-                artifacts={
-                    "weights": str(ws.model / "model.safetensors"),
-                    "config": str(ws.model / "config.json"),
+                artifacts={  # URLs: MLflow would take a % in a path for one
+                    "weights": (ws.model / "model.safetensors").as_uri(),
+                    "config": (ws.model / "config.json").as_uri(),
                 },
                 code_paths=sorted(str(path) for path in Path(code).iterdir()),
                 signature=interface.signature,

@@ -1,4 +1,5 @@
-"""The promote stage: register the package, make it candidate, and champion if the gate passes.
+"""The promote stage: register the package, make it candidate, and champion if the gate passes. Experiments, and code
+that is not committed, register nothing (`eligible`).
 
 The gate compares on the same data: the champion's recorded metrics count where they are of the same data version and
 split; otherwise its weights are evaluated on the present data. Every step may be repeated: killed and run again, it
@@ -7,13 +8,14 @@ ends in the same state and the same data/promotion.json.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.stage import numbers
 from pipelines.progress import say, stepping
 from pipelines.release.descriptions import describe_promotion
+from pipelines.release.eligible import why_not
 from pipelines.release.gate import Decision, judge
 from pipelines.release.identity import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation
 from pipelines.release.logged import log_package
@@ -52,12 +54,15 @@ class Champion:
 def promote_package(ws: Workspace) -> dict[str, Any]:
     """Register data/package and move aliases. Returns what data/promotion.json holds.
 
-    A gate that refuses is no failure. Raises TrackingError when MLflow cannot be used, FormatError without a package,
-    ParamsError when the gate names a metric that does not exist.
+    A gate that refuses is no failure, nor is a model that may not be registered. Raises TrackingError when MLflow
+    cannot be used, FormatError without a package, ParamsError when the gate names a metric that does not exist.
     """
     facts = _facts(ws)
     metrics = evaluation(ws)
-    judge(ws.params.promote.gate, metrics, None)  # a wrong name in the gate shows before anything is registered
+    # A wrong name in the gate shows before anything is registered.
+    alone = judge(ws.params.promote.gate, metrics, None)
+    if reason := why_not(ws):
+        return _write(ws, facts, None, None, replace(alone, promoted=False, reason=reason).to_json())
     with stepping("promote", 4) as begin:
         begin("open the registry")
         store = connect(ws)
@@ -74,17 +79,26 @@ def promote_package(ws: Workspace) -> dict[str, Any]:
             with registry_errors(store):
                 client.set_model_version_tag(name, version.version, DECISION, json.dumps(decision))
                 client.set_registered_model_alias(name, CHAMPION, version.version)
-    holder = version if decision["promoted"] else champion
+    result = _write(ws, facts, version, version if decision["promoted"] else champion, decision)
+    describe_promotion(ws, store, version, facts, metrics, result)
+    return result
+
+
+def _write(
+    ws: Workspace, facts: Mapping[str, Any], version: "ModelVersion | None", champion: "ModelVersion | None",
+    decision: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """data/promotion.json, which is returned; without a version where nothing was registered."""
+    aliases = {CANDIDATE: version, CHAMPION: champion}
     result = {
         "format": FORMAT,
-        "model": name,
-        "version": int(version.version),
+        "model": ws.registered_model,
+        "version": int(version.version) if version else None,
         "digest": facts[MODEL],
         "data": facts["manifest"],
-        "aliases": {CANDIDATE: int(version.version)} | ({CHAMPION: int(holder.version)} if holder else {}),
+        "aliases": {alias: int(one.version) for alias, one in aliases.items() if one is not None},
         "decision": decision,
     }
-    describe_promotion(ws, store, version, facts, metrics, result)
     write_atomically(ws.promotion, (json.dumps(result, indent=2, sort_keys=True) + "\n").encode())
     _report(result)
     return result
@@ -253,5 +267,8 @@ def evaluate_files(ws: Workspace, folder: Path) -> dict[str, float]:
 
 def _report(result: Mapping[str, Any]) -> None:
     decision, name, version = result["decision"], result["model"], result["version"]
+    if version is None:
+        say(f"promote: {name} is not registered: {decision['reason']}.")
+        return
     outcome = "is champion" if decision["promoted"] else "is candidate; the champion alias does not move"
     say(f"promote: {name} version {version} {outcome}: {decision['reason']}.")

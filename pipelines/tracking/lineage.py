@@ -6,7 +6,8 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from pipelines.workspace import Workspace
+from pipelines.params import FILENAME
+from pipelines.workspace import Workspace, recipes
 from storage.digest import digest_file
 from storage.lake import ZONES, Zone
 from storage.manifest import Manifest
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 DIGEST_LIMIT = 36  # characters of a dataset's digest that MLflow stores
-#: What stages write and git holds: it changes within a `dvc repro`, which doesn't make the code dirty.
-_STAGE_OUTPUTS = [":(exclude,glob)**/dvc.lock", ":(exclude,glob)**/metrics/**", ":(exclude,glob)**/plots/**"]
+#: What makes no difference to a model: what stages and DVC write, which changes within a `dvc repro`, and pages.
+_WRITTEN = ("dvc.lock", "metrics/**", "plots/**", ".gitignore", ".dvc/**")
+_NO_CODE = [f":(exclude,top,glob)**/{name}" for name in (*_WRITTEN, "*.md")]
 
 
 def lineage_tags(ws: Workspace) -> dict[str, str]:
@@ -52,8 +54,21 @@ def _git_tags(ws: Workspace) -> dict[str, str]:
     commit = _git(ws, "rev-parse", "HEAD")
     if not commit:
         return {}
-    changes = _git(ws, "status", "--porcelain", "--untracked-files=no", "--", ":/", *_STAGE_OUTPUTS)
-    return {"git.commit": commit, "git.dirty": str(changes != "").lower(), "mlflow.source.git.commit": commit}
+    dirty = str(bool(uncommitted(ws))).lower()
+    return {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit}
+
+
+def uncommitted(ws: Workspace) -> list[str]:
+    """Tracked files of code and parameters that differ from the last commit; not what stages write, pages, or other
+    recipes'. None where there is no commit."""
+    others = [folder for folder in recipes(ws.project).values() if folder not in (ws.root, ws.project)]
+    if ws.root != ws.project:
+        others += [ws.project / FILENAME, ws.project / "dvc.yaml"]
+    aside = [f":(exclude,literal){os.path.relpath(other, ws.root)}" for other in others]
+    names = _git(ws, "diff", "--name-only", "-z", "HEAD", "--", ":/", *_NO_CODE, *aside)
+    if names is None and _git(ws, "rev-parse", "HEAD"):
+        return ["files that git could not compare"]
+    return names.strip("\0").split("\0") if names else []
 
 
 def _git(ws: Workspace, *arguments: str) -> str | None:

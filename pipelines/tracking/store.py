@@ -75,6 +75,11 @@ class Store:
 def connect(ws: Workspace) -> Store:
     """The workspace's store, once it has answered. Raises TrackingError: store, likely cause, setting."""
     uri = ws.tracking_uri
+    if "?" in str(ws.project) and ws.artifact_root:  # the embedded store: SQLite's URL has no way to write it
+        raise TrackingError(
+            f"MLflow's store cannot lie in {ws.project}: the URL of a SQLite file ends at its first '?'. Rename that "
+            "folder, or set MLFLOW_TRACKING_URI."
+        )
     try:
         client = _client(uri)
         client.search_experiments(max_results=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TINY, Run, write_params
+from conftest import TINY, Run, commit, write_params
 from servers import wait_for
 
 from storage.manifest import Manifest
@@ -76,6 +76,14 @@ def test_an_experiment_re_runs_training_and_what_follows(run: Run, copied: Path)
     assert "bits_per_byte" in run("dvc", "metrics", "diff", cwd=copied).stdout
     run("dvc", "plots", "show", "--out", "drawn", cwd=copied)
     assert "vega" in (copied / "drawn" / "index.html").read_text()
+    assert "promote: tiny is not registered: this is the experiment" in done.stdout
+    again = run("shardline", "repro", cwd=copied)
+    assert ran(again) == [], "params.yaml is not committed yet"
+    assert "model    tiny is not registered (this is the experiment" in again.stdout
+    commit(copied, run, "a better rate")
+    kept = run("shardline", "repro", cwd=copied)
+    assert ran(kept) == ["promote"]
+    assert "model    tiny version 2 is " in kept.stdout
     assert ran(run("shardline", "repro", cwd=copied)) == []
 
 

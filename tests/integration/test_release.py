@@ -32,6 +32,7 @@ from pipelines.evaluation import evaluate, evaluate_model
 from pipelines.locks import alone
 from pipelines.models import load_model
 from pipelines.release import generate, package, predict, promote
+from pipelines.release.eligible import waits
 from pipelines.release.registry import resolve_model
 from pipelines.tracking import connect, open_run, recorded_run_id
 from pipelines.tracking.embedded import create_database
@@ -400,6 +401,68 @@ def test_a_champion_of_other_data_is_not_replaced_unseen(make, monkeypatch):
     assert "classes" in result["decision"]["reason"]
 
 
+@pytest.fixture
+def git(tmp_path):
+    """git in the project."""
+
+    def call(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=tmp_path / "project", check=True, capture_output=True)
+
+    return call
+
+
+def versions(ws: Workspace) -> list[int]:
+    found = connect(ws).client.search_model_versions("name = 'image_test'")
+    return sorted(int(version.version) for version in found)
+
+
+def test_an_experiment_registers_nothing(make, monkeypatch, capsys):
+    ws = make("image")
+    release(ws, 0.90, seed=1)
+    for variable in ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.setenv(variable, "brave-lynx")
+        result = release(ws, 0.99, seed=2)
+        assert not waits(ws)
+        monkeypatch.delenv(variable)
+        assert (result["version"], result["aliases"], result["decision"]["promoted"]) == (None, {}, False)
+        assert "whose model stays with its run" in result["decision"]["reason"]
+        assert json.loads(ws.promotion.read_text()) == result
+    assert "promote: image_test is not registered: this is the experiment" in capsys.readouterr().out
+    assert versions(ws) == [1]
+    assert waits(ws)
+    assert promote(ws)["aliases"] == {"candidate": 2, "champion": 2}
+    assert not waits(ws)
+
+
+def test_code_that_is_not_committed_registers_nothing(make, git, capsys):
+    ws = make("image")
+    (ws.root / ".gitignore").write_text("data/\n.shardline/\n.dvc/\n")
+    (ws.root / "nets.py").write_text("")
+    (ws.root / "NOTES.md").write_text("")
+    git("init", "--quiet")
+    assert release(ws, 0.90, seed=1)["aliases"] == {"candidate": 1, "champion": 1}, "there is no commit to differ from"
+    other = add_recipe(ws, "table")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "start")
+    written = ("metrics/evaluate.json", "dvc.lock", ".gitignore")
+    for file in (*written, "NOTES.md", "recipes/table_test/params.yaml", "new.py"):
+        with (ws.root / file).open("a") as changed:
+            changed.write("\n")
+    assert release(ws, 0.92, seed=2)["aliases"] == {"candidate": 2, "champion": 2}, "none of it is this recipe's code"
+    assert "recipes/table_test/params.yaml differ from the last commit" in promote(other)["decision"]["reason"]
+    (ws.root / "nets.py").write_text("changed = True\n")
+    capsys.readouterr()
+    result = release(ws, 0.99, seed=3)
+    assert (result["version"], result["aliases"]) == (None, {})
+    assert "promote: image_test is not registered: nets.py differ from the last commit" in capsys.readouterr().out
+    assert versions(ws) == [1, 2]
+    git("commit", "--quiet", "--message", "changed", "nets.py")
+    assert waits(ws)
+    assert promote(ws)["aliases"] == {"candidate": 3, "champion": 3}
+    git("rm", "--quiet", "nets.py")
+    assert promote(ws)["version"] is None, "what is staged is not committed"
+
+
 def test_a_gate_with_a_wrong_name_registers_nothing(make):
     ws = make("image", promote={"gate": {"metric": "acuracy"}})
     package(ws)
@@ -509,6 +572,37 @@ def test_clear_errors(make, monkeypatch, tmp_path):
         predict(None, [Path("broken.png")], alias="7")
     with pytest.raises(ParamsError, match=r"No registered model for language.*image_test \(classification\)"):
         generate(None, "x")
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "50% #1", "é 日本", 'a"b;c'])
+def test_any_folder_will_do(tmp_path, database, monkeypatch, capsys, name):
+    """Its name passes through SQLite's URL, MLflow's URIs of artifacts and its search filters."""
+    ws = make_workspace(tmp_path / name, "text", promote={"gate": {"metric": "accuracy"}})
+    place_store(ws, database)
+    monkeypatch.chdir(ws.root)
+    assert release(ws, 0.9, seed=1)["aliases"] == {"candidate": 1, "champion": 1}
+    assert promote(ws)["version"] == 1, "it is found again"
+    write_shards(ws, "text", rows=44)  # so that the champion is fetched and measured again
+    decision = release(ws, 0.95, seed=2)["decision"]
+    assert "cannot be measured" not in decision["reason"]
+    capsys.readouterr()
+    generate(None, "the cat", tokens=3)
+    assert capsys.readouterr().out.startswith("the cat")
+    store = [file for file in tmp_path.rglob("*.db") if file.name == "mlflow.db"]
+    assert store == [ws.project / ".shardline" / "mlflow" / "mlflow.db"], "and nowhere else"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_no_sqlite_url_can_name_is_told(tmp_path):
+    ws = make_workspace(tmp_path / "q?x=1", "image")
+    write_metrics(ws, accuracy=0.9)
+    assert package(ws)["run_id"] is None
+    with pytest.raises(
+        TrackingError, match=r"cannot lie in .*q\?x=1: .*Rename that folder, or set MLFLOW_TRACKING_URI"
+    ):
+        promote(ws)
+    assert not [*tmp_path.rglob("*.db")]
+    assert [path.name for path in tmp_path.iterdir()] == ["q?x=1"]
 
 
 def test_no_store_yet(tmp_path, monkeypatch):

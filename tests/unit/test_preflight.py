@@ -1,11 +1,12 @@
 """What a person gets wrong is told before the first stage, and before a server starts."""
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, write_params
+from conftest import TINY, Run, write_params
 from ruamel.yaml import YAML
 from ruamel.yaml.scanner import ScannerError
 
@@ -52,6 +53,81 @@ def test_own_code_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "my_modle.py").write_text("raise SystemError('it was imported')")
     check(opened(tmp_path, model={"name": "my_modle:Net"}))
     check(opened(tmp_path, model={"name": "torchmetrics.classification:Net"}))  # an installed one
+
+
+def gated(metric: str, **more: object) -> dict[str, object]:
+    return {"promote": {"gate": {"metric": metric, **more}}}
+
+
+CSV = {"ingest": {"sources": ["data/*.csv"]}, "curate": {"label": "y"}}
+VALUES = {"ingest": {"sources": ["data/*.csv"]}, "curate": {"label": "y", "target": "value"}}
+ANY = {"ingest": {"sources": ["data/"]}}
+DOMAINS = {"ingest": {"sources": {"code": ["a/*.py"], "prose": ["b/*.txt"]}}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (gated("bits_per_bite", mode="min"), r"promote.gate.metric='bits_per_bite': .* Did you mean 'bits_per_byte'\?"),
+        (gated("accuracy"), r"no such figure\. Known here: bits_per_byte, loss, perplexity, documents, bytes\.$"),
+        (
+            gated("loss", mode="min", baseline="baseline.bigramm.bits_per_byte"),
+            r"gate.baseline=.*'baseline.bigram.bits",
+        ),
+        (CSV | gated("rmse", mode="min"), r"'rmse': evaluate measures no such figure"),
+        (VALUES | gated("accuracy"), r"'accuracy': evaluate measures no such figure"),
+        (ANY | gated("acuracy"), r"Did you mean 'accuracy'\?"),
+        (DOMAINS | gated("domains.cod.bits_per_byte", mode="min"), r"Did you mean 'domains.code.bits_per_byte'\?"),
+        (CSV | gated("multiclass_auroc"), r"'multiclass_auroc': evaluate measures no such figure"),
+        (VALUES | gated("rmse"), r"promote.gate.mode=max: of rmse more is worse. Set it to min"),
+        (CSV | gated("accuracy", mode="min"), r"promote.gate.mode=min: of accuracy less is worse. Set it to max"),
+        ({"evaluate": {"metrics": ["MulticlasAUROC"]}}, r"torchmetrics has no 'MulticlasAUROC'. Did you mean 'Multic"),
+        ({"curate": {"split": {"train": 0.9, "val": 0.1, "test": 0}}}, r"evaluate.split=test, but curate.split.test=0"),
+        ({"curate": {"split": {"train": 0, "val": 0.5, "test": 0.5}}}, r"curate.split.train=0: .* nothing to learn"),
+        (
+            {"curate": {"split": {"train": 0.9, "val": 0, "test": 0.1}}, "train": {"steps": 1, "patience": 2}},
+            r"train.patience=2 needs a val split, but curate.split.val=0",
+        ),
+        (
+            {
+                "curate": {"split": {"train": 0.9, "val": 0, "test": 0.1}},
+                "train": {"steps": 1, "checkpoints": {"keep_best": 1}},
+            },
+            r"train.checkpoints.keep_best=1 needs a val split",
+        ),
+    ],
+)
+def test_what_later_stages_would_ask_for_in_vain_is_told_first(
+    tmp_path: Path, sections: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ParamsError, match=message):
+        check(opened(tmp_path, **sections))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        gated("bits_per_byte", mode="min", baseline="baseline.xz.bits_per_byte_by_file"),
+        CSV | gated("f1.malignant"),
+        CSV | gated("multiclass_auroc") | {"evaluate": {"metrics": ["MulticlassAUROC"]}},
+        CSV | gated("by_class.b") | {"evaluate": {"metrics": [{"name": "F1Score", "key": "by_class"}]}},
+        VALUES | gated("r2", baseline="baseline.mean.r2"),
+        ANY | gated("rmse", mode="min"),
+        ANY | gated("accuracy"),
+        DOMAINS | gated("domains.prose.bits_per_byte", mode="min"),
+    ],
+)
+def test_what_will_be_measured_passes(tmp_path: Path, sections: dict[str, object]) -> None:
+    check(opened(tmp_path, **sections))
+
+
+def test_nothing_heavy_is_imported_to_tell(tmp_path: Path, run: Run) -> None:
+    opened(tmp_path, **CSV, **gated("multiclass_auroc"), evaluate={"metrics": ["MulticlassAUROC"]})
+    code = (
+        "import sys; from pipelines.preflight import check; from pipelines.workspace import Workspace\n"
+        "check(Workspace.open()); assert not {'torch', 'torchmetrics', 'mlflow'} & set(sys.modules)"
+    )
+    run(sys.executable, "-c", code, cwd=tmp_path)
 
 
 def test_a_project_without_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from training_samples import make_points, make_text
 
-from pipelines.evaluation.chosen import Chosen, snake
+from pipelines.evaluation.chosen import Chosen
+from pipelines.evaluation.keys import snake
 from pipelines.evaluation.measure import measure
 from pipelines.evaluation.stage import numbers
 from pipelines.models import ModelConfig, task_of

@@ -4,25 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_samples import SEQ_LEN, TEXT, make_points, make_text
+from training_samples import SEQ_LEN, TEXT, make_points, make_text, with_domains
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.measure import measure
 from pipelines.models import ModelConfig
-from pipelines.workspace import Workspace
 from storage.manifest import Manifest
-
-
-def with_domains(ws: Workspace) -> Manifest:
-    """Its shards in two domains, code and prose; the val split's shard is the test split's second one."""
-    manifest = ws.zone("shards").manifest()
-    records = [record | {"domain": "code"} for record in manifest.records()]
-    for record in records:
-        if record["split"] == "val":
-            record |= {"split": "test", "domain": "prose"}
-    return Manifest.build(
-        "shards", records, **{k: v for k, v in manifest.header.items() if k not in ("format", "zone")}
-    )
 
 
 def without(manifest: Manifest, domain: str) -> Manifest:
