@@ -32,9 +32,10 @@ def test_torchrun_and_its_ranks_listen_on_the_loopback_address_only(tmp_path: Pa
 
 @pytest.mark.long
 def test_ranks_of_plain_torchrun_on_one_machine_listen_on_the_loopback_address_only(tmp_path: Path) -> None:
-    """Which names the machine by its host's name, and lets rank 0 open the store."""
+    """Also where they are told the host's name, and rank 0 opens the store."""
     ws = make_gated(tmp_path, 4, train=SETTINGS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    torchrun += ["--local-addr", socket.gethostname()]
     alone = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with started(*torchrun, training_samples.__file__, str(ws.root), **alone) as job:
         until(lambda: newest(ws) == 4, job)
