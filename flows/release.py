@@ -7,7 +7,7 @@ from prefect import flow
 from flows.commands import run_stage
 from flows.report import read_json
 from flows.steps import RECIPE, Recipe, by_hand, open_recipe
-from pipelines import versions
+from pipelines.writer import exclusive
 
 ReleaseStage = Literal["package", "promote"]
 
@@ -17,7 +17,7 @@ def release(recipe: Recipe = RECIPE, stages: list[ReleaseStage] = ["package", "p
     """Package the model, register it as candidate, and make it champion if the gate passes. Returns
     data/promotion.json."""
     ws = open_recipe(recipe)
-    with versions.exclusive(ws):
+    with exclusive(ws):
         for stage in stages:
             run_stage(recipe, stage)
         return read_json(ws.promotion)

@@ -5,11 +5,12 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from pipelines import collector
+from pipelines import collector, dvc_commands
+from pipelines.options import LOOK, STAGES, USE, Recipe, stage_workspace, workspace
 from storage.errors import Interrupted, ShardlineError
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(dvc_commands.app)
+
 cache = typer.Typer(no_args_is_help=True, help="The caches between the lake and the training: fill, show, empty.")
 app.add_typer(cache, name="cache", rich_help_panel="Use")
 
@@ -33,15 +36,8 @@ app.add_typer(compare, name="compare", rich_help_panel="Use")
 find = typer.Typer(no_args_is_help=True, help="Find settings by trying.")
 app.add_typer(find, name="find", rich_help_panel="Use")
 
-Recipe = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe", "-r", help="A recipe of `shardline recipes`; by default the current folder's params.yaml."
-    ),
-]
 CacheTier = Literal["node", "hot", "both"]
 ZoneName = Literal["raw", "curated", "shards"]
-STAGES, LOOK, USE = "Stages (run by DVC, in this order)", "Look", "Use"
 
 
 def main() -> None:
@@ -60,11 +56,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        from storage.atomic import full_disk
+        from storage.atomic import full_disk, not_writable
 
-        if (full := full_disk(error)) is None:
+        if (known := full_disk(error) or not_writable(error)) is None:
             raise
-        _leave(str(full), full.exit_code)
+        _leave(str(known), known.exit_code)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -77,21 +73,13 @@ def _leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _workspace(recipe: str | None) -> Any:
-    from pipelines.workspace import Workspace, project_root, recipe_folder
-
-    if recipe is not None:
-        os.chdir(recipe_folder(project_root(), recipe))  # where its own modules are imported from
-    return Workspace.open()
-
-
 def _data_stage(name: str, recipe: str | None) -> None:
     from pipelines.ingest import data_stage
     from pipelines.ingest.stage import journal_of, run
     from pipelines.progress import say
 
-    ws = _workspace(recipe)
-    say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
+    with stage_workspace(name, recipe) as ws:
+        say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
 
 
 @app.command(rich_help_panel=USE)
@@ -129,7 +117,8 @@ def train(recipe: Recipe = None) -> None:
     """Train the model of params.yaml on the shards; goes on from the last checkpoint when it was cut off."""
     from pipelines.training import train as run
 
-    run(_workspace(recipe))
+    with stage_workspace("train", recipe, together=True) as ws:
+        run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -137,7 +126,8 @@ def evaluate(recipe: Recipe = None) -> None:
     """Measure the model on held-out samples beside its baselines."""
     from pipelines.evaluation import evaluate as run
 
-    run(_workspace(recipe))
+    with stage_workspace("evaluate", recipe) as ws:
+        run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -145,7 +135,8 @@ def package(recipe: Recipe = None) -> None:
     """Write the model with signature, input example and model card, as MLflow serves it."""
     from pipelines.release import package as run
 
-    run(_workspace(recipe))
+    with stage_workspace("package", recipe) as ws:
+        run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -153,7 +144,8 @@ def promote(recipe: Recipe = None) -> None:
     """Register the model as candidate; make it champion if the gate passes."""
     from pipelines.release import promote as run
 
-    run(_workspace(recipe))
+    with stage_workspace("promote", recipe) as ws:
+        run(ws)
 
 
 @app.command(rich_help_panel=USE)
@@ -195,7 +187,7 @@ def compare_optimizers(
     from pipelines.training.comparison import compare_optimizers as run
 
     here = out.absolute() if out else None  # the recipe's folder becomes the current one
-    run(_workspace(recipe), only.split(",") if only else None, steps, here)
+    run(workspace(recipe), only.split(",") if only else None, steps, here)
 
 
 @compare.command("network")
@@ -211,7 +203,7 @@ def compare_network(
     from pipelines.training.comparison import compare_network as run
 
     here = out.absolute() if out else None
-    run(_workspace(recipe), ranks, only.split(",") if only else None, steps, local_steps, here)
+    run(workspace(recipe), ranks, only.split(",") if only else None, steps, local_steps, here)
 
 
 @compare.command("schedules")
@@ -222,7 +214,7 @@ def compare_schedules(
     from pipelines.training.comparison import compare_schedules as run
 
     here = out.absolute() if out else None
-    run(_workspace(recipe), here)
+    run(workspace(recipe), here)
 
 
 @find.command("batch")
@@ -236,7 +228,7 @@ def find_batch(
     """The largest batch that the device holds, with samples a second and memory of each size."""
     from pipelines.training.largest import find_batch as run
 
-    run(_workspace(recipe), most, memory_mb)
+    run(workspace(recipe), most, memory_mb)
 
 
 @cache.command("warm")
@@ -249,7 +241,7 @@ def cache_warm(
     """Fetch the shards of the train split, in the order in which training will read them."""
     from pipelines.warm import warm_and_say
 
-    warm_and_say(_workspace(recipe), tier, rank, world)
+    warm_and_say(workspace(recipe), tier, rank, world)
 
 
 @cache.command("show")
@@ -259,7 +251,7 @@ def cache_show(
     """Of each tier: bytes, shards, budget, hit ratio."""
     from pipelines.warm import show as run
 
-    run(_workspace(recipe), as_json)
+    run(workspace(recipe), as_json)
 
 
 @cache.command("drop")
@@ -271,7 +263,7 @@ def cache_drop(
     """Remove this recipe's shards from the caches. The lake keeps them."""
     from pipelines.warm import drop as run
 
-    run(_workspace(recipe), tier, everything)
+    run(workspace(recipe), tier, everything)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -285,7 +277,7 @@ def profile(
     """Where a training step's time goes, what to change and what to expect of it. Leaves the training's state alone."""
     from pipelines.diagnosis.profiling import profile as run
 
-    run(_workspace(recipe), steps=steps, warm_up=warm_up)
+    run(workspace(recipe), steps=steps, warm_up=warm_up)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -296,7 +288,7 @@ def doctor(
     from pipelines.diagnosis.doctor import doctor as run
 
     if recipe is not None:
-        _workspace(recipe)  # goes to its folder
+        workspace(recipe)  # goes to its folder
     run(as_json=as_json)
 
 
@@ -323,7 +315,7 @@ def show(zone: Annotated[ZoneName, typer.Argument(help="Zone.")] = "shards", rec
     """What a zone's manifest holds: version, lineage, splits, objects."""
     from pipelines.inspect import show_zone
 
-    show_zone(_workspace(recipe), zone)
+    show_zone(workspace(recipe), zone)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -334,7 +326,7 @@ def verify(
     """Read every object again and compare its digest with the manifest's."""
     from pipelines.inspect import verify_zones
 
-    verify_zones(_workspace(recipe), zone)
+    verify_zones(workspace(recipe), zone)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -347,7 +339,7 @@ def replay(
     """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
     from pipelines.training.replay import show_replay
 
-    show_replay(_workspace(recipe), step, everything=everything, as_json=as_json)
+    show_replay(workspace(recipe), step, everything=everything, as_json=as_json)
 
 
 @app.command(rich_help_panel=LOOK)

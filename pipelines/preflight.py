@@ -1,13 +1,13 @@
 """What `repro` can tell of a recipe's params.yaml before any stage runs, and would else come after hours of work."""
 
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
-from pipelines.params import FILENAME, Params
+from pipelines.own_code import import_paths
+from pipelines.params import FILENAME
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
 from storage.secret import mask
@@ -17,7 +17,7 @@ def check(ws: Workspace) -> None:
     """Raises ParamsError for text that DVC can't read, and for code of the user's that isn't there."""
     file = ws.root / FILENAME
     _refuse_bare_colons(file, file.read_text())
-    for setting, path in _own_code(ws.params):
+    for setting, path in import_paths(ws.params):
         _find(setting, path, ws.root)
 
 
@@ -32,15 +32,6 @@ def _refuse_bare_colons(file: Path, text: str) -> None:
                 f"{file}, line {token.start_mark.line + 1}: DVC cannot read {mask(token.value)} between braces or "
                 "brackets, because of the colon. Write it on a line of its own: `name: value`, in a list `- value`."
             )
-
-
-def _own_code(params: Params) -> Iterator[tuple[str, str]]:
-    """Settings that are import paths."""
-    yield "model.name", params.model.name
-    yield "train.loss", params.train.loss
-    yield "train.entrypoint", params.train.entrypoint or ""
-    for metric in params.evaluate.metrics:
-        yield "evaluate.metrics", metric if isinstance(metric, str) else metric.name
 
 
 def _find(setting: str, path: str, folder: Path) -> None:
