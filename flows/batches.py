@@ -15,10 +15,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from flows.steps import RETRY, STEP, open_recipe, record
-from pipelines import versions
 from pipelines.executors import PoolExecutor, choose_pool
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import DataStage, Item, Journal, Result, at_work, commit, journal_of, pending
+from pipelines.writer import exclusive, refuse_changed_params
 
 TASKS = 4  # task runs of a stage for each worker, so that no worker waits long for another's last one
 
@@ -47,7 +47,7 @@ class Ledger:
 def run_data_stage(name: str, recipe: str) -> dict[str, Any]:
     """Run data stage `name` of a recipe and record it. Returns what it did, with the version of its zone."""
     ws = open_recipe(recipe)
-    with versions.exclusive(ws):
+    with exclusive(ws):
         stage, journal = data_stage(name, ws), journal_of(ws, name)
         with at_work(stage, journal):
             items = plan(whole(stage))
@@ -58,6 +58,7 @@ def run_data_stage(name: str, recipe: str) -> dict[str, Any]:
                 ledger = Ledger(known, note)
                 work_all(stage, todo, ledger, executor)
             summary = finish(whole(stage), whole(items), whole(ledger), journal, len(todo))
+        refuse_changed_params(ws, name)
         record(recipe, name)
     return summary
 

@@ -17,8 +17,9 @@ from prefect.utilities.urls import url_for
 from flows import leash
 from flows.steps import STEP, open_recipe, record, worth_a_retry
 from pipelines import versions
-from pipelines.repro import PIPELINE, commands_path
+from pipelines.dvc_process import PIPELINE, commands_path
 from pipelines.workspace import Workspace
+from pipelines.writer import exclusive
 from storage.errors import Interrupted, ParamsError, ShardlineError
 
 #: Seconds from SIGTERM to SIGKILL. Prefect gives a cancelled flow 30 s; a rank saves within a step.
@@ -61,9 +62,16 @@ def run_command(recipe: str, stage: str) -> None:
 def run_by_dvc(recipe: str, stage: str) -> None:
     """Let DVC run and record a stage whose command isn't `shardline STAGE`: one that somebody added."""
     ws = open_recipe(recipe)
-    arguments = ["--wait-for-lock", "repro", "--single-item", "--force", f"{PIPELINE}:{stage}"]
-    code, tail = on_leash([sys.executable, "-m", "dvc", *arguments], ws.root, get_run_logger().info)
-    explain(f"dvc {shlex.join(arguments)}", ws, code, tail)
+    arguments = ["repro", "--single-item", "--force", f"{PIPELINE}:{stage}"]
+    logger, tail = get_run_logger(), deque[str](maxlen=_TAIL)
+
+    def log(line: str) -> None:
+        tail.append(line)
+        logger.info(line)
+
+    with exclusive(ws) as dvc:
+        code = dvc.run(*arguments, log=log)
+    explain(f"dvc {shlex.join(arguments)}", ws, code, list(tail))
 
 
 def on_leash(command: list[str], folder: Path, log: Callable[[str], None]) -> tuple[int, list[str]]:

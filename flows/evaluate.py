@@ -8,14 +8,14 @@ from flows.commands import run_stage
 from flows.parameters import RECIPE, Recipe
 from flows.report import read_json
 from flows.steps import by_hand, open_recipe
-from pipelines import versions
+from pipelines.writer import exclusive
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe}", persist_result=False)
 def evaluate(recipe: Recipe = RECIPE) -> dict[str, Any]:
     """Measure the model on held-out samples. Returns metrics/evaluate.json."""
     ws = open_recipe(recipe)
-    with versions.exclusive(ws):
+    with exclusive(ws):
         run_stage(recipe, "evaluate")
         return read_json(ws.metrics("evaluate"))
 

@@ -32,6 +32,7 @@ from pipelines import versions
 from pipelines.caches import is_cached, keep_embedded
 from pipelines.repro import summary
 from pipelines.workspace import Workspace
+from pipelines.writer import exclusive
 
 UP_TO_DATE = "up to date"
 
@@ -44,7 +45,7 @@ def pipeline(recipe: Recipe = RECIPE, force: Force = False, push: Push = True, r
     ws = open_recipe(recipe)
     outcomes: dict[str, Outcome] = {}
     pushed = "not yet"
-    with versions.exclusive(ws), keep_embedded(ws):
+    with exclusive(ws), keep_embedded(ws):
         try:
             run_stale(ws, recipe, outcomes, force=force, retries=retries)
             pushed = version(recipe, push=push)

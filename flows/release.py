@@ -8,7 +8,7 @@ from flows.commands import run_stage
 from flows.parameters import RECIPE, Recipe, ReleaseStage, ReleaseStages
 from flows.report import read_json
 from flows.steps import by_hand, open_recipe
-from pipelines import versions
+from pipelines.writer import exclusive
 
 
 @flow(name="release", flow_run_name="release {recipe}", persist_result=False)
@@ -16,7 +16,7 @@ def release(recipe: Recipe = RECIPE, stages: ReleaseStages = list(ReleaseStage))
     """Package the model, register it as candidate, and make it champion if the gate passes. Returns
     data/promotion.json."""
     ws = open_recipe(recipe)
-    with versions.exclusive(ws):
+    with exclusive(ws):
         for stage in stages:
             run_stage(recipe, stage)
         return read_json(ws.promotion)

@@ -9,7 +9,7 @@ from flows.commands import run_stage
 from flows.parameters import RECIPE, Recipe, Retries, RetryDelay
 from flows.report import link_run
 from flows.steps import by_hand, open_recipe
-from pipelines import versions
+from pipelines.writer import exclusive
 
 
 @flow(name="train", flow_run_name="train {recipe}", persist_result=False)
@@ -20,7 +20,7 @@ def train(recipe: Recipe = RECIPE, retries: Retries = 2, retry_delay: RetryDelay
     `retries` times. Cancelled, it saves a checkpoint and leaves no process behind.
     """
     ws = open_recipe(recipe)
-    with versions.exclusive(ws):
+    with exclusive(ws):
         run_stage(recipe, "train", retries=retries, delay=retry_delay)
         return link_run(ws)
 

@@ -6,6 +6,7 @@ from prefect.logging import get_run_logger
 from flows.parameters import RECIPE, Push, Recipe, Stages
 from flows.steps import DVC, RETRY, STEP, by_hand, open_recipe, record
 from pipelines import versions
+from pipelines.writer import exclusive
 
 
 @flow(name="version", flow_run_name="version {recipe}", persist_result=False)
@@ -13,7 +14,7 @@ def version(recipe: Recipe = RECIPE, stages: Stages = [], push: Push = True) -> 
     """`dvc commit` the stages named (the other flows do so for their own), and `dvc push` the recipe's outs where DVC
     has a default remote. Returns what was pushed, in DVC's words."""
     ws = open_recipe(recipe)
-    with versions.exclusive(ws):
+    with exclusive(ws):
         for stage in stages:
             record(recipe, stage)
         return push_outs(recipe) if push else "not pushed"

@@ -3,7 +3,6 @@ hours of work."""
 
 import re
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +10,7 @@ import yaml
 
 from pipelines.evaluation.names import TASKS, TaskName, check_gate, check_metric_names
 from pipelines.evaluation.splits import check_split
+from pipelines.own_code import import_paths
 from pipelines.params import FILENAME, Params
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
@@ -22,7 +22,7 @@ def check(ws: Workspace) -> None:
     splits that later stages would ask for in vain."""
     file, params = ws.root / FILENAME, ws.params
     _refuse_bare_colons(file, file.read_text())
-    for setting, path in _own_code(params):
+    for setting, path in import_paths(ws.params):
         _find(setting, path, ws.root)
     _check_shares(params)
     check_metric_names(params)
@@ -92,17 +92,6 @@ def _refuse_bare_colons(file: Path, text: str) -> None:
                 f"{file}, line {token.start_mark.line + 1}: DVC cannot read {mask(token.value)} between braces or "
                 "brackets, because of the colon. Write it on a line of its own: `name: value`, in a list `- value`."
             )
-
-
-def _own_code(params: Params) -> Iterator[tuple[str, str]]:
-    """Settings that are import paths."""
-    yield "model.name", params.model.name
-    yield "train.loss", params.train.loss
-    yield "train.entrypoint", params.train.entrypoint or ""
-    for metric in params.evaluate.metrics:
-        yield "evaluate.metrics", metric if isinstance(metric, str) else metric.name
-    for path in params.promote.trusted:
-        yield "promote.trusted", path
 
 
 def _find(setting: str, path: str, folder: Path) -> None:

@@ -5,17 +5,10 @@ that names the data version, the metric beside its baseline, and how to open the
 """
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from pipelines.dvc_process import PIPELINE, Dvc
 from pipelines.ingest.fetch import changed_sources
 from pipelines.preflight import check
 from pipelines.progress import say
@@ -23,23 +16,20 @@ from pipelines.release.eligible import waits
 from pipelines.tracking.note import result
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import DEFAULT_RECIPE, INTO_THE_PROJECT, Workspace, project_root, recipe_folder
+from pipelines.writer import exclusive
 from storage.atomic import write_atomically
 from storage.errors import ParamsError, SourceError
 
-PIPELINE = "dvc.yaml"
-_ROOM = 1 << 20  # bytes that must be free for DVC to write its lock and its state
-
 
 def repro(recipe: str | None, *, force: bool = False, until: str | None = None) -> int:
-    """Run what is stale of `recipe` (None: the current folder's). Returns the exit code of `dvc repro`."""
-    from pipelines.versions import exclusive
-
+    """Run what is stale of `recipe` (None: the current folder's). Returns the exit code: of the stage that failed,
+    else of DVC."""
     ws = open_recipe(recipe)
-    with exclusive(ws):
-        return _repro(ws, force=force, until=until)
+    with exclusive(ws) as dvc:
+        return _repro(ws, dvc, force=force, until=until)
 
 
-def _repro(ws: Workspace, *, force: bool, until: str | None) -> int:
+def _repro(ws: Workspace, dvc: Dvc, *, force: bool, until: str | None) -> int:
     try:
         changed = changed_sources(ws)
     except SourceError as error:  # a clone with pulled data, away from the sources
@@ -49,12 +39,12 @@ def _repro(ws: Workspace, *, force: bool, until: str | None) -> int:
     if changed:
         names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         say(f"{len(changed)} source files changed: {names}")
-        if code := run_dvc(ws.root, "repro", "--force", "--single-item", "ingest"):
+        if code := dvc.run("repro", "--force", "--single-item", "ingest"):
             return code
-    code = run_dvc(ws.root, "repro", *(["--force"] if force else []), *([until] if until else []))
+    code = dvc.run("repro", *(["--force"] if force else []), *([until] if until else []))
     if code == 0 and until is None and waits(ws):
         say("The model was not registered when it was made; now it may be.")
-        code = run_dvc(ws.root, "repro", "--force", "--single-item", "promote")
+        code = dvc.run("repro", "--force", "--single-item", "promote")
     if code == 0 and until is None:
         say("\n" + summary(ws))
     return code
@@ -78,62 +68,6 @@ def open_recipe(recipe: str | None) -> Workspace:
             )
         write_atomically(folder / PIPELINE, (project / PIPELINE).read_bytes())
     return ws
-
-
-def run_dvc(folder: Path, *arguments: str) -> int:
-    """Run DVC in `folder`. SIGINT and SIGTERM reach the stage that runs, which saves and ends; DVC by itself leaves it
-    running on SIGTERM."""
-    process = start_dvc(folder, *arguments)
-    with _forwarding(process):
-        code = process.wait()
-    if code and shutil.disk_usage(folder).free < _ROOM:
-        say(f"{folder}: the disk is full. Free some space and run the same command again: it goes on from here.")
-    return code
-
-
-def start_dvc(folder: Path, *arguments: str, **options: Any) -> "subprocess.Popen[Any]":
-    """Start DVC in `folder` and in a session of its own, with this environment's commands first on PATH. `options`
-    go to Popen."""
-    environment = {**os.environ, "PATH": commands_path()}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **options)
-
-
-def commands_path() -> str:
-    """PATH with this environment's commands (shardline, dvc) first."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-
-@contextmanager
-def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    def forward(signum: int, frame: FrameType | None) -> None:
-        import psutil
-
-        try:
-            below = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return
-        # The innermost shardline command is the stage; it tells its own ranks.
-        stages = [p for p in below if any(Path(part).name == "shardline" for part in _command(p))]
-        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            for stage in stages[-1:] or [psutil.Process(process.pid)]:
-                stage.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _command(process: "psutil.Process") -> list[str]:  # type: ignore[name-defined] # noqa: F821
-    import psutil
-
-    try:
-        return list(process.cmdline()[:2])
-    except psutil.Error:
-        return []
 
 
 def summary(ws: Workspace) -> str:

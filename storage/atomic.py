@@ -37,7 +37,31 @@ def full_disk(error: BaseException, what: str | Path | None = None) -> LakeError
     return None
 
 
+#: How libraries word it that they may not write.
+_DENIED = ("readonly database", "unable to open database file", "read-only file system", "os error 30", "os error 13")
+
+
+def not_writable(error: BaseException, what: str | Path | None = None) -> LakeError | None:
+    """A LakeError that names `what` (or the file that `error` names), if a file or folder that may not be written is at
+    the root of `error`."""
+    link: BaseException | None = error
+    while link is not None:
+        denied = isinstance(link, OSError) and link.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
+        if denied or any(sign in str(link).lower() for sign in _DENIED):
+            name = what or getattr(link, "filename2", None) or getattr(link, "filename", None) or Path.cwd()
+            reason = getattr(link, "strerror", None) or str(link).splitlines()[0]
+            reading = what is None and getattr(link, "errno", None) in (errno.EACCES, errno.EPERM)
+            how = "may not be read or written" if reading else "not writable"
+            return LakeError(
+                f"{name}: {how} ({reason}). Check its permissions and those of its folder, or place it elsewhere: "
+                "a zone with `lake.url`, the runs with MLFLOW_TRACKING_URI, `.shardline` as a link to another folder."
+            )
+        link = link.__cause__ or link.__context__
+    return None
+
+
 _BEGUN = time.time()  # when this process began, nearly
+_SKEW = 3600.0  # seconds that the clock of a file server may be ahead
 
 
 @contextmanager
@@ -50,8 +74,8 @@ def storage_errors(what: str | Path) -> Iterator[None]:
     except Exception as error:
         if full := full_disk(error, what):
             raise full from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise LakeError(f"{what}: not writable ({error.strerror}). Check its permissions or `lake.url`.") from error
+        if isinstance(error, OSError) and (denied := not_writable(error, what)):
+            raise denied from error
         raise
 
 
@@ -105,7 +129,8 @@ def temporary_folder(folder: Path, prefix: str) -> Iterator[Path]:
 def sweep_temporaries(folder: Path, pattern: re.Pattern[str]) -> int:
     """Remove the files in `folder` that `temporary_file` made in processes that were killed. Returns how many.
 
-    Only files whose whole name matches `pattern`, that are older than this process, and that no process holds locked.
+    Only files whose whole name matches `pattern`, that no process holds locked, and that are older than this process,
+    or of a time that is to come, since the clock has been set back.
     """
     swept = 0
     for entry in os.scandir(folder) if folder.is_dir() else ():
@@ -115,7 +140,8 @@ def sweep_temporaries(folder: Path, pattern: re.Pattern[str]) -> int:
             handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(handle).st_mtime < _BEGUN:
+                made = os.fstat(handle).st_mtime
+                if made < _BEGUN or made > time.time() + _SKEW:
                     os.unlink(entry.path)
                     swept += 1
             finally:

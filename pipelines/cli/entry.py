@@ -27,10 +27,10 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        from storage.atomic import full_disk
+        from storage.atomic import full_disk, not_writable
 
-        if (full := full_disk(error)) is not None:
-            _leave(f"shardline: {full}", full.exit_code)
+        if (known := full_disk(error) or not_writable(error)) is not None:
+            _leave(f"shardline: {known}", known.exit_code)
         _leave(masked_traceback(error), 1)
 
 

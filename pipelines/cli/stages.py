@@ -1,6 +1,27 @@
 """The stages, one by one: what DVC calls."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from pipelines.cli.app import STAGES, Named, Recipe, app, workspace
+
+
+@contextmanager
+def _at_work(name: str, recipe: str | None, option: str | None, *, together: bool = False) -> Iterator[Any]:
+    """The workspace of a stage that is at work in it: alone, or `together` with other processes of a training."""
+    from pipelines.writer import stage_at_work
+
+    ws = workspace(recipe, option)
+    with stage_at_work(ws, name, shared=together and _one_of_several(ws)):
+        yield ws
+
+
+def _one_of_several(ws: Any) -> bool:
+    from pipelines.training.launchers.placement import started_by_others
+
+    return ws.params.compute.nodes > 1 or "PET_NNODES" in os.environ or started_by_others()
 
 
 def _data_stage(name: str, recipe: str | None, option: str | None) -> None:
@@ -8,8 +29,8 @@ def _data_stage(name: str, recipe: str | None, option: str | None) -> None:
     from pipelines.ingest.stage import journal_of, run
     from pipelines.progress import say
 
-    ws = workspace(recipe, option)
-    say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
+    with _at_work(name, recipe, option) as ws:
+        say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
 
 
 @app.command(rich_help_panel=STAGES)
@@ -36,9 +57,9 @@ def train(recipe: Named = None, option: Recipe = None) -> None:
     from pipelines.preflight import check_shards
     from pipelines.training import train as run
 
-    ws = workspace(recipe, option)
-    check_shards(ws)
-    run(ws)
+    with _at_work("train", recipe, option, together=True) as ws:
+        check_shards(ws)
+        run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -46,7 +67,8 @@ def evaluate(recipe: Named = None, option: Recipe = None) -> None:
     """Measure the model on held-out samples beside its baselines."""
     from pipelines.evaluation import evaluate as run
 
-    run(workspace(recipe, option))
+    with _at_work("evaluate", recipe, option) as ws:
+        run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -54,7 +76,8 @@ def package(recipe: Named = None, option: Recipe = None) -> None:
     """Write the model with signature, input example and model card, as MLflow serves it."""
     from pipelines.release import package as run
 
-    run(workspace(recipe, option))
+    with _at_work("package", recipe, option) as ws:
+        run(ws)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -62,4 +85,5 @@ def promote(recipe: Named = None, option: Recipe = None) -> None:
     """Register the model as candidate; make it champion if the gate passes."""
     from pipelines.release import promote as run
 
-    run(workspace(recipe, option))
+    with _at_work("promote", recipe, option) as ws:
+        run(ws)

@@ -284,8 +284,10 @@ class Fingerprints:
 
 
 def _stamp(path: Path) -> str:
+    """Changes with the content. The time of the last change of status is in it, since tools set the other one, and a
+    clock that is set back may give it again."""
     status = path.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
 
 def _digests(paths: list[str]) -> Iterator[str]:

@@ -114,7 +114,7 @@ def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | 
 
 def at_work(stage: DataStage, journal: Path) -> AbstractContextManager[None]:
     """From plan to commit, for one run of a stage at a time: a commit removes what its manifest doesn't name, which
-    another run may have just made. (`versions.exclusive` is around whole jobs, which start stages as processes.)"""
+    another run may have just made. (`writer.exclusive` is around whole jobs, which start stages as processes.)"""
     return alone(journal.with_suffix(".lock"), stage.zone.folder)
 
 

@@ -14,7 +14,11 @@ import psutil
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, Run, write_params
-from prefect_service import Deployed, Flaky, Nightly
+from prefect_service import Deployed, Flaky, Nightly, Prefect
+from servers import wait_for
+
+from pipelines.own_code import depend_on_code
+from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.xdist_group("prefect")
 Flow = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -112,6 +116,20 @@ time.sleep(600)
 CARELESS = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
 
 
+SLOW = """
+import time
+from pathlib import Path
+from pipelines.models.transformer import Transformer
+
+class Slow(Transformer):
+    def forward(self, *inputs):
+        Path("begun").touch()
+        while not Path("open").exists():
+            time.sleep(0.02)
+        return super().forward(*inputs)
+"""
+
+
 def on_leash(code: str, grace: float = 60) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [*LEASH, str(grace), sys.executable, "-c", code],
@@ -160,16 +178,17 @@ def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) ->
 # -- asking and telling DVC ------------------------------------------------------------------------------------------
 
 
-def test_one_run_at_a_time_in_a_recipe(recipe: Path, environment: dict[str, str]) -> None:
+def test_one_run_at_a_time_in_a_recipe(project: Path, environment: dict[str, str]) -> None:
     """A second process waits until the first is done, or dead."""
     code = (
-        "import sys; from pipelines import versions; from pipelines.workspace import Workspace; ws = Workspace.open()\n"
-        "with versions.exclusive(ws), versions.exclusive(ws): print('in', flush=True); sys.stdin.read()"
+        "import sys; from pipelines.writer import exclusive; from pipelines.workspace import Workspace\n"
+        "ws = Workspace.open()\n"
+        "with exclusive(ws), exclusive(ws): print('in', flush=True); sys.stdin.read()"
     )
 
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-c", code], cwd=recipe, env=environment, text=True,
+            [sys.executable, "-c", code], cwd=project, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
@@ -186,9 +205,40 @@ def test_one_run_at_a_time_in_a_recipe(recipe: Path, environment: dict[str, str]
             assert second.wait(60) == 0
 
 
+@pytest.mark.long
+def test_a_flow_waits_for_dvc_exp_run(prefect: Prefect, copied: Path, environment: dict[str, str]) -> None:
+    """DVC came first, by itself. The flow goes on when it has ended, and finds nothing to do."""
+    (copied / "slow.py").write_text(SLOW)
+    model = {**TINY["model"], "name": "slow:Slow"}  # type: ignore[dict-item]
+    write_params(copied, {**TINY, "model": model})
+    depend_on_code(Workspace.open(copied))
+
+    def start(*command: str, env: dict[str, str]) -> "subprocess.Popen[str]":
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        return subprocess.Popen(
+            command, cwd=copied, env=env, text=True, stdin=none, stdout=pipe, stderr=subprocess.STDOUT
+        )
+
+    with start("dvc", "exp", "run", "--set-param", "train.lr=0.002", env=environment) as experiment:
+        wait_for(lambda: (copied / "begun").exists(), "training starts", 120)
+        with start(sys.executable, "-m", "flows.pipeline", env=prefect.env) as flow:
+            try:
+                assert flow.stdout is not None
+                said = next((line for line in flow.stdout if "waiting for it" in line), "nothing")
+                assert f"exp run --set-param train.lr=0.002` (process {experiment.pid}, since " in said
+                (copied / "open").touch()
+                output = experiment.communicate(timeout=120)[0]
+                assert experiment.returncode == 0, output
+                output = flow.communicate(timeout=120)[0]
+                assert flow.returncode == 0, output
+            finally:
+                for process in (flow, experiment):
+                    process.kill()
+    assert prefect.summary(prefect.latest("pipeline")).count("| up to date |") == 8
+
+
 def test_outs_go_before_a_stage_runs_but_persistent_ones_stay(project: Path) -> None:
     from pipelines import versions
-    from pipelines.workspace import Workspace
 
     ws = Workspace.open(project)
     assert list(versions.stages(ws)) == ["ingest", "curate", "shard", "train", "evaluate", "package", "promote"]
@@ -207,7 +257,6 @@ def test_outs_go_before_a_stage_runs_but_persistent_ones_stay(project: Path) -> 
 
 def test_the_reasons_why_a_stage_is_stale(project: Path) -> None:
     from pipelines import versions
-    from pipelines.workspace import Workspace
 
     stale = versions.stale(Workspace.open(project))
     assert set(stale) == set(versions.stages(Workspace.open(project)))

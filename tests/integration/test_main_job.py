@@ -87,6 +87,29 @@ def test_an_experiment_re_runs_training_and_what_follows(run: Run, copied: Path)
     assert ran(run("shardline", "repro", cwd=copied)) == []
 
 
+@pytest.mark.long
+def test_one_s_own_code_is_seen_when_it_changes(run: Run, copied: Path) -> None:
+    """By plain DVC too, and by the stages that run it alone."""
+    (copied / "own.py").write_text("from layers import Body\n\nclass Net(Body): ...\n")
+    (copied / "layers.py").write_text("from pipelines.models.transformer import Transformer as Body\n")
+    (copied / "measure.py").write_text("from torchmetrics.text import Perplexity\n")
+    model = {**TINY["model"], "name": "own:Net"}  # type: ignore[dict-item]
+    measure = {"name": "measure:Perplexity", "key": "own_perplexity"}
+    write_params(copied, {**TINY, "model": model, "evaluate": {"metrics": [measure]}})
+    refused = run("dvc", "repro", cwd=copied, code=255)
+    assert "It does now: train depends on layers.py; train depends on own.py" in refused.stderr
+    assert ran(run("dvc", "repro", cwd=copied)) == ["train", "evaluate", "package", "promote"]
+    assert json.loads(run("dvc", "status", "--json", cwd=copied).stdout) == {}
+
+    def stale_after(name: str) -> list[str]:
+        (copied / name).write_text((copied / name).read_text() + "# changed\n")
+        return list(json.loads(run("dvc", "status", "--json", cwd=copied).stdout))
+
+    assert stale_after("measure.py") == ["evaluate"]
+    assert stale_after("layers.py") == ["train", "evaluate", "package"]
+    assert ran(run("shardline", "repro", cwd=copied)) == ["train", "evaluate", "package", "promote"]
+
+
 def test_one_source_file_is_one_item(run: Run, copied: Path) -> None:
     (copied / "texts" / "doc005b.txt").write_text("one more\n" * 30)
     done = run("shardline", "repro", "--until", "shard", cwd=copied)

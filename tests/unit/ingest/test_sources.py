@@ -99,6 +99,16 @@ def test_fingerprints_follow_content(tree: Path) -> None:
     assert {name for name in before if before[name] != after[name]} == {"a.txt"}
 
 
+def test_a_file_that_changes_under_an_old_date_is_seen(tree: Path) -> None:
+    """As many bytes, in place, with the time that it had: by a tool that keeps it, or since the clock was set back."""
+    marks, file = Fingerprints(tree / "state" / "fingerprints.db"), tree / "in" / "a.txt"
+    with marks:
+        before, times = marks.of([str(file)]), file.stat()
+        file.write_bytes(file.read_bytes()[::-1])
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert marks.of([str(file)]) != before
+
+
 def test_a_scan_that_is_cut_off_goes_on_where_it_was(tree: Path) -> None:
     paths = [tree / f"{number:03d}.txt" for number in range(150)]
     for path in paths:
