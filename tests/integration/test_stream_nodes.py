@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import REPOSITORY
 from numbered_samples import publish
 from servers import S3, redis_server
 from stream_reader import read_all
 
 from pipelines.streaming import Stream
+from pipelines.training.stream_loader import StreamLoader
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.lake import Zone
 
@@ -80,7 +80,7 @@ def test_a_dataset_larger_than_the_memory_streams_within_it(zone: Zone, s3: S3, 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_workers_of_a_torch_data_loader_deliver_each_batch_once(
+def test_the_workers_of_a_stream_loader_deliver_each_batch_once(
     zone: Zone, redis_url: str, tmp_path: Path, method: str, cached: bool
 ) -> None:
     """In order, though the stream that they are started with has read from S3 and Redis before."""
@@ -89,11 +89,9 @@ def test_the_workers_of_a_torch_data_loader_deliver_each_batch_once(
     node, hot = NodeCache(tmp_path / "node", 64 * MIB), HotCache(redis_url, 64 * MIB, timeout=10, prefix=method)
     tiers = Tiered(few, node, hot) if cached else Tiered(few)
     with tiers, Stream(few, manifest, tiers=tiers, ahead=MIB, **SETTINGS) as stream:  # type: ignore[arg-type]
-        next(stream)
-        state = stream.state_dict()
+        loaded = [next(stream)["label"].tolist()]
         workers: dict[str, Any] = {"num_workers": 2, "timeout": 30, "multiprocessing_context": method}
-        loader: Any = torch.utils.data.DataLoader(stream, None, **workers)
-        loaded = [batch["label"].tolist() for batch in loader]
-        assert stream.state_dict() == state
+        loaded += [batch["label"].tolist() for batch in StreamLoader(stream, **workers)]
+        assert stream.is_at_end()
     with Stream(few, manifest, **SETTINGS) as stream:  # type: ignore[arg-type]
         assert loaded == [batch["label"].tolist() for batch in stream]
