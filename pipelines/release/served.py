@@ -17,6 +17,7 @@ from pipelines.models.saved import ModelConfig, load_model
 from pipelines.models.tokens import why_no_bytes
 from storage.errors import DataError, FormatError
 from storage.images import MAX_PIXELS, decode_image
+from storage.number_text import number_of
 
 Kind = Literal["text", "image", "table", "array"]
 BATCH = 256  # rows that the model sees at once
@@ -142,12 +143,13 @@ def _draw(logits: torch.Tensor, temperature: float, top_k: int | None, random: t
 
 
 def _numbers(values: Sequence[Any], column: str, name: str) -> NDArray[np.float32]:
-    """`values` as float32. Raises DataError for one that isn't a finite number: training sets those aside."""
-    try:
-        with np.errstate(over="ignore"):
-            numbers = np.asarray(values, np.float32)
-    except (ValueError, TypeError):
-        numbers = np.array([_number(value) for value in values], np.float32)
+    """`values` as float32, by the grammar of curated tables. Raises DataError for one that isn't a finite number:
+    training sets those aside."""
+    cells = np.asarray(values)
+    if cells.dtype.kind not in "biuf":
+        cells = np.array([_number(value) for value in values], np.float64)
+    with np.errstate(over="ignore"):
+        numbers = cells.astype(np.float32)
     if (bad := np.flatnonzero(~np.isfinite(numbers))).size:
         row = int(bad[0])
         raise DataError(f"{name}: row {row + 1}, column {column!r}: {values[row]!r} is not a finite number.")
@@ -156,9 +158,10 @@ def _numbers(values: Sequence[Any], column: str, name: str) -> NDArray[np.float3
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
+        found = number_of(value)
     except (ValueError, TypeError):
-        return math.nan
+        found = None
+    return math.nan if found is None else found
 
 
 def kind_of(spec: Mapping[str, Any]) -> Kind:

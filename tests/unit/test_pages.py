@@ -11,7 +11,10 @@ from ruamel.yaml import YAML
 from pipelines.cli import app
 from pipelines.params import describe
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/**/*.md"))]
+PAGES = [
+    *(REPOSITORY / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted(REPOSITORY.glob("docs/**/*.md")),
+]
 NAMES = {row[0].partition(" (")[0] for row in describe()}
 SECTIONS = {name.partition(".")[0] for name in NAMES}
 OPEN = ("model.args", "train.args", "train.loss_args", "stream.mixture", "lake.zones")  # whose keys are the user's

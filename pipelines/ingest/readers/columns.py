@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +12,10 @@ import pyarrow.compute
 from pipelines.ingest.curated import OWN
 from pipelines.params import Curate
 from storage.errors import DataError
+from storage.number_text import number_of
 
 MOST = 16_384  # features
 _LARGEST = 3.4028234e38  # of float32, in which features are stored
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 _TOLD = 20  # columns in a message
 _SHOWN = 80  # characters of a cell
@@ -124,18 +123,8 @@ def _numbers(array: pa.Array) -> pa.Array:
         text = array.cast(pa.string()) if pa.types.is_binary(array.type) else array
         numbers = text.cast(pa.float64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        numbers = pa.array([_number(value) for value in array.to_pylist()], pa.float64())
+        numbers = pa.array([number_of(value) for value in array.to_pylist()], pa.float64())
     return numbers.fill_null(np.nan) if numbers.null_count else numbers
-
-
-def _number(value: Any) -> float | None:
-    """None for what is no number. `float` would take 1_000, and digits of every script."""
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    if not isinstance(value, str):
-        return None if value is None else float(value)
-    value = value.strip(" \t")
-    return float(value) if _NUMBER.fullmatch(value) else None
 
 
 def _classes(name: str, array: pa.Array, nulls: frozenset[str], reasons: dict[int, str]) -> pa.Array:

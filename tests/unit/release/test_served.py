@@ -83,6 +83,8 @@ def test_columns_are_found_by_name_whatever_their_order():
         ("width,mean area,height\n1,2,3\n1,2,nan\n", r"row 2, column 'height': 'nan' is not a finite number"),
         ("width,mean area,height\n1e39,2,3\n", r"row 1, column 'width': '1e39' is not a finite number"),
         ("width,mean area,height\n1,,3\n", r"row 1, column 'mean area': '' is not a finite number"),
+        ("width,mean area,height\n1,1_000,3\n", r"row 1, column 'mean area': '1_000' is not a finite number"),
+        ("width,mean area,height\n1,２,3\n", r"row 1, column 'mean area': '２' is not a finite number"),
         ("width,mean area,height,width\n1,2,3,4\n", r"the header has width twice"),
         ("width,mean area,height\n1,2\n", r"table\.csv:2: 2 fields where the header has 3"),
         (b"width\n\xff\xfe\n", r"not a CSV file in UTF-8"),
