@@ -95,7 +95,7 @@ def test_streams_of_files_and_of_pixels_give_the_same_batches(tmp_path: Path) ->
             count += 1
         assert count == 2 * len(pixels)
         assert files.meter.snapshot().decode > 0
-        np.testing.assert_array_equal(files[1]["x"], pixels[1]["x"])
+        np.testing.assert_array_equal(files.batch(1)["x"], pixels.batch(1)["x"])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shardline")]
 
 

@@ -299,5 +299,5 @@ def test_an_image_that_claims_to_be_enormous_is_refused() -> None:
     data = bytearray(file.getvalue())
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = (65_000).to_bytes(2, "big") * 2
-    with pytest.raises(DataError, match=r"not decodable: .*pixels.* exceeds limit"):
+    with pytest.raises(DataError, match=r"too large: .*pixels.* exceeds limit"):
         decode_image(bytes(data), np.empty((8, 8, 1), np.uint8))
