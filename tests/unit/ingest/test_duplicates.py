@@ -19,7 +19,8 @@ from pipelines.ingest.content import to_arrow
 from pipelines.ingest.duplicates import NAMED, kept_rows, pack
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.workspace import Workspace
-from storage.errors import DigestError
+from storage.errors import DigestError, FormatError
+from storage.manifest import Manifest
 from storage.shards import Shard
 
 TABLES: dict[str, Any] = {
@@ -205,3 +206,29 @@ def test_a_damaged_object_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20] + bytes(20))
     with pytest.raises(DigestError, match=record["path"]):
         curated.read_column(zone, record, curated.ID)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left_out": b"\xff\xff\xff\x7f"}, r"row 2147483647 of 40 is left out"),
+        ({"left_out": b"abc"}, r"differ"),
+        ({"left_out": bytes(50)}, r"50 bytes say which of 40 rows"),
+        ({"left_out": None}, r"40 of 40 rows are kept, not 39"),
+        ({"rows": 5}, r"39 of 40 rows are kept, not 5"),
+        ({"stats": "{"}, r"facts of its objects cannot be read"),
+        ({"stats": None}, r"facts of its objects cannot be read"),
+    ],
+)
+def test_a_manifest_that_says_other_rows_than_its_objects_hold_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Whoever made it: a seal says only that it is whole."""
+    write(tmp_path, one=["1,5,6,x", "1,5,6,x", *[f"{number},5,6,x" for number in range(2, 40)]])
+    make(tmp_path, "ingest", "curate")
+    zone = Workspace.open(tmp_path).zone("curated")
+    manifest = zone.manifest()
+    about = {name: value for name, value in manifest.header.items() if name not in ("format", "zone")}
+    Manifest.build("curated", [record | change for record in manifest.records()], **about).save(zone.folder)
+    with pytest.raises(FormatError, match=message):
+        make(tmp_path, "shard")
