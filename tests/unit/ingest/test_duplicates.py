@@ -102,6 +102,27 @@ def test_equal_lines_below_other_headers_are_no_duplicates(tmp_path: Path) -> No
     assert make(tmp_path, "ingest", "curate")[1].duplicates == 0
 
 
+def test_equal_rows_of_other_columns_beside_the_features_are_no_duplicates(tmp_path: Path) -> None:
+    """What the model doesn't see tells rows apart, too: 2 pounds and 3 days are not 3 pounds and 2 days."""
+    write(tmp_path, one=["1,5,6,x"], two=[], three=["1,5,6,x"])
+    (tmp_path / "tables" / "two.csv").write_text("b,a,id,y\n1,5,6,x\n")
+    write_params(tmp_path, {**TABLES, "curate": {**TABLES["curate"], "features": ["a"]}})
+    make(tmp_path, "ingest", "curate", "shard")
+    assert listed(tmp_path) == [{"name": "three.csv:2", "of": "one.csv:2"}]
+    assert kept(tmp_path) == ["one.csv:2", "two.csv:2"]
+
+
+def test_equal_parquet_rows_of_other_columns_beside_the_features_are_no_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    sources = {"sources": ["tables/*.parquet"]}
+    write_params(tmp_path, {**TABLES, "ingest": sources, "curate": {**TABLES["curate"], "features": ["a"]}})
+    for name, columns in {"one": "abc", "three": "abc", "two": "acb"}.items():
+        table = pa.table({**{column: [1.0, 2.0] for column in columns}, "y": ["x", "z"]})
+        pyarrow.parquet.write_table(table, tmp_path / "tables" / f"{name}.parquet")
+    make(tmp_path, "ingest", "curate", "shard")
+    assert kept(tmp_path) == [f"{name}.parquet:{row}" for name in ("one", "two") for row in (1, 2)]
+
+
 def test_what_a_new_file_makes_a_duplicate_is_left_out_without_reading_its_file_again(tmp_path: Path) -> None:
     write(tmp_path, one=["1,5,6,x"], two=["2,7,8,x", "3,7,9,x"])
     first = make(tmp_path, "ingest", "curate", "shard")
