@@ -11,16 +11,20 @@ HIDDEN = "***"
 
 #: scheme, slashes (also those of what was meant as a URL: s3//, s3:/), user, and a password to the last @ of the word:
 #: whoever forgets to quote its / and @ is not to be punished for it.
-_LOGIN = re.compile(r"([a-z][a-z0-9+.-]*)?(://|//|:/)([^:@/?#\s]*):(?!:[a-z0-9+.-]+://)\S*@", re.IGNORECASE)
-_NAME_ALONE = re.compile(r"(?:([a-z][a-z0-9+.-]*)?(://)|(https?)(//|:/))([^:@/?#\s]+)@", re.IGNORECASE)
+_SCHEME = r"(?:(?<![a-z0-9+.-])([a-z0-9+.-]*+))?"  # looked for where a run of such begins only: texts may be long
+_LOGIN = re.compile(rf"{_SCHEME}(://|//|:/)([^:@/?#\s]*):(?!:[a-z0-9+.-]+://)\S*@", re.IGNORECASE)
+_NAME_ALONE = re.compile(rf"(?:{_SCHEME}(://)|(https?)(//|:/))([^:@/?#\s]+)@", re.IGNORECASE)
+_WORD = re.compile(r"\S++")
 #: What stands alone before the @ of these says where, or who; of all others it may be a token: https://TOKEN@host.
 _TELL_WHERE = {"abfs", "abfss", "adl", "az", "wasb", "wasbs", "hdfs", "ssh", "git+ssh", "sftp", "scp", "file", "memory"}
 
-_WORDS = r"[\w.%~-]*(?:pass|pwd|secret|token|sig|credential|auth|key|sas|odbc_connect)[\w.%~-]*"
+_WORDS = r"(?=[\w.%~-]*(?:pass|pwd|secret|token|sig|credential|auth|key|sas|odbc_connect))[\w.%~-]*+"
 _VALUE = r"(?:[^&\s'\"]|['\"](?=[\w%+/~-]))*"  # to the next & or blank; a quote that closes what is quoted stays
 _QUERY = re.compile(rf"([?&;]{_WORDS}=){_VALUE}", re.IGNORECASE)
 _NAMES = r"(?:password|passwd|pwd|passphrase|secret|token|api_?key|(?:secret_?)?access_?key|private_?key|account_?key)"
-_SETTING = re.compile(rf"(\b(?:[\w-]*(?:password|passwd|pwd|passphrase|secret|access_?key))=){_VALUE}", re.IGNORECASE)
+_TOKENS = r"(?:access|auth|refresh|security|session)[_-]?token"  # token=7 may be a count
+_SETS = rf"(?:password|passwd|pwd|passphrase|secret|(?:api|access|private|account)[_-]?key|{_TOKENS})"
+_SETTING = re.compile(rf"((?<![\w-])[\w-]*{_SETS}=){_VALUE}", re.IGNORECASE)
 _ENTRY = re.compile(rf"(['\"][\w.-]*{_NAMES}['\"]\s*:\s*)(?:'[^']*'|\"[^\"]*\")", re.IGNORECASE)
 _HEADER = re.compile(r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)[^\s'\"]+", re.IGNORECASE)
 _SECRET_NAME = re.compile(rf"(?:.*[._-])?{_NAMES}", re.IGNORECASE)
@@ -29,8 +33,9 @@ _SECRET_NAME = re.compile(rf"(?:.*[._-])?{_NAMES}", re.IGNORECASE)
 def mask(text: str) -> str:
     """`text` with `***` for what lets one in: passwords of URLs (chained and unquoted ones too), tokens in the place
     of a user's name, such values of queries (?pwd=, X-Amz-Signature, …), of settings (password=…), of dictionaries and
-    of Authorization headers. Masked text stays as it is."""
-    text = _LOGIN.sub(_login, text)
+    of Authorization headers. Masked text stays as it is. The time that this takes grows as the text does, whatever it
+    holds."""
+    text = _WORD.sub(_logins, text) if "@" in text else text
     text = _NAME_ALONE.sub(_name_alone, text)
     for found in (_QUERY, _SETTING, _ENTRY, _HEADER):
         text = found.sub(rf"\1{HIDDEN}", text)
@@ -52,6 +57,12 @@ def without_login(url: str) -> str:
     return re.sub(r"(://|//|:/)[^/\s@]*@", r"\1", mask(url))
 
 
+def _logins(word: re.Match[str]) -> str:
+    """Up to the last @ of the word, since from behind it every beginning of a login would be followed to the end."""
+    before, at, after = word[0].rpartition("@")
+    return _LOGIN.sub(_login, before + at) + after
+
+
 def _login(found: re.Match[str]) -> str:
     scheme, slashes, user = found[1] or "", found[2], found[3]
     token = re.search(r"http|dav", scheme, re.IGNORECASE)  # https://TOKEN:x-oauth-basic@host
@@ -60,4 +71,5 @@ def _login(found: re.Match[str]) -> str:
 
 def _name_alone(found: re.Match[str]) -> str:
     scheme, slashes, user = found[1] or found[3] or "", found[2] or found[4], found[5]
-    return f"{scheme}{slashes}{user if scheme.lower() in _TELL_WHERE else HIDDEN}@"
+    known = scheme.lower().lstrip("0123456789+.-") in _TELL_WHERE
+    return f"{scheme}{slashes}{user if known else HIDDEN}@"

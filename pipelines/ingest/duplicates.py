@@ -94,11 +94,16 @@ def pack(rows: int, left_out: Ints) -> bytes | None:
 
 
 def kept_rows(rows: int, packed: bytes | None) -> Ints:
-    """The rows that are not left out, rising."""
-    kept = np.ones(rows, bool)
-    if packed is not None and len(packed) < -(-rows // 8):
-        kept[np.frombuffer(packed, "<u4")] = False
+    """The rows that are not left out, rising. Raises ValueError where `packed` is not of so many rows."""
+    kept, bits = np.ones(rows, bool), -(-rows // 8)
+    if packed is not None and len(packed) < bits:
+        numbers = np.frombuffer(packed, "<u4")
+        if (numbers >= rows).any():
+            raise ValueError(f"row {numbers.max()} of {rows} is left out")
+        kept[numbers] = False
     elif packed is not None:
+        if len(packed) > bits:
+            raise ValueError(f"{len(packed)} bytes say which of {rows} rows are left out")
         kept = ~np.unpackbits(np.frombuffer(packed, np.uint8), count=rows).astype(bool)
     return np.flatnonzero(kept)
 

@@ -13,8 +13,9 @@ class Rows:
 
     `content`, where it is asked for (`curate.deduplicate`), is an Arrow array of type binary(16), without nulls: a
     digest for each sample of all that the file holds of it, before features are chosen. Of a CSV record's or a JSONL
-    line's bytes without the line end, of all columns of a Parquet row, of a whole file's bytes. Equal ones have equal
-    digests in every file of that kind, on every machine; forged collisions are not kept out.
+    line's bytes without the line end, of all columns of a Parquet row, of a whole file's bytes; of tables with the
+    columns' names, where some are no features. Equal ones have equal digests in every file of that kind, on every
+    machine; forged collisions are not kept out.
     """
 
     ids: list[str]

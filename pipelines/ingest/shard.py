@@ -38,7 +38,7 @@ from pipelines.params import Shard
 from pipelines.workspace import Workspace
 from storage.compression import Compression
 from storage.digest import digest_json, keyed_uint64
-from storage.errors import DataError, ParamsError
+from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
@@ -108,7 +108,7 @@ class ShardStage:
             payload={
                 **about,
                 "objects": [
-                    {"path": member["path"], "digest": member["digest"], "left_out": out}
+                    {"path": member["path"], "digest": member["digest"], "rows": member["rows"], "left_out": out}
                     for member, out in zip(members, left_out, strict=True)
                 ],
                 # Whatever form samples take and however shards are stored, the rows' order is the same.
@@ -122,7 +122,7 @@ class ShardStage:
         tables, kept, before = list[pa.Table](), list[NDArray[np.int64]](), 0
         for member in item.payload["objects"]:
             tables.append(read_whole(self.source, member))
-            kept.append(before + kept_rows(tables[-1].num_rows, bytes.fromhex(member["left_out"]) or None))
+            kept.append(before + _kept(tables[-1].num_rows, member))
             before += tables[-1].num_rows
         order = _shuffled(np.concatenate(kept), item.payload["mix"])
         table = pa.concat_tables(tables).take(pa.array(order))
@@ -151,6 +151,21 @@ class ShardStage:
             parents={"curated": curated.digest, **curated.header["parents"]},
         )
         return manifest, []
+
+
+def _kept(rows: int, member: dict[str, Any]) -> NDArray[np.int64]:
+    """The rows of a curated object that go into shards. Raises FormatError where they aren't as many as its manifest
+    says."""
+    try:
+        kept = kept_rows(rows, bytes.fromhex(member["left_out"]) or None)
+        if len(kept) != member["rows"]:
+            raise ValueError(f"{len(kept)} of {rows} rows are kept, not {member['rows']}")
+    except ValueError as error:
+        raise FormatError(
+            f"{member['path']}: the object and the curated manifest differ ({error}). Restore both with `dvc "
+            "checkout`, or make them again with `dvc repro --force curate`."
+        ) from error
+    return kept
 
 
 def _shuffled(rows: NDArray[np.int64], key: str) -> NDArray[np.int64]:
@@ -203,7 +218,13 @@ def _cuts(sizes: Any, target_mb: float) -> Iterator[tuple[int, int]]:
 
 def _facts(curated: Manifest) -> dict[str, Any]:
     """Classes (numbers in numeric order) and features of the whole dataset."""
-    known = [json.loads(stats) for stats in curated.table["stats"].to_pylist()]
+    try:
+        known = [dict(json.loads(stats)) for stats in curated.table["stats"].to_pylist()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FormatError(
+            f"The curated manifest's facts of its objects cannot be read ({error}). Restore it with `dvc checkout`, or "
+            "make it again with `dvc repro --force curate`."
+        ) from error
     labels = {label for stats in known for label in stats.get("labels", [])}
     numeric = all(_NUMBER.fullmatch(label) for label in labels)
     classes = sorted(labels, key=lambda label: (Decimal(label), label)) if numeric else sorted(labels)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 CODE = (
     "pipelines/__init__.py", "pipelines/params", "pipelines/models",
     "pipelines/release/__init__.py", "pipelines/release/served.py",
-    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py", "storage/secret.py",
+    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py", "storage/number_text.py",
+    "storage/secret.py",
 )  # fmt: skip
 Begin = Callable[[str], None]
 SOURCE = Path(__file__).resolve().parents[2]
@@ -105,12 +106,13 @@ def _save(ws: Workspace, folder: Path, config: "ModelConfig", interface: "Interf
 
     from pipelines.release.interface import requirements
 
-    with tempfile.TemporaryDirectory() as code:
+    with tempfile.TemporaryDirectory() as code, tempfile.TemporaryDirectory() as own:
+        entry = shutil.copyfile(ENTRY, Path(own) / ENTRY.name)  # MLflow copies permissions too: these are the umask's
         needed = _copy_code(ws, config.model["name"], Path(code))
         with storage_errors(folder):
             mlflow.pyfunc.save_model(
                 path=str(folder),
-                python_model=str(ENTRY),
+                python_model=str(entry),
                 artifacts={  # URLs: MLflow would take a % in a path for one
                     "weights": (ws.model / "model.safetensors").as_uri(),
                     "config": (ws.model / "config.json").as_uri(),

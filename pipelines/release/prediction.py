@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -56,13 +57,12 @@ def predictions(served: Served, files: Sequence[Path]) -> Iterator[tuple[str, li
 def _of_table(served: Served, file: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-            head = next(reader, [])
-            if twice := sorted(
-                {name for name in head if head.count(name) > 1 and name in served.config.spec["features"]}
-            ):
+            # strict: a quote without a partner is refused, where it would swallow the rows up to the next one
+            reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
+            head, features = next(reader, []), set(served.config.spec["features"])
+            if twice := sorted(name for name, count in Counter(head).items() if count > 1 and name in features):
                 raise DataError(f"{file}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
-            if unused := [name for name in head if name not in served.config.spec["features"]]:
+            if unused := [name for name in head if name not in features]:
                 more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
                 print(f"{file}: columns that the model does not take: {', '.join(unused[:10])}{more}", file=sys.stderr)
             for part in batches(_rows(reader, head, file), 1000):
@@ -71,16 +71,20 @@ def _of_table(served: Served, file: Path) -> Iterator[tuple[str, list[str]]]:
                 names = (f"{file}:{line}" for line, _ in part)
                 yield from zip(names, _texts(answers), strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: not a CSV file in UTF-8 ({error}).") from error
+        raise DataError(
+            f"{file}: not a CSV file in UTF-8 ({error}). Is a quote missing, or one within a field not doubled?"
+        ) from error
 
 
 def _rows(reader: Any, head: list[str], file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line in the file, fields) of each row that isn't blank."""
+    """(the line on which it begins, fields) of each row that isn't blank."""
+    line = reader.line_num + 1
     for row in reader:
         if row and len(row) != len(head):
-            raise DataError(f"{file}:{reader.line_num}: {len(row)} fields where the header has {len(head)}.")
+            raise DataError(f"{file}:{line}: {len(row)} fields where the header has {len(head)}.")
         if row:
-            yield reader.line_num, row
+            yield line, row
+        line = reader.line_num + 1
 
 
 def _texts(answers: dict[str, list[Any]]) -> list[list[str]]:

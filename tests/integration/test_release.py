@@ -123,6 +123,18 @@ def test_a_package_loads_and_answers_as_an_mlflow_model(make, kind):
     assert str(recorded_run_id(ws)) in card
 
 
+def test_a_package_has_the_permissions_that_the_umask_leaves(make):
+    """Also its entry, which MLflow copies with those of the installed file."""
+    before = os.umask(0o077)
+    try:
+        ws = make("image")
+        package(ws)
+    finally:
+        os.umask(before)
+    assert (ws.package / "entry.py").is_file()
+    assert {path.name for path in ws.package.rglob("*") if path.stat().st_mode & 0o077} == set()
+
+
 def test_a_package_runs_without_the_checkout_and_without_pickles(make, tmp_path):
     ws = make("image")
     package(ws)

@@ -1,6 +1,7 @@
 """Whatever a URL's password looks like and wherever it stands, nothing of it is left in masked text."""
 
 import pickle
+import time
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,38 @@ def test_no_secret_of_a_query_is_left(before: str, scheme: str, name: str, value
     assert not leaks(told)
     assert "x=1" in told
     assert mask(told) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0123abcd",
+        "a",
+        "pass",
+        "a-b_",
+        "http://",
+        "//a:",
+        "//a:@",
+        "://a@",
+        "key=",
+        "?key",
+        "'token",
+        '"pwd": \'',
+        "a.b@",
+    ],
+)
+def test_long_texts_are_masked_in_a_time_that_grows_as_they_do(text: str) -> None:
+    """A megabyte of base64, or of anything else, in an error's message: what grew with its square took hours."""
+    begin = time.process_time()
+    mask(text * (1_000_000 // len(text)))
+    assert time.process_time() - begin < 20
+
+
+@pytest.mark.parametrize(
+    "name", ["api_key", "AWS_SESSION_TOKEN", "access_token", "--auth-token", "x-access_key", "PGPASSWORD"]
+)
+def test_a_setting_that_names_a_secret_is_masked(name: str) -> None:
+    assert mask(f"env {name}=SECRET tokens=400") == f"env {name}=*** tokens=400"
 
 
 @given(st.text(max_size=200))

@@ -48,6 +48,8 @@ def read_csv(name: str, data: bytes, params: Curate, block: int = BLOCK) -> Rows
     for part in records(data, start, line, form.grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
         batch, wrong = _at_once(part, form) or _one_by_one(part, form)
         digests = row_digests.of_spans(part.data, part.starts, part.ends) if params.deduplicate else None
+        if digests is not None and params.features:  # else all columns are features, which are compared by name
+            digests = row_digests.below(header, digests)
         table.add(batch, part.lines, wrong, digests)
     return table.rows(params.deduplicate)
 

@@ -41,7 +41,7 @@ def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             try:
-                batches = _batches(file, group, wanted, columns)
+                batches = _batches(file, group, wanted, columns, bool(params.features))
             except _DAMAGED as error:
                 aside.add(f"{name}:{first}", f"a row group that cannot be read: {error}", rows)
                 batches = []
@@ -114,13 +114,18 @@ def _too_large(file: pyarrow.parquet.ParquetFile, size: int, wanted: list[str] |
     )
 
 
-def _batches(file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str] | None, columns: Columns) -> list[Batch]:
-    """All rows of a row group, _BATCH at a time."""
+def _batches(
+    file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str] | None, columns: Columns, by_name: bool
+) -> list[Batch]:
+    """All rows of a row group, _BATCH at a time. `by_name`: some columns are no features, which are told by name."""
     batches = list[Batch]()
     for batch in file.iter_batches(_BATCH, row_groups=[group], columns=wanted, use_threads=False):
         names = batch.schema.names
         rows, reasons = typed(columns, [batch.column(names.index(name)) for name in columns.needed])
-        batches.append((rows, reasons, row_digests.of_rows(batch) if wanted is None else None))
+        digests = row_digests.of_rows(batch) if wanted is None else None
+        if digests is not None and by_name:
+            digests = row_digests.below(names, digests)
+        batches.append((rows, reasons, digests))
     told, found = file.metadata.row_group(group).num_rows, sum(len(batch) for batch, _, _ in batches)
     if found != told:
         raise OSError(f"it holds {found} rows, the file's footer says {told}")

@@ -5,7 +5,7 @@ added up: sums of random functions, so two samples are taken for equal by chance
 can forge two that are. The mixing is that of SplitMix64 and MurmurHash3, https://doi.org/10.1145/2660193.2660195.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 from pipelines.ingest.readers.lines import Ints
-from storage.digest import digest_bytes
+from storage.digest import digest_bytes, digest_json
 
 Words = NDArray[np.uint64]
 Lanes = tuple[Words, Words]
@@ -41,6 +41,13 @@ def of_rows(batch: pa.RecordBatch) -> pa.FixedSizeBinaryArray:
     """Of the rows of a batch, all of its columns in their order, binary(16) [rows]. Integers and floats of different
     widths are equal where their values are."""
     return _stored([_of_fields(batch.columns, len(batch))])
+
+
+def below(header: Sequence[str], digests: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
+    """The same of rows below such a header: equal rows of columns with other names are others."""
+    names = np.frombuffer(bytes.fromhex(digest_json(list(header)))[:16], "<u8")
+    words = np.frombuffer(digests.buffers()[1], "<u8").reshape(-1, 2)[digests.offset :][: len(digests)] ^ names
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(digests), [None, pa.py_buffer(words)])
 
 
 def _stored(parts: list[Lanes]) -> pa.FixedSizeBinaryArray:

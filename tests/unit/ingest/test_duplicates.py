@@ -19,7 +19,8 @@ from pipelines.ingest.content import to_arrow
 from pipelines.ingest.duplicates import NAMED, kept_rows, pack
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.workspace import Workspace
-from storage.errors import DigestError
+from storage.errors import DigestError, FormatError
+from storage.manifest import Manifest
 from storage.shards import Shard
 
 TABLES: dict[str, Any] = {
@@ -99,6 +100,27 @@ def test_equal_lines_below_other_headers_are_no_duplicates(tmp_path: Path) -> No
     (tmp_path / "tables" / "two.csv").write_text("id,b,a,y\n1,5,6,x\n")
     write_params(tmp_path, {**TABLES, "curate": {**TABLES["curate"], "features": ["a", "b"]}})
     assert make(tmp_path, "ingest", "curate")[1].duplicates == 0
+
+
+def test_equal_rows_of_other_columns_beside_the_features_are_no_duplicates(tmp_path: Path) -> None:
+    """What the model doesn't see tells rows apart, too: 2 pounds and 3 days are not 3 pounds and 2 days."""
+    write(tmp_path, one=["1,5,6,x"], two=[], three=["1,5,6,x"])
+    (tmp_path / "tables" / "two.csv").write_text("b,a,id,y\n1,5,6,x\n")
+    write_params(tmp_path, {**TABLES, "curate": {**TABLES["curate"], "features": ["a"]}})
+    make(tmp_path, "ingest", "curate", "shard")
+    assert listed(tmp_path) == [{"name": "three.csv:2", "of": "one.csv:2"}]
+    assert kept(tmp_path) == ["one.csv:2", "two.csv:2"]
+
+
+def test_equal_parquet_rows_of_other_columns_beside_the_features_are_no_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    sources = {"sources": ["tables/*.parquet"]}
+    write_params(tmp_path, {**TABLES, "ingest": sources, "curate": {**TABLES["curate"], "features": ["a"]}})
+    for name, columns in {"one": "abc", "three": "abc", "two": "acb"}.items():
+        table = pa.table({**{column: [1.0, 2.0] for column in columns}, "y": ["x", "z"]})
+        pyarrow.parquet.write_table(table, tmp_path / "tables" / f"{name}.parquet")
+    make(tmp_path, "ingest", "curate", "shard")
+    assert kept(tmp_path) == [f"{name}.parquet:{row}" for name in ("one", "two") for row in (1, 2)]
 
 
 def test_what_a_new_file_makes_a_duplicate_is_left_out_without_reading_its_file_again(tmp_path: Path) -> None:
@@ -205,3 +227,29 @@ def test_a_damaged_object_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20] + bytes(20))
     with pytest.raises(DigestError, match=record["path"]):
         curated.read_column(zone, record, curated.ID)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left_out": b"\xff\xff\xff\x7f"}, r"row 2147483647 of 40 is left out"),
+        ({"left_out": b"abc"}, r"differ"),
+        ({"left_out": bytes(50)}, r"50 bytes say which of 40 rows"),
+        ({"left_out": None}, r"40 of 40 rows are kept, not 39"),
+        ({"rows": 5}, r"39 of 40 rows are kept, not 5"),
+        ({"stats": "{"}, r"facts of its objects cannot be read"),
+        ({"stats": None}, r"facts of its objects cannot be read"),
+    ],
+)
+def test_a_manifest_that_says_other_rows_than_its_objects_hold_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Whoever made it: a seal says only that it is whole."""
+    write(tmp_path, one=["1,5,6,x", "1,5,6,x", *[f"{number},5,6,x" for number in range(2, 40)]])
+    make(tmp_path, "ingest", "curate")
+    zone = Workspace.open(tmp_path).zone("curated")
+    manifest = zone.manifest()
+    about = {name: value for name, value in manifest.header.items() if name not in ("format", "zone")}
+    Manifest.build("curated", [record | change for record in manifest.records()], **about).save(zone.folder)
+    with pytest.raises(FormatError, match=message):
+        make(tmp_path, "shard")

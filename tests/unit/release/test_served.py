@@ -1,6 +1,7 @@
 """Raw inputs in, answers with names out: the same as in training, and clear errors for what does not fit."""
 
 import io
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +114,31 @@ def test_rows_of_a_table_are_named_by_their_line(tmp_path):
     assert found[0][0] == f"{file}:2"
     assert found[-1][0] == f"{file}:1203"
     assert len({tuple(answer) for _, answer in found[:1200]}) == 1
+
+
+def test_a_row_with_line_breaks_is_named_by_its_first_line_as_in_curate(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text('height,note,mean area,width\n3,"a\nb",2,1\n\n3,c,2,1\n')
+    assert [name for name, _ in predictions(served("table"), [file])] == [f"{file}:2", f"{file}:5"]
+
+
+@pytest.mark.parametrize("lost", ['"five inch', '"five "inch', '"five inch\n4,"x"'])
+def test_a_quote_without_a_partner_swallows_no_rows(tmp_path, lost):
+    """They would be missing from the answers without a word."""
+    file = tmp_path / "t.csv"
+    file.write_text(f"height,mean area,width,note\n1,2,3,x\n4,5,6,{lost}\n7,8,9,x\n1,2,3,y\n")
+    with pytest.raises(DataError, match=r"t\.csv: not a CSV file in UTF-8 .*Is a quote missing"):
+        list(predictions(served("table"), [file]))
+
+
+def test_many_columns_beside_the_models_cost_little(tmp_path):
+    """Each was looked for among all the others: 100,000 took minutes."""
+    more = 200_000
+    file = tmp_path / "t.csv"
+    file.write_text(f"height,mean area,width{',c' * more}\n1,2,3{',0' * more}\n")
+    begin = time.process_time()
+    assert len(list(predictions(served("table"), [file]))) == 1
+    assert time.process_time() - begin < 20
 
 
 def test_text_depends_on_the_seed_alone():
