@@ -21,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 from pipelines.params import Params
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
+from storage.digest import digest_file
 
 PIPELINE = "dvc.yaml"
 _SHARDLINE = {"flows", "pipelines", "storage"}
@@ -57,6 +58,11 @@ def code_of(ws: Workspace) -> dict[str, list[str]]:
         for stage in STAGES[setting]:
             found.setdefault(stage, set()).update(files)
     return {stage: sorted(files) for stage, files in found.items()}
+
+
+def digests(ws: Workspace, stage: str) -> list[str]:
+    """Digests of the user's own files that `stage` runs, in order; wherever they lie."""
+    return sorted(digest_file(ws.root / path) for path in code_of(ws).get(stage, []))
 
 
 def depend_on_code(ws: Workspace) -> list[str]:
