@@ -18,6 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipelines.dvc_process import outs
 from pipelines.params import Params
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
@@ -76,19 +77,17 @@ def depend_on_code(ws: Workspace) -> list[str]:
         stages = {name: stage for name, stage in pipeline["stages"].items() if isinstance(stage.get("cmd"), str)}
     except (YAMLError, KeyError, TypeError, AttributeError):  # DVC says what is wrong with it
         return []
-    made = {
-        out if isinstance(out, str) else next(iter(out)) for stage in stages.values() for out in stage.get("outs", [])
-    }
+    made = [Path(out) for stage in stages.values() for out in outs(stage)]
     changes = []
     for name, stage in stages.items():
         deps = stage.get("deps", [])
         listed = [dep for dep in deps if isinstance(dep, str)]
         for path in code.get(name, []):
-            if not any(Path(dep) in (Path(path), *Path(path).parents) for dep in listed):
+            if not _lies_in(path, [*map(Path, listed), *made]):  # DVC reads nothing more where a stage's out is its dep
                 stage.setdefault("deps", deps).append(path)
                 changes.append(f"{name} depends on {path}")
         for path in listed if name in code else []:
-            if path.endswith(".py") and path not in made and not (ws.root / path).exists():
+            if path.endswith(".py") and not _lies_in(path, made) and not (ws.root / path).exists():
                 deps.remove(path)
                 changes.append(f"{name} depends on {path} no more, which is gone")
     if changes:
@@ -96,6 +95,10 @@ def depend_on_code(ws: Workspace) -> list[str]:
         yaml.dump(pipeline, text)
         write_atomically(file, text.getvalue().encode())
     return changes
+
+
+def _lies_in(path: str, places: list[Path]) -> bool:
+    return any(place in (Path(path), *Path(path).parents) for place in places)
 
 
 def differ_in_code_alone(one: str, other: str) -> bool:
