@@ -10,7 +10,7 @@ import yaml
 
 from pipelines.evaluation.names import TASKS, TaskName, check_gate, check_metric_names
 from pipelines.evaluation.splits import check_split
-from pipelines.own_code import import_paths
+from pipelines.own_code import code_of, import_paths
 from pipelines.params import FILENAME, Params
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
@@ -24,6 +24,7 @@ def check(ws: Workspace) -> None:
     _refuse_bare_colons(file, file.read_text())
     for setting, path in import_paths(ws.params):
         _find(setting, path, ws.root)
+    _refuse_data(ws)
     _check_shares(params)
     check_metric_names(params)
     check_gate(params, _likely_tasks(params), None, [name for name, _ in params.ingest.by_domain if name is not None])
@@ -92,6 +93,16 @@ def _refuse_bare_colons(file: Path, text: str) -> None:
                 f"{file}, line {token.start_mark.line + 1}: DVC cannot read {mask(token.value)} between braces or "
                 "brackets, because of the colon. Write it on a line of its own: `name: value`, in a list `- value`."
             )
+
+
+def _refuse_data(ws: Workspace) -> None:
+    """Own code below data/, which its stage would refuse to import (a model), or which is imported by such code."""
+    files = {file for files in code_of(ws).values() for file in files if "data" in Path(file).parts}
+    if files:
+        from pipelines.models.importing import refuse_data
+
+        for file in sorted(files):
+            refuse_data(ws.root / file, "your own code", (ws.root, ws.project))
 
 
 def _find(setting: str, path: str, folder: Path) -> None:

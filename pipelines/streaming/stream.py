@@ -24,7 +24,7 @@ from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture
 from pipelines.streaming.source import Batch, Source
 from pipelines.streaming.state import State, check_epoch
 from storage.cache import Tiered
-from storage.errors import Cancelled
+from storage.errors import Cancelled, ParamsError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
 
@@ -304,8 +304,15 @@ class Stream:
             self._nothing_left = self.is_at_end()
 
     def passed(self, epoch: int, step: int) -> None:
-        """Go past batch `step` of `epoch`, which was taken by `batch`."""
+        """Go past batch `step` of `epoch`, which was taken by `batch`. Raises ParamsError where another one is next,
+        since the stream was moved meanwhile: this one would come twice, or others not at all."""
         with self._alone():
+            if self._place != (epoch, step):
+                raise ParamsError(
+                    f"Batch {step} of epoch {epoch} is due in this iteration, but batch {self._place[1]} of epoch "
+                    f"{self._place[0]} in the stream: another iteration or thread takes from it too, or it was moved "
+                    "meanwhile. Begin a new iteration, and give each that is to run beside others a stream of its own."
+                )
             self._go(*self._after(epoch, step))
 
     @property

@@ -6,6 +6,7 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from pipelines.own_code import PIPELINE, differ_in_code_alone
 from pipelines.params import FILENAME
 from pipelines.workspace import Workspace, recipes
 from storage.digest import digest_file
@@ -59,16 +60,24 @@ def _git_tags(ws: Workspace) -> dict[str, str]:
 
 
 def uncommitted(ws: Workspace) -> list[str]:
-    """Tracked files of code and parameters that differ from the last commit; not what stages write, pages, or other
-    recipes'. None where there is no commit."""
+    """Tracked files of code and parameters that differ from the last commit; not what stages write, own code that was
+    listed in dvc.yaml, pages, or other recipes'. None where there is no commit."""
     others = [folder for folder in recipes(ws.project).values() if folder not in (ws.root, ws.project)]
     if ws.root != ws.project:
-        others += [ws.project / FILENAME, ws.project / "dvc.yaml"]
+        others += [ws.project / FILENAME, ws.project / PIPELINE]
+    if _lists_code_alone(ws):
+        others.append(ws.root / PIPELINE)
     aside = [f":(exclude,literal){os.path.relpath(other, ws.root)}" for other in others]
     names = _git(ws, "diff", "--name-only", "-z", "HEAD", "--", ":/", *_NO_CODE, *aside)
     if names is None and _git(ws, "rev-parse", "HEAD"):
         return ["files that git could not compare"]
     return names.strip("\0").split("\0") if names else []
+
+
+def _lists_code_alone(ws: Workspace) -> bool:
+    """Whether all that is new in the recipe's dvc.yaml is own code that a job listed in it, as it begins."""
+    committed, file = _git(ws, "show", f"HEAD:./{PIPELINE}"), ws.root / PIPELINE
+    return committed is not None and file.is_file() and differ_in_code_alone(committed, file.read_text())
 
 
 def _git(ws: Workspace, *arguments: str) -> str | None:

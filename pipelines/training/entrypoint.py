@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.caches import open_cache
 from pipelines.models import save_model
 from pipelines.models.importing import import_named, importable, refuse_data
+from pipelines.own_code import digests
 from pipelines.params import suggestion
 from pipelines.params.flat import flat
 from pipelines.progress import say
@@ -118,7 +119,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
     device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)
-    home = ws.state / FOLDER / checkpoint_key(manifest.digest, params)[:16]
+    home = ws.state / FOLDER / checkpoint_key(manifest.digest, params, digests(ws, "train"))[:16]
     checkpoints = home / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     layout = Layout.of(params, ranks.world, ranks.rank)

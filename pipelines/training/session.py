@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caches import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
+from pipelines.own_code import digests
 from pipelines.params import Params
 from pipelines.streaming import Stream
 from pipelines.streaming.arrays import int64
@@ -246,7 +247,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         optimizer = build_optimizer(model, train)
         sampler = Sampler.of(device) if mesh is not None and ranks.leads else None
         exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire, sampler)
-        place = find_place(ws, checkpoint_key(manifest.digest, params)[:16], ranks)
+        place = find_place(ws, checkpoint_key(manifest.digest, params, digests(ws, "train"))[:16], ranks)
         saver = stack.enter_context(
             closing(Saver(place.zone, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,9 @@ from servers import free_port, wait_for
 from pipelines.evaluation import evaluate, evaluate_model
 from pipelines.locks import alone
 from pipelines.models import load_model
+from pipelines.own_code import depend_on_code
 from pipelines.release import generate, package, predict, promote
-from pipelines.release.eligible import waits
+from pipelines.release.eligible import waits, why_not
 from pipelines.release.registry import resolve_model
 from pipelines.tracking import connect, open_run, recorded_run_id
 from pipelines.tracking.embedded import create_database
@@ -473,6 +475,26 @@ def test_code_that_is_not_committed_registers_nothing(make, git, capsys):
     assert promote(ws)["aliases"] == {"candidate": 3, "champion": 3}
     git("rm", "--quiet", "nets.py")
     assert promote(ws)["version"] is None, "what is staged is not committed"
+
+
+def test_own_code_that_a_job_lists_in_dvc_yaml_is_no_change_of_ones_own(make, git):
+    ws = make("image")
+    (ws.root / ".gitignore").write_text("data/\n.shardline/\n.dvc/\n")
+    (ws.root / "nets.py").write_text("import blocks\n")
+    (ws.root / "blocks.py").write_text("")
+    shutil.copy(REPOSITORY / "dvc.yaml", ws.root)
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "start")
+    model = ws.params.model.model_copy(update={"name": "nets:Net"})
+    own = replace(ws, params=ws.params.model_copy(update={"model": model}))
+    assert "train depends on blocks.py" in depend_on_code(own)
+    assert release(ws, 0.90, seed=1)["aliases"] == {"candidate": 1, "champion": 1}
+    pipeline = (ws.root / "dvc.yaml").read_text()
+    (ws.root / "dvc.yaml").write_text(pipeline.replace("cmd: shardline train", "cmd: shardline train  # as it is"))
+    assert why_not(ws) is None, "a comment"
+    (ws.root / "dvc.yaml").write_text(pipeline.replace("cmd: shardline train", "cmd: other train"))
+    assert "dvc.yaml differ from the last commit" in why_not(ws)
 
 
 def test_a_gate_with_a_wrong_name_registers_nothing(make):

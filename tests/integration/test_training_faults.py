@@ -93,3 +93,17 @@ def test_sigterm_saves_exits_143_and_goes_on(
     train(ws)
     assert "going on from step 7 of 12" in capsys.readouterr().out
     assert outs(ws) == undisturbed
+
+
+def test_a_stopped_training_begins_anew_when_its_own_code_has_changed(tmp_path: Path, quiet_training: None) -> None:
+    """Else one model would come of two programs, and dvc.lock would name the second alone."""
+    ws = make_signalling(tmp_path)
+    code = tmp_path / "signalling.py"
+    before = code.read_text()
+    assert run(ws, SIGNAL="SIGTERM", SIGNAL_AT="7").returncode == 143
+    code.write_text(before.replace("nn.ReLU()", "nn.Tanh()"))
+    done = run(ws, SIGNAL="SIGTERM", SIGNAL_AT="3")
+    assert done.returncode == 143
+    assert "going on" not in done.stdout
+    code.write_text(before)
+    assert "going on from step 7 of" in run(ws).stdout

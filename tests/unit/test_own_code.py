@@ -104,3 +104,15 @@ def test_modules_of_the_project_are_own_code_too(recipe: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "path", [str(shared), *sys.path])
     ws = opened(recipe, model={"name": "model:M"})
     assert code_of(ws)["train"] == ["../../shared/blocks.py", "model.py"]
+
+
+def test_code_in_an_out_is_not_listed_since_dvc_would_read_no_recipe_any_more(recipe: Path) -> None:
+    for name in ("data/model/late.py", "plots/shapes.py"):
+        (recipe / name).parent.mkdir(parents=True, exist_ok=True)
+        (recipe / name).write_text("")
+    (recipe / "plots" / "evaluate").mkdir()
+    (recipe / "plots" / "evaluate" / "curves.py").write_text("")
+    (recipe / "model.py").write_text("import data.model.late\nimport plots.shapes\nimport plots.evaluate.curves\n")
+    depend_on_code(opened(recipe, model={"name": "model:M"}))
+    assert deps(recipe)["train"] == ["model.py", "plots/shapes.py"]
+    assert deps(recipe)["evaluate"] == deps(recipe)["train"]

@@ -55,6 +55,15 @@ def test_own_code_that_is_not_there(tmp_path: Path) -> None:
     check(opened(tmp_path, model={"name": "torchmetrics.classification:Net"}))  # an installed one
 
 
+@pytest.mark.parametrize("name", ["data.model.net:Net", "net:Net"])
+def test_own_code_below_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data" / "model").mkdir(parents=True)
+    (tmp_path / "data" / "model" / "net.py").write_text("")
+    (tmp_path / "net.py").write_text("from data.model.net import Net\n")
+    with pytest.raises(ParamsError, match=r"your own code: .*data/model/net.py lies in .*move the code beside params"):
+        check(opened(tmp_path, model={"name": name}))
+
+
 def gated(metric: str, **more: object) -> dict[str, object]:
     return {"promote": {"gate": {"metric": metric, **more}}}
 

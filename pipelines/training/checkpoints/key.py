@@ -1,5 +1,6 @@
 """Which training a checkpoint belongs to."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.params import Params, Section
@@ -42,9 +43,12 @@ HELD = {
 }  # fmt: skip
 
 
-def checkpoint_key(manifest: str, params: Params) -> str:
-    """Digest of all that decides a training's result: only a training with the same one is gone on with."""
-    sections = {name: _held(getattr(params, name), name) for name in ("stream", "model", "train")}
+def checkpoint_key(manifest: str, params: Params, code: Sequence[str] = ()) -> str:
+    """Digest of all that decides a training's result: only a training with the same one is gone on with. `code` holds
+    the digests of the user's own files that it runs."""
+    sections: dict[str, Any] = {name: _held(getattr(params, name), name) for name in ("stream", "model", "train")}
+    if code:
+        sections["code"] = list(code)
     return digest_json({"manifest": manifest, "seed": params.seed, **sections})
 
 

@@ -155,3 +155,28 @@ def test_torchs_own_loader_refuses_a_stream_and_says_what_to_write(make: Callabl
     loader: Any = DataLoader(make(), batch_size=None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"A stream is no list.*write StreamLoader"):
         next(iter(loader))
+
+
+@METHODS
+def test_of_two_iterations_at_once_one_is_told_and_no_batch_comes_twice(
+    make: Callable[..., Stream], expected: list[list[str]], method: str | None
+) -> None:
+    loader = StreamLoader(make(), **workers(method))
+    one, other = iter(loader), iter(loader)
+    assert ids([next(one), next(other)]) == expected[:2]
+    with pytest.raises(ParamsError, match="Batch 1 of epoch 0 is due in this iteration, but batch 2 of epoch 0"):
+        next(one)
+    assert ids(other) == expected[2:STEPS]
+
+
+def test_a_state_loaded_within_an_iteration_is_not_undone_by_it(
+    make: Callable[..., Stream], expected: list[list[str]]
+) -> None:
+    loader = StreamLoader(make())
+    batches = iter(loader)
+    start = loader.state_dict()
+    ids(islice(batches, 3))
+    loader.load_state_dict(start)
+    with pytest.raises(ParamsError, match="Begin a new iteration"):
+        next(batches)
+    assert ids(islice(loader, 2)) == expected[:2]
