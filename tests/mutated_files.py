@@ -145,8 +145,9 @@ def named_shard() -> Kind:
 def checkpoint() -> Kind:
     from pipelines.training.checkpoints.manifest import CheckpointManifest, Damaged, Tensors
 
-    files = {"objects/x.safetensors": (100, "a" * 64)}
-    tensors = {"w": Tensors("float32", [2, 3], [([0, 0], [2, 3], "objects/x.safetensors")])}
+    name = f"objects/{'a' * 64}.safetensors"
+    files = {name: (100, "a" * 64)}
+    tensors = {"w": Tensors("float32", [2, 3], [([0, 0], [2, 3], name)])}
     made = CheckpointManifest(7, 2, 0.5, files, tensors, {"state": {"epoch": 1, "name": "é"}})
 
     def load(data: bytes, _: Path) -> Any:

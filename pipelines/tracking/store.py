@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines.tracking.embedded import artifacts_beside, create_database, database_of, relocate
 from pipelines.tracking.note import NOTE
 from pipelines.workspace import Workspace
+from storage.atomic import full_disk
 from storage.errors import TrackingError
 from storage.secret import mask, without_login
 
@@ -84,6 +85,8 @@ def connect(ws: Workspace) -> Store:
         client = _client(uri)
         client.search_experiments(max_results=1)
     except Exception as error:
+        if full := full_disk(error, database_of(uri)):
+            raise TrackingError(str(full)) from error
         raise TrackingError(
             f"MLflow at {without_login(uri)} cannot be used: {cause(error)}. "
             "Start the server, or set MLFLOW_TRACKING_URI to another (unset: a SQLite file in the project)."

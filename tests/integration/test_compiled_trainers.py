@@ -20,7 +20,7 @@ CHANGES = {
 SCRIPT = """
 from torch._dynamo.utils import counters
 from training_samples import without_mlflow
-from pipelines.models.saved import load_model
+from pipelines.models import Own, load_model
 from pipelines.training import train
 from pipelines.workspace import Workspace
 
@@ -28,7 +28,7 @@ without_mlflow()
 ws = Workspace.open()
 train(ws)
 assert counters["stats"]["unique_graphs"], "nothing was compiled"
-load_model(ws.model)
+load_model(ws.model, Own.of(ws.params, ws.root))
 """
 SETTINGS = {"steps": 4, "checkpoint_every": 2, "eval_every": 2, "log_every": 1}
 
