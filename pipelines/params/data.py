@@ -90,7 +90,7 @@ class Curate(Section):
     """The numeric columns of a table that the model sees. None: all but the label."""
     target: Literal["class", "value"] = "class"
     """Whether the label is a class or a number to regress."""
-    null_values: list[str] = ["NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>"]
+    null_values: list[str] = ["NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
     """Labels that stand for no label; their rows are set aside. An empty one always does."""
     split: Split = Split()
     """Shares of train, val and test; a sample's split depends on its input (text, image or features) and the seed
