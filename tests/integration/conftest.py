@@ -1,4 +1,4 @@
-"""A real Prefect server and worker, once a session."""
+"""A real Prefect server and worker, and an empty MLflow database, once a session."""
 
 import subprocess
 import sys
@@ -21,6 +21,16 @@ from prefect_service import (
     until,
 )
 from servers import answers, free_port, wait_for
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, made once; tests copy it."""
+    from pipelines.tracking.embedded import create_database
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    create_database(file)
+    return file
 
 
 @pytest.fixture(scope="session")

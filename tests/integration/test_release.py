@@ -37,20 +37,11 @@ from pipelines.release import generate, package, predict, promote
 from pipelines.release.eligible import waits, why_not
 from pipelines.release.registry import resolve_model
 from pipelines.tracking import connect, open_run, recorded_run_id
-from pipelines.tracking.embedded import create_database
 from pipelines.workspace import Workspace
 from storage.errors import DataError, FormatError, ParamsError, SourceError, TrackingError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy"}
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, made once."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    create_database(file)
-    return file
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pipelines.release import package, promote
 from pipelines.release.registry import version_files
 from pipelines.tracking import connect, open_run
 from pipelines.tracking.changes import run_name
-from pipelines.tracking.embedded import create_database, relocate
+from pipelines.tracking.embedded import relocate
 from pipelines.tracking.names import constants, grouped, result_name, results
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import Workspace
@@ -29,14 +29,6 @@ CURVES = {
     "system/cpu": "system/cpu", "anything": "anything", "f1.train_loss": "f1.train_loss",
 }  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, made once."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    create_database(file)
-    return file
 
 
 @pytest.fixture

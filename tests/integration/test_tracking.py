@@ -17,19 +17,10 @@ from release_samples import make_workspace, mlflow_server, place_store, write_mo
 from servers import free_port, wait_for
 
 from pipelines.tracking import connect, lineage_tags, open_run, recorded_run_id
-from pipelines.tracking.embedded import create_database
 from pipelines.workspace import Workspace
 from storage.errors import FormatError, TrackingError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, made once."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    create_database(file)
-    return file
 
 
 @pytest.fixture
