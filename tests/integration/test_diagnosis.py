@@ -14,19 +14,10 @@ from training_samples import make_points, train_params
 from pipelines.diagnosis.doctor import short_form
 from pipelines.diagnosis.hardware import usable_cores
 from pipelines.diagnosis.profiling import profile
-from pipelines.tracking.embedded import create_database
 from pipelines.training import train
 from pipelines.workspace import Workspace
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("diagnosis")]  # the warnings are MLflow's
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without runs, made once."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    create_database(file)
-    return file
 
 
 @pytest.mark.long
