@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pipelines.training.handoff import Handoff
+from pipelines.training.trainer.job import Handoff
 
 
 def train(job: Handoff, clip_norm: float = 1.0) -> None:

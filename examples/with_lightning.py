@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from pipelines.training.handoff import Handoff
+from pipelines.training.trainer.job import Handoff
 
 
 def train(job: Handoff, clip_norm: float = 1.0) -> None:

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 if TYPE_CHECKING:  # a packaged model brings this module, and needs no trainer
-    from pipelines.training.handoff import Handoff
-    from pipelines.training.loader import Loader
+    from pipelines.training.data.loader import Loader
+    from pipelines.training.trainer.job import Handoff
 
 
 class Llama(nn.Module):

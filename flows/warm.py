@@ -5,10 +5,10 @@ import shlex
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
-from flows.commands import explain, on_leash
-from flows.parameters import RECIPE, Recipe, Tier
-from flows.steps import RETRY, STEP, by_hand, open_recipe
-from pipelines.caches import keep_embedded
+from flows.tasks.commands import explain, on_leash
+from flows.tasks.parameters import RECIPE, Recipe, Tier
+from flows.tasks.steps import RETRY, STEP, by_hand, open_recipe
+from pipelines.caching.tiers import keep_embedded
 
 
 @flow(name="warm", flow_run_name="warm {recipe}", persist_result=False)

@@ -9,7 +9,7 @@ import typer
 from pipelines.cli.app import USE, AsJson, Named, Recipe, app, aside, print_json, workspace
 
 if TYPE_CHECKING:
-    from pipelines.training.comparison.contest import Entry
+    from pipelines.experiments.comparison.contest import Entry
 
 compare = typer.Typer(no_args_is_help=True, help="Train a recipe in several ways, beside its outs, and compare.")
 app.add_typer(compare, name="compare", rich_help_panel=USE)
@@ -31,7 +31,7 @@ def optimizers(
     option: Recipe = None,
 ) -> None:
     """Train with each optimiser, at a learning rate of its own; a table, a plot, and a run with a child each."""
-    from pipelines.training.comparison import compare_optimizers as run
+    from pipelines.experiments.comparison import compare_optimizers as run
 
     here = out.absolute() if out else None  # the recipe's folder becomes the current one
     with aside(as_json):
@@ -51,7 +51,7 @@ def network(
     option: Recipe = None,
 ) -> None:
     """Train with copies that talk in each way of train.network; loss against bytes, and a run with a child each."""
-    from pipelines.training.comparison import compare_network as run
+    from pipelines.experiments.comparison import compare_network as run
 
     here = out.absolute() if out else None
     with aside(as_json):
@@ -62,7 +62,7 @@ def network(
 @compare.command()
 def schedules(recipe: Named = None, out: Out = None, option: Recipe = None) -> None:
     """Draw the learning rate of every schedule over this recipe's steps; nothing is trained."""
-    from pipelines.training.comparison import compare_schedules as run
+    from pipelines.experiments.comparison import compare_schedules as run
 
     here = out.absolute() if out else None
     run(workspace(recipe, option), here)
@@ -79,7 +79,7 @@ def batch(
     option: Recipe = None,
 ) -> None:
     """The largest batch that the device holds, with samples a second and memory of each size."""
-    from pipelines.training.largest import find_batch as run
+    from pipelines.experiments.batch_size import find_batch as run
 
     with aside(as_json):
         trials = run(workspace(recipe, option), most, memory_mb)

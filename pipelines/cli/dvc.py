@@ -17,9 +17,9 @@ from pipelines.cli.app import LOOK, USE, AsJson, Named, Recipe, RecipeOption, ap
 def run_dvc(context: typer.Context) -> None:
     """Any DVC command in the current folder's recipe: `shardline dvc exp run` waits until nobody else is at work there;
     `metrics show`, `plots diff` and their like show this recipe alone."""
-    from pipelines.look import is_look, look
-    from pipelines.repro import open_recipe
-    from pipelines.writer import exclusive
+    from pipelines.reproduce.repro import open_recipe
+    from pipelines.reproduce.views import is_look, look
+    from pipelines.reproduce.writer import exclusive
 
     ws = open_recipe(None)
     if is_look(context.args):
@@ -31,8 +31,8 @@ def run_dvc(context: typer.Context) -> None:
 @app.command(rich_help_panel=LOOK)
 def experiments(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """The recipe's DVC experiments: its gate's metric, and the parameters in which they differ."""
-    from pipelines.look import experiments as run
-    from pipelines.training.comparison.report import show as show_table
+    from pipelines.experiments.comparison.report import show as show_table
+    from pipelines.reproduce.views import experiments as run
 
     rows = run(workspace(recipe, option))
     if as_json:
@@ -50,7 +50,7 @@ def plots(
     recipe: RecipeOption = None,
 ) -> None:
     """The recipe's curves in one page, which needs no network; DVC's own page loads its scripts from one."""
-    from pipelines.look import draw
+    from pipelines.reproduce.views import draw
 
     here = out.absolute() if out else None
     ws = workspace(recipe)

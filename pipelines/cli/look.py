@@ -20,7 +20,7 @@ def profile(
     option: Recipe = None,
 ) -> None:
     """Where a training step's time goes, what to change and what to expect of it. Leaves the training's state alone."""
-    from pipelines.diagnosis.profiling import profile as run
+    from pipelines.profiling.profile import profile as run
 
     with aside(as_json):
         verdict = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
@@ -31,7 +31,7 @@ def profile(
 @app.command(rich_help_panel=LOOK)
 def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """This machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
-    from pipelines.diagnosis.doctor import doctor as run
+    from pipelines.machine.doctor import doctor as run
 
     if recipe is not None or option is not None:
         workspace(recipe, option)  # goes to its folder
@@ -41,7 +41,7 @@ def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None)
 @app.command(rich_help_panel=LOOK)
 def recipes(as_json: AsJson = False) -> None:
     """The recipes of this project: what they make of which sources, and how far each has come."""
-    from pipelines.inspect import list_recipes, show_recipes
+    from pipelines.reproduce.inspect import list_recipes, show_recipes
 
     if as_json:
         print_json(list_recipes())
@@ -55,7 +55,7 @@ def params(
     as_json: AsJson = False,
 ) -> None:
     """Every parameter: type, range, default and meaning."""
-    from pipelines.inspect import list_params, show_params
+    from pipelines.reproduce.inspect import list_params, show_params
 
     if as_json:
         print_json(list_params(section))
@@ -71,7 +71,7 @@ def show(
     option: Recipe = None,
 ) -> None:
     """What a zone's manifest holds: version, lineage, splits, objects."""
-    from pipelines.inspect import describe_zone, show_zone
+    from pipelines.reproduce.inspect import describe_zone, show_zone
 
     ws = workspace(recipe, option)
     if as_json:
@@ -88,7 +88,7 @@ def verify(
     option: Recipe = None,
 ) -> None:
     """Read every object again and compare its digest with the manifest's."""
-    from pipelines.inspect import report_damage, verify_zones
+    from pipelines.reproduce.inspect import report_damage, verify_zones
 
     with aside(as_json):
         found = verify_zones(workspace(recipe, option), zone)
@@ -106,7 +106,7 @@ def replay(
     option: Recipe = None,
 ) -> None:
     """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
-    from pipelines.training.replay import show_replay
+    from pipelines.profiling.replay import show_replay
 
     show_replay(workspace(recipe, option), step, everything=everything, as_json=as_json)
 

@@ -19,7 +19,7 @@ def repro(
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
 ) -> None:
     """Run what is stale of a recipe: new source files, changed parameters, missing outs. Resumes what was cut off."""
-    from pipelines.repro import repro as run
+    from pipelines.reproduce.repro import repro as run
 
     sys.exit(run(one_of(recipe, option), force=force, until=until))
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from pipelines.evaluation.splits import check_split
 from pipelines.models import ModelConfig
 from pipelines.models.tasks import INPUTS
-from pipelines.streaming.decode import Decoder
+from pipelines.streaming.gather.decode import Decoder
 from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest

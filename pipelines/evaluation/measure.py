@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import check_fits
 from pipelines.evaluation.language import measure_language
+from pipelines.evaluation.metrics.custom import Chosen
 from pipelines.evaluation.result import Evaluation, rounded
 from pipelines.evaluation.samples import measure_classification, measure_regression
 from pipelines.models import ModelConfig
 from pipelines.params import Params
-from pipelines.training.device import pick_device, repeatable
+from pipelines.training.process.device import pick_device, repeatable
 from storage.lake import Zone
 from storage.manifest import Manifest
 

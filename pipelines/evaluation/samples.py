@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.console.progress import track
 from pipelines.evaluation.baselines import Counts, majority
-from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split, sample_batches
 from pipelines.evaluation.domains import Domain, domains_of, with_domains
+from pipelines.evaluation.metrics.custom import Chosen
 from pipelines.evaluation.plots import matrix, scatter
 from pipelines.evaluation.result import Evaluation
 from pipelines.models import Task
-from pipelines.progress import track
 from storage.lake import Zone
 from storage.manifest import Manifest
 

@@ -5,7 +5,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipelines.progress import say
+from pipelines.console.progress import say
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 

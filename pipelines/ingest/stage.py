@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.executors import Executor, choose_executor
+from pipelines.console.progress import progress
 from pipelines.ingest.quarantine import GATHERED, first_of, rows_of, too_many
-from pipelines.locks import alone
 from pipelines.params import Compute
-from pipelines.progress import progress
+from pipelines.runtime.executors import Executor, choose_executor
+from pipelines.runtime.locks import alone
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, write_atomically
 from storage.digest import canonical_json, digest_bytes, digest_file, keyed_uint64

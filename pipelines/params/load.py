@@ -6,9 +6,9 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.params.choice import choices, section_of
 from pipelines.params.recipe import Params
-from pipelines.params.suggestion import suggestion
+from pipelines.params.schema.choice import choices, section_of
+from pipelines.params.schema.suggestion import suggestion
 from storage.errors import ParamsError
 
 FILENAME = "params.yaml"

@@ -32,13 +32,13 @@ def generate(
     seed: int = 0, alias: str = "champion",
 ) -> None:  # fmt: skip
     """Print `prompt` and what a registered language model writes after it. See `print_text`."""
-    from pipelines.release.generation import print_text
+    from pipelines.serving.generate import print_text
 
     print_text(recipe, prompt, alias, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
 
 
 def predict(recipe: str | None, files: Sequence[Path], *, alias: str = "champion") -> None:
     """Print a registered model's answer for each file, or row of a CSV file. See `print_predictions`."""
-    from pipelines.release.prediction import print_predictions
+    from pipelines.serving.predict import print_predictions
 
     print_predictions(recipe, files, alias)

@@ -17,11 +17,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.console.progress import say, stepping
 from pipelines.evaluation.stage import numbers
-from pipelines.locks import alone
-from pipelines.progress import say, stepping
-from pipelines.release.identity import METADATA, Identity, evaluation
-from pipelines.release.logged import log_package
+from pipelines.release.fingerprint import METADATA, Identity, evaluation
+from pipelines.release.logged_model import log_package
+from pipelines.runtime.locks import alone
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, temporary_folder
@@ -29,18 +29,18 @@ from storage.errors import ParamsError
 
 if TYPE_CHECKING:
     from pipelines.models.saved import ModelConfig
-    from pipelines.release.interface import Interface
+    from pipelines.release.signature import Interface
 
 #: What of Shardline a package carries, below the repository's root.
 CODE = (
     "pipelines/__init__.py", "pipelines/params", "pipelines/models",
-    "pipelines/release/__init__.py", "pipelines/release/served.py",
+    "pipelines/release/__init__.py", "pipelines/models/predictor.py",
     "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py", "storage/number_text.py",
-    "storage/secret.py",
+    "storage/redact.py",
 )  # fmt: skip
 Begin = Callable[[str], None]
 SOURCE = Path(__file__).resolve().parents[2]
-ENTRY = Path(__file__).with_name("entry.py")
+ENTRY = Path(__file__).with_name("pyfunc.py")
 
 
 def build_package(ws: Workspace) -> dict[str, Any]:
@@ -70,9 +70,9 @@ def build_package(ws: Workspace) -> dict[str, Any]:
 def _fill(
     ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run, begin: Begin
 ) -> None:
-    from pipelines.release.interface import interface_of
+    from pipelines.models.predictor import kind_of
     from pipelines.release.model_card import Facts, write_card
-    from pipelines.release.served import kind_of
+    from pipelines.release.signature import interface_of
 
     interface = interface_of(config.spec)
     identity = Identity.of(ws.model, metrics, ws.params.package.model_dump() | {"recipe": ws.params.recipe})
@@ -104,7 +104,7 @@ def _save(ws: Workspace, folder: Path, config: "ModelConfig", interface: "Interf
     """The MLflow model, with `facts` in its metadata."""
     import mlflow.pyfunc
 
-    from pipelines.release.interface import requirements
+    from pipelines.release.signature import requirements
 
     with tempfile.TemporaryDirectory() as code, tempfile.TemporaryDirectory() as own:
         entry = shutil.copyfile(ENTRY, Path(own) / ENTRY.name)  # MLflow copies permissions too: these are the umask's

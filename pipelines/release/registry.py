@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pipelines.params import FILENAME
-from pipelines.release.identity import ARTIFACTS
+from pipelines.release.fingerprint import ARTIFACTS
 from pipelines.tracking import Store, connect
 from pipelines.tracking.store import cause, patient
 from pipelines.workspace import Workspace, project_root, recipe_folder, recipes
 from storage.errors import ParamsError, TrackingError
-from storage.secret import without_login
+from storage.redact import without_login
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from pipelines.release.served import Served
+    from pipelines.models.predictor import Served
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 TASK, INPUTS = "task", "inputs"  # tags of a registered model
@@ -158,7 +158,7 @@ def get_version(model: Registered, alias: str) -> "ModelVersion":
 def load_version(model: Registered, alias: str) -> "tuple[Served, ModelVersion]":
     """A version, ready to answer. A model of the user's own is imported where the recipe of this checkout names it."""
     from pipelines.models import Own
-    from pipelines.release.served import Served
+    from pipelines.models.predictor import Served
 
     version = get_version(model, alias)
     project = project_root()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.streaming.arrays import Arrays, Ints
-from pipelines.streaming.decode import cores
-from pipelines.streaming.gather import Block, Gatherer
+from pipelines.streaming.gather.decode import cores
+from pipelines.streaming.gather.gatherer import Block, Gatherer
 from pipelines.streaming.order import Batches
 from pipelines.streaming.prefetch import Prefetcher, close_items
 

@@ -13,11 +13,11 @@ from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 
-from pipelines.streaming.buffers import Allocate, allocate, buffers_from
 from pipelines.streaming.dataset import Unit, chosen, digest_of, order_of, same_fields
 from pipelines.streaming.feed import Feed
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
-from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
+from pipelines.streaming.gather.buffers import Allocate, allocate, buffers_from
+from pipelines.streaming.gather.gatherer import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.options import check_options, whole
 from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Ramp, Weight
@@ -173,7 +173,7 @@ class Stream:
         """Refused: a DataLoader that took a stream for a list would know no state, and begin with epoch 0 each time."""
         raise TypeError(
             f"A stream is no list, so it has no [{index!r}]. For torch's DataLoader, write StreamLoader(stream, "
-            "num_workers=…) in its place (from pipelines.training.stream_loader); stream.batch(i) is batch i of the "
+            "num_workers=…) in its place (from pipelines.training.data.stream_loader); stream.batch(i) is batch i of the "
             "epoch."
         )
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pipelines.streaming import Batch
 from pipelines.training import nonfinite
+from pipelines.training.data.targets import global_targets
 from pipelines.training.parallelism import share_buffers
-from pipelines.training.pulse import beat
+from pipelines.training.process.heartbeat import beat
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
-from pipelines.training.signals import StopRequest
 from pipelines.training.step import take_step
-from pipelines.training.targets import global_targets
 from pipelines.training.validation import Sums, val_batches
 from storage.errors import Interrupted
 

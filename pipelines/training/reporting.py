@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.progress import Advance, say
+from pipelines.console.progress import Advance, say
 from pipelines.streaming import Times
 from pipelines.training.state import Point, TrainState
 
 if TYPE_CHECKING:
-    from pipelines.diagnosis.spending import Spending
+    from pipelines.machine.run_cost import Spending
     from pipelines.tracking import Run
-    from pipelines.training.network import Exchange
+    from pipelines.training.communication import Exchange
 
 
 #: Seconds between two looks at rates and shares of time, which are means over what lies between: a point of one costs
@@ -84,7 +84,7 @@ class Reporter:
         """What the run took, in MLflow and as the end of a sentence; it is over then."""
         if self.run is None or self.spending is None:
             return ""
-        from pipelines.diagnosis.spending import sentence
+        from pipelines.machine.run_cost import sentence
 
         found = self.spending.close()
         self.run.log_metrics(found, step=step)

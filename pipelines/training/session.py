@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipelines.caches import open_cache
+from pipelines.caching.tiers import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
-from pipelines.own_code import digests
 from pipelines.params import Params
+from pipelines.runtime.own_code import digests
 from pipelines.streaming import Stream
 from pipelines.streaming.arrays import int64
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.place import Place, find_place
-from pipelines.training.device import Precision, host_memory, pick_device, repeatable
-from pipelines.training.ema import Average
-from pipelines.training.network import Exchange, Sampler, Wire
+from pipelines.training.communication import Exchange, Sampler, Wire
 from pipelines.training.optimizers import build_optimizer
+from pipelines.training.optimizers.ema import Average
 from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
-from pipelines.training.pulse import collective_timeout
-from pipelines.training.ranks import Ranks, joined
+from pipelines.training.process.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.process.heartbeat import collective_timeout
+from pipelines.training.process.process_group import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
 from storage.cache import Tiered

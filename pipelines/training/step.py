@@ -7,12 +7,12 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from pipelines.training.device import seed_step
 from pipelines.training.optimizers import LineSearchOptimizer, set_learning_rate
-from pipelines.training.pulse import beat
-from pipelines.training.schedules import learning_rate
+from pipelines.training.optimizers.schedules import learning_rate
+from pipelines.training.process.device import seed_step
+from pipelines.training.process.heartbeat import beat
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.session import Session
-from pipelines.training.signals import StopRequest
 
 #: Leaves the gradients of the mean loss over the global batch; gives this rank's sum of losses, and the global number
 #: of targets.

@@ -18,7 +18,7 @@ sys.modules["torch"] = None  # its flight recorder would take seconds
 from pipelines.training import pulse
 from pipelines.training.launchers import watchdog
 from pipelines.training.launchers.agent import end_hung
-from pipelines.training.launchers.watched import watched
+from pipelines.training.launchers.watchdog.thread import watched
 
 agents, own = Path("disk/agents"), Path("disk/own")
 agents.mkdir()

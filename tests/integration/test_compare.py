@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from training_samples import make_points
+from pipelines.training.comparison import compare_network, compare_optimizers
+from support.training_samples import make_points
 
+from pipelines.experiments.comparison import contest
+from pipelines.experiments.comparison.communication_settings import ways
+from pipelines.experiments.comparison.optimizer_settings import CONTENDERS
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import journal_of, run
-from pipelines.params.optimizer import Optimizer
+from pipelines.params.train.optimizer import Optimizer
 from pipelines.tracking import Run, connect
-from pipelines.training.comparison import compare_network, compare_optimizers, contest
-from pipelines.training.comparison.contenders import CONTENDERS
-from pipelines.training.comparison.ways import ways
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, ParamsError
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY, Run, write_params
-from release_samples import place_store
-from servers import free_port
-from training_samples import make_points, train_params
+from support.release_samples import place_store
+from support.servers import free_port
+from support.training_samples import make_points, train_params
 
-from pipelines.diagnosis.doctor import short_form
-from pipelines.diagnosis.hardware import usable_cores
-from pipelines.diagnosis.profiling import profile
+from pipelines.machine.doctor import short_form
+from pipelines.machine.hardware import usable_cores
+from pipelines.profiling.profile import profile
 from pipelines.training import train
 from pipelines.workspace import Workspace
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import training_samples
 from conftest import REPOSITORY
-from training_samples import losses, make_points, with_train, without_mlflow
+from support import training_samples
+from support.training_samples import losses, make_points, with_train, without_mlflow
 
 from pipelines.evaluation.measure import measure
 from pipelines.models import load_model
 from pipelines.training import train
 from pipelines.training.curves import Curves
-from pipelines.training.handoff import handoff
+from pipelines.training.trainer.job import handoff
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, OutOfMemory, ParamsError, ShardlineError
 
@@ -65,7 +65,7 @@ number = 3
 STARVES = TRAINER.splitlines().index("    torch.empty(1 << 60)") + 1
 SCRIPT = """
 import sys
-from pipelines.training.handoff import handoff
+from pipelines.training.trainer.job import handoff
 from trainer import train
 
 job = handoff()

@@ -14,10 +14,10 @@ import psutil
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, Run, write_params
-from prefect_service import Deployed, Flaky, Nightly, Prefect
-from servers import wait_for
+from support.prefect_service import Deployed, Flaky, Nightly, Prefect
+from support.servers import wait_for
 
-from pipelines.own_code import depend_on_code
+from pipelines.runtime.own_code import depend_on_code
 from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -119,7 +119,7 @@ CARELESS = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_ne
 SLOW = """
 import time
 from pathlib import Path
-from pipelines.models.transformer import Transformer
+from pipelines.models.architectures.transformer import Transformer
 
 class Slow(Transformer):
     def forward(self, *inputs):
@@ -181,7 +181,7 @@ def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) ->
 def test_one_run_at_a_time_in_a_recipe(project: Path, environment: dict[str, str]) -> None:
     """A second process waits until the first is done, or dead."""
     code = (
-        "import sys; from pipelines.writer import exclusive; from pipelines.workspace import Workspace\n"
+        "import sys; from pipelines.reproduce.writer import exclusive; from pipelines.workspace import Workspace\n"
         "ws = Workspace.open()\n"
         "with exclusive(ws), exclusive(ws): print('in', flush=True); sys.stdin.read()"
     )
@@ -238,15 +238,15 @@ def test_a_flow_waits_for_dvc_exp_run(prefect: Prefect, copied: Path, environmen
 
 
 def test_outs_go_before_a_stage_runs_but_persistent_ones_stay(project: Path) -> None:
-    from pipelines import versions
+    from pipelines.reproduce import status
 
     ws = Workspace.open(project)
-    assert list(versions.stages(ws)) == ["ingest", "curate", "shard", "train", "evaluate", "package", "promote"]
+    assert list(status.stages(ws)) == ["ingest", "curate", "shard", "train", "evaluate", "package", "promote"]
     for path in ("data/model/old", "metrics/train.json", "plots/train.csv", "data/shards/kept", "data/promotion.json"):
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).write_text("x")
     for stage in ("train", "shard", "promote"):
-        versions.clear_outs(ws, stage)
+        status.clear_outs(ws, stage)
     left = {
         str(file.relative_to(project))
         for folder in ("data", "metrics", "plots")
@@ -256,8 +256,8 @@ def test_outs_go_before_a_stage_runs_but_persistent_ones_stay(project: Path) -> 
 
 
 def test_the_reasons_why_a_stage_is_stale(project: Path) -> None:
-    from pipelines import versions
+    from pipelines.reproduce import status
 
-    stale = versions.stale(Workspace.open(project))
-    assert set(stale) == set(versions.stages(Workspace.open(project)))
+    stale = status.stale(Workspace.open(project))
+    assert set(stale) == set(status.stages(Workspace.open(project)))
     assert stale["shard"] == ["data/curated deleted", "params.yaml new", "data/shards deleted"]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from release_samples import make_workspace, place_store, write_metrics, write_model, write_shards
+from support.release_samples import make_workspace, place_store, write_metrics, write_model, write_shards
 
-from pipelines.params.flat import flat
+from pipelines.params.schema.flat import flat
 from pipelines.release import package, promote
 from pipelines.release.registry import version_files
 from pipelines.tracking import connect, open_run
-from pipelines.tracking.changes import run_name
 from pipelines.tracking.embedded import relocate
 from pipelines.tracking.names import constants, grouped, result_name, results
+from pipelines.tracking.pages.run_names import run_name
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import Workspace
 

@@ -6,12 +6,12 @@ data-parallel layout have no sample. Two process groups, of 2 and of 4 ranks, ru
 
 from typing import Any
 
-import own_layout
 import pytest
-from layout_ranks import Case, changed, run_case, run_layouts
-from training_samples import SEQ_LEN, make_text
+from support import own_layout
+from support.layout_ranks import Case, changed, run_case, run_layouts
+from support.training_samples import SEQ_LEN, make_text
 
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import samples_in
 from pipelines.workspace import Workspace
 

@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from late_rank import LATE
-from layout_ranks import STOPPED, run_groups, run_layouts
+from pipelines.training.network import Exchange, Sampler, Wire
+from support.late_rank import LATE
+from support.layout_ranks import STOPPED, run_groups, run_layouts
+from support.training_samples import make_text
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training_samples import make_text
 
 from pipelines.params import Network
-from pipelines.training.network import Exchange, Sampler, Wire, sampling
-from pipelines.training.network.local import Meetings
-from pipelines.training.network.sampling import FIRST, under_way
+from pipelines.training.communication import sampling
+from pipelines.training.communication.local_sgd import Meetings
+from pipelines.training.communication.sampling import FIRST, under_way
 from pipelines.training.parallelism import Layout, SharedScaler
-from pipelines.training.ranks import Ranks
-from pipelines.training.signals import StopRequest
+from pipelines.training.process.process_group import Ranks
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.step import _once
 
 pytestmark = pytest.mark.xdist_group("network")

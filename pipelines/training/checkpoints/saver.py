@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.params.checkpoints import Checkpoints as Rules
-from pipelines.progress import say
+from pipelines.console.progress import say
+from pipelines.params.train.checkpoints import Checkpoints as Rules
 from pipelines.training.checkpoints.chunks import Chunk, copy_into
 from pipelines.training.checkpoints.gather import whole_tensors
 from pipelines.training.checkpoints.manifest import CheckpointManifest, Damaged, Tensors
+from pipelines.training.checkpoints.retention import Shelf
 from pipelines.training.checkpoints.rows import rows_for
-from pipelines.training.checkpoints.shelf import Shelf
 from pipelines.training.checkpoints.state import (
     load_model,
     load_optimizer,
@@ -31,7 +31,7 @@ from pipelines.training.checkpoints.state import (
     optimizer_chunks,
     optimizer_state,
 )
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from storage.errors import FormatError, LakeError, ShardlineError
 from storage.lake import Zone
 

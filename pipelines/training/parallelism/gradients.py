@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipelines.training.parallelism.layout import Layout
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 
 
 def clip_(

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from training_samples import make_points, make_text
+from support.training_samples import make_points, make_text
 
-from pipelines.evaluation.chosen import Chosen
-from pipelines.evaluation.keys import snake
 from pipelines.evaluation.measure import measure
+from pipelines.evaluation.metrics.custom import Chosen
+from pipelines.evaluation.metrics.keys import snake
 from pipelines.evaluation.stage import numbers
 from pipelines.models import ModelConfig, task_of
 from pipelines.params import Gate, Metric

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from servers import Proxy, certificate
+from support.servers import Proxy, certificate
 
-from storage.direct import Answer, DirectReads, proxied, tls_context
+from storage.objects.s3_reads import Answer, DirectReads, proxied, tls_context
 
 DATA = os.urandom(3 << 20)
 KEY = {"access_key_id": "AKEXAMPLE", "secret_access_key": "secret", "token": "a+token/="}

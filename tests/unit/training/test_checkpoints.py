@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from pipelines.params import Checkpoints as Rules
 from pipelines.params import Network, Params, Section, Stream
-from pipelines.params.optimizer import LBFGS
+from pipelines.params.train.optimizer import LBFGS
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk, copy_into, raw
 from pipelines.training.checkpoints.manifest import FILENAME
-from pipelines.training.checkpoints.shelf import kept
+from pipelines.training.checkpoints.retention import kept
 from pipelines.training.checkpoints.state import _slots, optimizer_state
 from pipelines.training.optimizers.lbfgs import LBFGSOptimizer
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from storage.errors import FormatError, LakeError
 from storage.lake import Zone
 

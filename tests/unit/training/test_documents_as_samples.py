@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.training_samples import TEXT, losses, make_text, outs, without_mlflow
 from torch.nn import functional as F
-from training_samples import TEXT, losses, make_text, outs, without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.stage import evaluate
 from pipelines.models import ModelConfig, load_model, task_of, with_loss
+from pipelines.models.predictor import Served
 from pipelines.models.saved import load_config
 from pipelines.models.tasks import IGNORED
 from pipelines.params import Train
-from pipelines.release.served import Served
+from pipelines.profiling.replay import replay
 from pipelines.training import train
-from pipelines.training.loader import Loader
+from pipelines.training.data.loader import Loader
 from pipelines.training.loop import forward_backward
-from pipelines.training.ranks import Ranks
-from pipelines.training.replay import replay
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
 from pipelines.workspace import Workspace
 from storage.shards import Shard

@@ -12,10 +12,10 @@ import pytest
 
 from pipelines.params import Params
 from pipelines.training.launchers.logs import KEPT, OUTCOME, _Tee, job_folder
-from pipelines.training.launchers.stacks import read_place
-from pipelines.training.launchers.watchdog import living
-from pipelines.training.memory import out_of_memory
-from pipelines.training.pulse import _RECORD, RESTING, beat, pulse, rest, signs
+from pipelines.training.launchers.watchdog.stacks import read_place
+from pipelines.training.launchers.watchdog.watchdog import living
+from pipelines.training.process.heartbeat import _RECORD, RESTING, beat, pulse, rest, signs
+from pipelines.training.process.out_of_memory import out_of_memory
 from storage.errors import Hung, Interrupted, OutOfMemory
 
 
@@ -91,7 +91,7 @@ Thread 0x1 (most recent call first):
 
 Current thread 0x2 (most recent call first):
   File "/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2800 in all_reduce
-  File "/here/pipelines/training/ranks.py", line 45 in sum
+  File "/here/pipelines/training/process/process_group.py", line 45 in sum
   File "/here/pipelines/training/loop.py", line 66 in fit
   File "<frozen runpy>", line 88 in _run_code
   File "<frozen runpy>", line 198 in _run_module_as_main
@@ -101,9 +101,11 @@ Current thread 0x2 (most recent call first):
 def test_a_dump_tells_where_a_rank_is_and_whether_it_waits() -> None:
     waiting = read_place(DUMP)
     assert waiting is not None
-    assert (waiting.frame, waiting.waits) == ("sum (ranks.py:45)", True)
+    assert (waiting.frame, waiting.waits) == ("sum (process_group.py:45)", True)
     busy = read_place(
-        DUMP.replace("torch/distributed", "torch/nn").replace("/here/pipelines/training/ranks.py", "/my/model.py")
+        DUMP.replace("torch/distributed", "torch/nn").replace(
+            "/here/pipelines/training/process/process_group.py", "/my/model.py"
+        )
     )
     assert busy is not None
     assert (busy.frame, busy.waits) == ("sum (model.py:45)", False)

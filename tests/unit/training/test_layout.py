@@ -8,12 +8,12 @@ import torch
 from conftest import TINY
 from torch import nn
 
+from pipelines.models.architectures.transformer import Transformer
 from pipelines.models.plans import units_of
-from pipelines.models.transformer import Transformer
 from pipelines.params import Params
-from pipelines.training.device import Precision
 from pipelines.training.parallelism import DIMENSIONS, Layout
-from pipelines.training.parallelism.arrange import keep_stage, refine_units, share_products
+from pipelines.training.parallelism.parallelize import keep_stage, refine_units, share_products
+from pipelines.training.process.device import Precision
 from storage.errors import ParamsError
 
 

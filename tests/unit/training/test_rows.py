@@ -11,7 +11,7 @@ from pipelines.params import Checkpoints as Rules
 from pipelines.training.checkpoints import Extra, Saver
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.rows import row, rows_for, taken
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from storage.lake import Zone
 
 COUNTS = st.integers(1, 9)

@@ -1,0 +1,65 @@
+"""How a model and its batches are laid out over the ranks: train.parallel."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.params.schema.section import Section
+
+
+class Parallel(Section):
+    """data × shard × tensor × pipeline ranks. A layout changes rounding, not what is learnt (docs/parallelism.md)."""
+
+    data: int | None = Field(None, ge=1, le=4096)
+    """Copies of the model, each with its part of the batch. None: what the ranks leave after the other three."""
+    shard: int = Field(1, ge=1, le=4096)
+    """Ranks that share out a copy's weights, gradients and optimiser state, each with its part of the batch (FSDP2)."""
+    tensor: int = Field(1, ge=1, le=256)
+    """Ranks that share each matrix product of a sample (the model needs a tensor_plan)."""
+    pipeline: int = Field(1, ge=1, le=256)
+    """Stages of consecutive layers, one after the other on ranks of their own (the model needs a keep_stage)."""
+    zero: Literal[1, 2, 3] = 3
+    """What a shard group shares out. 1: optimiser state; 2: gradients too; 3: weights too."""
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of a pipeline's microbatches. 1f1b holds the activations of `pipeline` of them, gpipe of all."""
+    microbatches: int | None = Field(None, ge=1, le=4096)
+    """Pieces of a rank's batch that follow each other through a pipeline. None: two for each stage."""
+    activation_checkpointing: bool = False
+    """Keep each block's input only, and compute the rest again in the backward pass."""
+    offload: bool = False
+    """Keep shards of weights and optimiser state in the host's memory (needs shard > 1)."""
+    compile: bool = False
+    """Run the blocks through torch.compile (a C++ compiler on CPU; the first steps take long)."""
+
+    @property
+    def pieces(self) -> int:
+        """Microbatches of a step."""
+        return self.microbatches or 2 * self.pipeline
+
+    def data_for(self, ranks: int, name: str = "train.ranks") -> int:
+        """The size of `data` on `ranks` ranks (an error calls them `name`). Raises ValueError with the equation."""
+        rest = self.shard * self.tensor * self.pipeline
+        data = self.data if self.data is not None else max(1, ranks // rest)
+        if data * rest != ranks:
+            setting = "train.ranks" if name == "train.ranks" else "train.ranks × compute.nodes"
+            raise ValueError(
+                f"data {data} × shard {self.shard} × tensor {self.tensor} × pipeline {self.pipeline} = {data * rest}, "
+                f"but {name} = {ranks}: set {setting} to {data * rest}, or other sizes in train.parallel"
+            )
+        return data
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Parallel":
+        if self.pipeline == 1 and self.microbatches is not None:
+            raise ValueError(
+                f"microbatches = {self.microbatches}, but pipeline = 1: they are a pipeline's; without one, "
+                "train.accumulate cuts the batch"
+            )
+        if self.pieces < self.pipeline:
+            raise ValueError(
+                f"microbatches {self.pieces} < pipeline {self.pipeline}: some stages would never work. Raise "
+                "train.parallel.microbatches"
+            )
+        if self.offload and self.shard == 1:
+            raise ValueError("offload = true, but shard = 1: only shards are moved to the host. Set shard to 2 or more")
+        return self

@@ -1,0 +1,173 @@
+"""From batches to a model: model, train."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.params.schema.names import LossName, ModelName
+from pipelines.params.schema.section import Section
+from pipelines.params.train.checkpoints import Checkpoints
+from pipelines.params.train.communication import Network
+from pipelines.params.train.optimizer import AdamW, Optimizer
+from pipelines.params.train.parallel import Parallel
+from pipelines.params.train.schedule import Cosine, Schedule
+from pipelines.params.train.step import Ema, NonFinite, Stop
+
+ENTRYPOINT = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|.+\.py)$"
+
+
+class Model(Section):
+    """The model."""
+
+    name: ModelName = "mlp"
+    """transformer, mlp, cnn, resnet, vit, or an import path package.module:Class of a torch.nn.Module."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of its constructor."""
+
+
+class Train(Section):
+    """shards → model."""
+
+    entrypoint: str | None = Field(None, pattern=ENTRYPOINT)
+    """Your own trainer instead of the built-in loop: package.module:function, or a script.py (your-own-trainer.md)."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the entry point's function."""
+    optimizer: Optimizer = AdamW()
+    """The optimiser: its name, or name and parameters (docs/optimizers.md)."""
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Peak learning rate."""
+    schedule: Schedule = Cosine()
+    """How the learning rate goes: a name, or name and parameters."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    min_lr: float = Field(0.1, ge=0, le=1)
+    """Share of the peak at which the schedule ends."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Weight decay, on matrices only; decoupled with adamw, nadam and muon."""
+    betas: list[float] | None = Field(None, min_length=2, max_length=2)
+    """Short for train.optimizer.betas of adam, adamw, nadam and muon. None: those."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; None: not clipped."""
+    clip_value: float | None = Field(None, gt=0)
+    """Largest absolute value of a gradient's element, before clip_norm; None: not clipped."""
+    ema: Ema | None = None
+    """A moving average of the weights, e.g. {decay: 0.999}; None: without."""
+    nonfinite: NonFinite = Stop()
+    """What a step does whose loss or gradient is not finite: stop, skip or backoff, or name and parameters."""
+    accumulate: int = Field(1, ge=1)
+    """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
+    loss: LossName = "auto"
+    """auto, cross_entropy, focal; squared, absolute, huber; or package.module:function that sums over the targets."""
+    loss_args: dict[str, Any] = {}
+    """Keyword arguments of the loss."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread over the other classes."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps. Give this or epochs."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the train split. Give this or steps."""
+    eval_every: int = Field(100, ge=1)
+    """Steps between evaluations on the val split."""
+    eval_batches: int | None = Field(None, ge=1)
+    """Batches of such an evaluation; None: the whole val split."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without a better val loss after which training stops; None: never."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints."""
+    checkpoints: Checkpoints = Checkpoints()
+    """How checkpoints are written and kept."""
+    log_every: int = Field(10, ge=1)
+    """Steps between points of the logged curves."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the matrix products. auto: bf16 where the accelerator has it, else fp32."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")
+    """auto: the first of cuda, mps, xpu, cpu that is there."""
+    ranks: int = Field(1, ge=1, le=4096)
+    """Processes on this machine, started by torchrun when more than one."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of a rank on CPU; None: the cores shared out over the ranks."""
+    parallel: Parallel = Parallel()
+    """How model and batches are laid out over the ranks."""
+    network: Network = Network()
+    """What the ranks send each other, and how often."""
+
+    price_per_hour: float | None = Field(None, ge=0)
+    """Price of an hour of one rank's share of its machine: the machine's price / the ranks on it. None: not known."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Train":
+        if self.args and self.entrypoint is None:
+            raise ValueError("train.args are the entry point's: set train.entrypoint too (the model's are model.args)")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        if self.betas is not None:
+            self._check_betas(self.betas)
+        self._check_optimizer()
+        self._check_network()
+        if self.parallel.pipeline > 1 and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate = {self.accumulate} with parallel.pipeline = {self.parallel.pipeline}: a pipeline's "
+                "pieces are its microbatches. Set train.accumulate to 1, and train.parallel.microbatches"
+            )
+        return self
+
+    def _check_optimizer(self) -> None:
+        name = self.optimizer.name
+        if self.optimizer.closure and self.precision == "fp16":
+            raise ValueError(
+                f"train.precision=fp16 scales the loss step by step, which the line search of {name} would take for "
+                "the loss itself: set it to bf16 or fp32"
+            )
+        if self.parallel.pipeline > 1 and (self.optimizer.closure or name == "muon"):
+            raise ValueError(
+                f"train.optimizer={name} must see the whole depth of the model, but parallel.pipeline = "
+                f"{self.parallel.pipeline} cuts it: set that to 1 (data, shard and tensor work), or take adamw"
+            )
+
+        local = self.network.local_steps
+        if self.optimizer.closure and (local > 1 or self.network.compression == "powersgd"):
+            raise ValueError(
+                f"train.optimizer={name} searches along the gradient of the global batch, which network.local_steps "
+                "and powersgd don't give: leave these at their defaults"
+            )
+        if self.ema is not None and self.ema.every % local:
+            raise ValueError(
+                f"ema.every = {self.ema.every} is no multiple of network.local_steps = {local}: copies have the same "
+                f"weights only when they meet. Set train.ema.every to {-(-self.ema.every // local) * local}"
+            )
+
+    def _check_betas(self, betas: list[float]) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"train.betas={betas}: each must be in [0, 1)")
+        if "betas" not in type(self.optimizer).model_fields:
+            raise ValueError(f"train.betas={betas}: {self.optimizer.name} has none. Leave train.betas out")
+        default = type(self.optimizer).model_fields["betas"].default
+        if getattr(self.optimizer, "betas") not in (default, betas):  # noqa: B009 - not all optimisers have it
+            raise ValueError("train.betas and train.optimizer.betas differ: give one of them")
+
+    def _check_network(self) -> None:
+        network, parallel = self.network, self.parallel
+        cut = {name: size for name in ("shard", "tensor", "pipeline") if (size := getattr(parallel, name)) > 1}
+        if cut and network.local_steps > 1:
+            raise ValueError(
+                f"network.local_steps = {network.local_steps}, but parallel = {cut}: copies that train by themselves "
+                "must hold the whole model. Set these to 1, or train.network.local_steps to 1"
+            )
+        if network.compression != "none" and (parallel.shard > 1 or parallel.tensor > 1):
+            raise ValueError(
+                f"network.compression = {network.compression}, but parallel = {cut}: only copies of a whole model "
+                "(DDP) compress their gradients. Set train.network.compression to none; train.precision: bf16 halves "
+                "what FSDP gathers"
+            )
+        for name, value in (
+            ("network.local_after", network.local_after),
+            ("eval_every", self.eval_every),
+            ("checkpoint_every", self.checkpoint_every),
+            ("checkpoints.every", self.checkpoints.every or self.checkpoint_every),
+        ):
+            if value % network.local_steps:
+                best = -(-value // network.local_steps) * network.local_steps
+                raise ValueError(
+                    f"{name} = {value} is no multiple of network.local_steps = {network.local_steps}: copies are the "
+                    f"same only when they meet. Set train.{name} to {best}"
+                )
