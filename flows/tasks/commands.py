@@ -17,8 +17,9 @@ from prefect.utilities.urls import url_for
 from flows.tasks import supervisor
 from flows.tasks.steps import STEP, open_recipe, record, worth_a_retry
 from pipelines.reproduce import status
-from pipelines.reproduce.dvc_process import PIPELINE, commands_path
+from pipelines.reproduce.dvc_process import commands_path
 from pipelines.reproduce.writer import exclusive
+from pipelines.runtime.own_code import PIPELINE
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, ParamsError, ShardlineError
 

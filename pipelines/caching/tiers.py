@@ -1,7 +1,5 @@
 """The cache tiers that a recipe's parameters ask for."""
 
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.params import Cache
+from pipelines.params.environment import expand
 from pipelines.workspace import STATE, Workspace
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache.hot.address import check
@@ -34,7 +33,7 @@ def open_node(ws: Workspace, zone: Zone) -> NodeCache | None:
     settings, cache = ws.params.cache.node, ws.params.cache
     if not (settings.enabled if settings.enabled is not None else zone.root is None):
         return None
-    folder = ws.project / Path(_expanded("cache.node.folder", settings.folder)).expanduser()
+    folder = ws.project / Path(expand("cache.node.folder", settings.folder)).expanduser()
     zones = [ws.zone(name) for name in ZONES]
     check_apart(folder, [place for each in zones for place in (each.folder, each.root) if place is not None])
     ring, idle = _bytes(settings.ring_mb), cache.idle_hours * _HOUR
@@ -68,7 +67,12 @@ def open_hot(ws: Workspace) -> HotCache | None:
 
 def hot_url(url: str) -> str:
     """`cache.hot.url` with the environment's values in it, checked. Raises ParamsError."""
-    return _expanded("cache.hot.url", url)
+    expanded = expand("cache.hot.url", url)
+    try:
+        check(expanded)
+    except ValueError as error:
+        raise ParamsError(f"cache.hot.url: {error}; or `embedded`. See docs/cache.md.") from None
+    return expanded
 
 
 @contextmanager
@@ -99,23 +103,6 @@ def _embedded(ws: Workspace, budget: int) -> Embedded:
         return Embedded(ws.project / STATE / "valkey", budget)
     except (OSError, RuntimeError) as error:
         raise ParamsError(f"cache.hot.url=embedded: {error}") from error
-
-
-def _expanded(name: str, text: str) -> str:
-    """`text` with ${NAME} replaced from the environment; a Redis URL is checked. Raises ParamsError."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise ParamsError(f"{name}={mask(text)!r}: the environment has no {match[1]}. Set it, or write the value.")
-        return os.environ[match[1]]
-
-    expanded = re.sub(r"\$\{(\w+)\}", value, text)
-    if name == "cache.hot.url":
-        try:
-            check(expanded)
-        except ValueError as error:
-            raise ParamsError(f"cache.hot.url: {error}; or `embedded`. See docs/cache.md.") from None
-    return expanded
 
 
 def _bytes(mebibytes: float | None) -> int | None:

@@ -36,7 +36,7 @@ def generate(
     option: Recipe = None,
 ) -> None:
     """Write text with a registered language model."""
-    from pipelines.release import generate as run
+    from pipelines.serving import generate as run
 
     chosen = one_of(recipe, option)
     run(chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias)
@@ -49,6 +49,6 @@ def predict(
     recipe: RecipeOption = None,
 ) -> None:
     """Classify files with a registered model: one line a file (or a row), label and probability."""
-    from pipelines.release import predict as run
+    from pipelines.serving import predict as run
 
     run(recipe, files, alias=alias)

@@ -34,13 +34,12 @@ from torch.nn import functional as F
 
 from pipelines.console.progress import progress, say
 from pipelines.evaluation.baselines import counts_of_streams, no_tokens, token_counts
-from pipelines.evaluation.data import Array, open_split
+from pipelines.evaluation.data import Array, cut_documents, open_split, padded_batches
 from pipelines.evaluation.domains import domains_of, with_domains
 from pipelines.evaluation.metrics.custom import Chosen
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
 from pipelines.evaluation.token_cost import Charges, Compressed
-from pipelines.evaluation.whole_documents import cut_documents, padded_batches
 from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.tasks import IGNORED, TOKENS
 from pipelines.models.tokens import why_no_bytes

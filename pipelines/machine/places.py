@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipelines.params.environment import expand
 from pipelines.workspace import Workspace
 from storage.lake import ZONES
 from storage.redact import mask
@@ -95,10 +96,9 @@ def _asked(look: Callable[[], object]) -> dict[str, Any]:
 
 
 def _redis(url: str) -> None:
-    from pipelines.caching.tiers import hot_url
     from storage.cache.hot.address import connect
 
-    client, cut = connect(hot_url(url), _PATIENCE)
+    client, cut = connect(expand("cache.hot.url", url), _PATIENCE)
     try:
         client.ping()
     finally:

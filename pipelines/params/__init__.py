@@ -12,8 +12,8 @@ from pipelines.params.load import FILENAME, load_params
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Metric, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
+from pipelines.params.schema.names import suggestion
 from pipelines.params.schema.section import NAME, Section
-from pipelines.params.schema.suggestion import suggestion
 from pipelines.params.train.checkpoints import Checkpoints
 from pipelines.params.train.communication import Network
 from pipelines.params.train.launching import Launching

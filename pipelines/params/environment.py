@@ -3,16 +3,26 @@
 import os
 import re
 from collections.abc import Mapping
+from typing import overload
 
 from storage.errors import ParamsError
+from storage.redact import mask
 
 
+@overload
+def expand(name: str, text: str, environment: Mapping[str, str] = os.environ) -> str: ...
+@overload
+def expand(name: str, text: None, environment: Mapping[str, str] = os.environ) -> None: ...
+@overload
+def expand(name: str, text: str | None, environment: Mapping[str, str] = os.environ) -> str | None: ...
 def expand(name: str, text: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """`text` with ${NAME} replaced from the environment. Raises ParamsError for one that isn't there."""
+    """`text` of the parameter `name` with ${NAME} replaced from the environment. Raises ParamsError for one that isn't
+    there."""
 
     def value(match: re.Match[str]) -> str:
-        if match[1] not in environment:
-            raise ParamsError(f"{name}={text!r}: the environment has no {match[1]}. Set it, or write the value.")
-        return environment[match[1]]
+        if match[1] in environment:
+            return environment[match[1]]
+        shown = mask(text or "")
+        raise ParamsError(f"{name}={shown!r}: the environment has no {match[1]}. Set it, or write the value.")
 
     return None if text is None else re.sub(r"\$\{(\w+)\}", value, text)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.params.recipe import Params
 from pipelines.params.schema.choice import choices, section_of
-from pipelines.params.schema.suggestion import suggestion
+from pipelines.params.schema.names import suggestion
 from storage.errors import ParamsError
 
 FILENAME = "params.yaml"

@@ -20,7 +20,7 @@ from pipelines.machine.hardware import usable_cores
 from pipelines.profiling.bottleneck import PARTS, Figures, Verdict, judge
 from pipelines.profiling.capture import FOUND, TRACE, Found, Window, watch
 from pipelines.profiling.trace import Traced, read_trace
-from pipelines.training.launchers.agent import AGENT_PID
+from pipelines.runtime.parent_death import AGENT_PID
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError, ShardlineError
 

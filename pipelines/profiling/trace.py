@@ -15,17 +15,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pipelines.training.communication.collectives import COLLECTIVE, Interval, union
+
 BATCH = "shardline: next batch"  # the annotation around asking the stream
 _PRODUCTS = re.compile(  # operators and kernels whose time grows faster than the numbers that they read
     r"aten::(\w*mm\b|addmv|mv\b|dot\b|_?conv|\w*convolution|\w*attention|mkldnn_|_?scaled_|linear$|bmm)|"
     r"gemm|cutlass|xmma|wgmma|implicit_conv|flash_(fwd|bwd)|fmha|cudnn",
     re.IGNORECASE,
 )
-COLLECTIVE = re.compile(r"^(c10d::|gloo:|nccl:|xccl:|mpi:)|nccl(Dev)?Kernel", re.IGNORECASE)
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _CALL = 5e-6  # seconds: an operator whose own time is less is mere calling
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -180,17 +179,6 @@ def _memory(events: Sequence[Mapping[str, Any]], bounds: Sequence[float]) -> lis
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
-
-
-def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """Sorted, without overlaps."""
-    merged: list[Interval] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        else:
-            merged.append((start, end))
-    return merged
 
 
 def _without(intervals: Sequence[Interval], others: Sequence[Interval]) -> list[Interval]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.progress import say, stepping
-from pipelines.evaluation.stage import numbers
+from pipelines.params.schema.flat import numbers
 from pipelines.release.fingerprint import METADATA, Identity, evaluation
 from pipelines.release.logged_model import log_package
 from pipelines.runtime.locks import alone

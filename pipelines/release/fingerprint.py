@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.evaluation.stage import numbers
+from pipelines.params.schema.flat import numbers
 from pipelines.workspace import Workspace
 from storage.digest import digest_file, digest_json
 from storage.errors import FormatError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.progress import say, stepping
-from pipelines.evaluation.stage import numbers
+from pipelines.params.schema.flat import numbers
 from pipelines.release.descriptions import describe_promotion
 from pipelines.release.eligibility import why_not
 from pipelines.release.fingerprint import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation

@@ -18,10 +18,10 @@ import yaml
 
 from pipelines.console.progress import say
 from pipelines.reproduce.process_tree import GRACE, SESSION, stop_stage
+from pipelines.runtime.own_code import PIPELINE
 from pipelines.workspace import Workspace
 from storage.errors import FormatError, ShardlineError
 
-PIPELINE = "dvc.yaml"
 _ROOM = 1 << 20  # bytes that must be free for DVC to write its lock and its state
 _OUTS = ("outs", "metrics", "plots")
 

@@ -1,8 +1,9 @@
 """DVC in a process of its own, which keeps foreign DVC commands out of a recipe as long as a job is at work there.
 
-python -m pipelines.reproduce.dvc_session FOLDER COMMANDS ANSWERS JOB OUT…     two pipes by number, the job's name, outs to guard
+python -m pipelines.reproduce.dvc_session FOLDER COMMANDS ANSWERS JOB OUT…     two pipes by number, the job's name,
+                                                                               outs to guard
 
-A command is a line of JSON, an answer one or more; `pipelines/reproduce/dvc_process.py` is the other side. `hold` enters the
+A command is a line of JSON, an answer one or more; `dvc_process.py` is the other side. `hold` enters the
 outs into DVC's own tables of who reads and writes what (.dvc/tmp/rwlock), as read. So `dvc repro` of others is refused
 by DVC before it removes anything, and `dvc exp run` before it stashes what git tracks, params.yaml among it;
 `dvc status` works, and commands of this process pass: DVC knows them by process id and command line.

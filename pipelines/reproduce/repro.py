@@ -11,9 +11,10 @@ from typing import Any
 from pipelines.console.progress import say
 from pipelines.ingest.fetch import changed_sources
 from pipelines.release.eligibility import waits
-from pipelines.reproduce.dvc_process import PIPELINE, Dvc
+from pipelines.reproduce.dvc_process import Dvc
 from pipelines.reproduce.preflight import check
 from pipelines.reproduce.writer import exclusive
+from pipelines.runtime.own_code import PIPELINE
 from pipelines.tracking.pages.descriptions import result
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import DEFAULT_RECIPE, INTO_THE_PROJECT, Workspace, project_root, recipe_folder

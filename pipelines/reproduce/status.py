@@ -13,8 +13,9 @@ from typing import Any
 
 from pipelines.ingest.fetch import changed_sources
 from pipelines.release.eligibility import waits
-from pipelines.reproduce.dvc_process import PIPELINE, outs, pipeline
+from pipelines.reproduce.dvc_process import outs, pipeline
 from pipelines.reproduce.writer import exclusive
+from pipelines.runtime.own_code import PIPELINE
 from pipelines.workspace import Workspace
 
 

@@ -24,9 +24,10 @@ import psutil
 
 from pipelines.console.progress import say
 from pipelines.params import FILENAME, load_params
+from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.reproduce.dvc_process import Dvc, written
 from pipelines.reproduce.process_tree import STARTED_BY_DVC, ancestors, command_of, dvc_above, end_with
-from pipelines.runtime.own_code import PIPELINE, depend_on_code
+from pipelines.runtime.own_code import PIPELINE
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors
 from storage.errors import ParamsError

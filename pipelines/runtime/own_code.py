@@ -6,7 +6,6 @@ by a computed name isn't found.
 """
 
 import ast
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -19,9 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipelines.params import Params
-from pipelines.reproduce.dvc_process import outs
 from pipelines.workspace import Workspace
-from storage.atomic import write_atomically
 from storage.digest import digest_file
 
 PIPELINE = "dvc.yaml"
@@ -64,66 +61,6 @@ def code_of(ws: Workspace) -> dict[str, list[str]]:
 def digests(ws: Workspace, stage: str) -> list[str]:
     """Digests of the user's own files that `stage` runs, in order; wherever they lie."""
     return sorted(digest_file(ws.root / path) for path in code_of(ws).get(stage, []))
-
-
-def depend_on_code(ws: Workspace) -> list[str]:
-    """Bring the deps of the recipe's dvc.yaml up to date: files that a stage runs are added, Python files that are gone
-    are taken out. Returns what was changed, in words."""
-    file, yaml, code = ws.root / PIPELINE, _yaml(), code_of(ws)
-    if not file.is_file():
-        return []
-    try:
-        pipeline = yaml.load(file.read_text())
-        stages = {name: stage for name, stage in pipeline["stages"].items() if isinstance(stage.get("cmd"), str)}
-    except (YAMLError, KeyError, TypeError, AttributeError):  # DVC says what is wrong with it
-        return []
-    made = [Path(out) for stage in stages.values() for out in outs(stage)]
-    changes = []
-    for name, stage in stages.items():
-        deps = stage.get("deps", [])
-        listed = [dep for dep in deps if isinstance(dep, str)]
-        for path in code.get(name, []):
-            if not _lies_in(path, [*map(Path, listed), *made]):  # DVC reads nothing more where a stage's out is its dep
-                stage.setdefault("deps", deps).append(path)
-                changes.append(f"{name} depends on {path}")
-        for path in listed if name in code else []:
-            if path.endswith(".py") and not _lies_in(path, made) and not (ws.root / path).exists():
-                deps.remove(path)
-                changes.append(f"{name} depends on {path} no more, which is gone")
-    if changes:
-        text = io.StringIO()
-        yaml.dump(pipeline, text)
-        write_atomically(file, text.getvalue().encode())
-    return changes
-
-
-def _lies_in(path: str, places: list[Path]) -> bool:
-    return any(place in (Path(path), *Path(path).parents) for place in places)
-
-
-def differ_in_code_alone(one: str, other: str) -> bool:
-    """Whether two texts of a dvc.yaml are the same but for Python files that stages depend on: what `depend_on_code`
-    writes changes no result."""
-    try:
-        return bool(_without_code(one) == _without_code(other))
-    except (YAMLError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _without_code(text: str) -> Any:
-    pipeline = YAML(typ="safe").load(text)
-    for stage in pipeline["stages"].values():
-        stage["deps"] = [dep for dep in stage.get("deps", []) if not str(dep).endswith(".py")]
-    return pipeline
-
-
-def _yaml() -> YAML:
-    """Keeps comments, quotes and the layout of Shardline's own dvc.yaml."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 200
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
 
 
 def _reached(begin: list[Path], ws: Workspace) -> set[Path]:
@@ -184,3 +121,19 @@ def _files(module: str, ws: Workspace) -> Iterator[Path]:
 def _is_own(file: Path, ws: Workspace) -> bool:
     inside = file.is_relative_to(ws.root) or file.is_relative_to(ws.project)
     return inside and file.suffix == ".py" and not _APART & set(file.parts)
+
+
+def differ_in_code_alone(one: str, other: str) -> bool:
+    """Whether two texts of a dvc.yaml are the same but for Python files that stages depend on: what `depend_on_code`
+    writes changes no result."""
+    try:
+        return bool(_without_code(one) == _without_code(other))
+    except (YAMLError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _without_code(text: str) -> Any:
+    pipeline = YAML(typ="safe").load(text)
+    for stage in pipeline["stages"].values():
+        stage["deps"] = [dep for dep in stage.get("deps", []) if not str(dep).endswith(".py")]
+    return pipeline

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+#: The environment variable by which an agent tells its ranks its process id.
+AGENT_PID = "SHARDLINE_AGENT_PID"
 POLL = 0.3  # seconds
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -173,8 +173,8 @@ class Stream:
         """Refused: a DataLoader that took a stream for a list would know no state, and begin with epoch 0 each time."""
         raise TypeError(
             f"A stream is no list, so it has no [{index!r}]. For torch's DataLoader, write StreamLoader(stream, "
-            "num_workers=…) in its place (from pipelines.training.data.stream_loader); stream.batch(i) is batch i of the "
-            "epoch."
+            "num_workers=…) in its place (from pipelines.training.data.stream_loader); stream.batch(i) is batch i "
+            "of the epoch."
         )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -44,7 +44,7 @@ CORE_COLUMNS: dict[str, pa.DataType] = {
 ZONE_COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "raw": {"name": pa.string()},
     # after: the raw file before the object's group, which names the group whatever comes or goes inside it
-    # rows: without those that are left out (left_out, as pipelines/ingest/duplicates/duplicates.py packs them; null: none is)
+    # rows: without those that are left out (left_out, as duplicates.py of the curate stage packs them; null: none)
     "curated": {"after": pa.string(), "split": pa.string(), "stats": pa.string(), "left_out": pa.binary()},
     # plain_bytes: once decompressed; as many as bytes where the shard is plain
     "shards": {"plain_bytes": pa.int64(), "split": pa.string(), "tokens": pa.int64(), "stats": pa.string()},

@@ -13,7 +13,7 @@ import yaml
 from conftest import TINY, Run, write_params
 from support.servers import wait_for
 
-from pipelines.runtime.own_code import depend_on_code
+from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.workspace import Workspace
 
 pytestmark = [pytest.mark.xdist_group("writers"), pytest.mark.long]

@@ -17,7 +17,7 @@ from conftest import REPOSITORY, TINY, Run, write_params
 from support.prefect_service import Deployed, Flaky, Nightly, Prefect
 from support.servers import wait_for
 
-from pipelines.runtime.own_code import depend_on_code
+from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.xdist_group("prefect")

@@ -31,11 +31,12 @@ from support.servers import free_port, wait_for
 
 from pipelines.evaluation import evaluate, evaluate_model
 from pipelines.models import load_model
-from pipelines.release import generate, package, predict, promote
+from pipelines.release import package, promote
 from pipelines.release.eligibility import waits, why_not
 from pipelines.release.registry import resolve_model
+from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.runtime.locks import alone
-from pipelines.runtime.own_code import depend_on_code
+from pipelines.serving import generate, predict
 from pipelines.tracking import connect, open_run, recorded_run_id
 from pipelines.workspace import Workspace
 from storage.errors import DataError, FormatError, ParamsError, SourceError, TrackingError

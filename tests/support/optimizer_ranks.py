@@ -1,4 +1,4 @@
-"""One of two ranks that try the optimisers: `python tests/support/optimizer_ranks.py ROOT`, with torchrun's variables set."""
+"""One of two ranks that try the optimisers: `python optimizer_ranks.py ROOT`, with torchrun's variables set."""
 
 import os
 import sys

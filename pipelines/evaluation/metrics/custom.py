@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.metrics.keys import metric_key
-from pipelines.evaluation.metrics.names import RESERVED, no_such_metric, own_figures
+from pipelines.evaluation.metrics.names import RESERVED, metric_key, no_such_metric, own_figures
 from pipelines.models import ModelConfig
 from pipelines.models.importing import import_named
 from pipelines.params import Metric, Params, suggestion

@@ -2,6 +2,7 @@
 first second, not in its last."""
 
 import ast
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,9 +10,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.evaluation.metrics.keys import metric_key
-from pipelines.params import Params, suggestion
+from pipelines.params import Metric, Params, suggestion
 from storage.errors import ParamsError
+
+
+def metric_key(entry: str | Metric) -> str:
+    """Its key where it has one, else the name of its class as snake case."""
+    metric = Metric(name=entry) if isinstance(entry, str) else entry
+    return metric.key or snake(metric.name.rpartition(":")[2])
+
+
+def snake(name: str) -> str:
+    """F1Score → f1_score, MulticlassAUROC → multiclass_auroc."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
 
 TaskName = Literal["language", "classification", "regression"]
 TASKS: tuple[TaskName, ...] = ("language", "classification", "regression")

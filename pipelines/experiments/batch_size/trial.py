@@ -1,4 +1,6 @@
-"""Some steps with one batch size, in a process of its own: `python -m pipelines.experiments.batch_size.trial SIZE BYTES`.
+"""Some steps with one batch size, in a process of its own.
+
+`python -m pipelines.experiments.batch_size.trial SIZE BYTES`
 
 Its last line is the Trial as JSON. A size that doesn't fit can't take the searching process with it, and leaves no
 fragments for the next one.

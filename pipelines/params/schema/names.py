@@ -1,10 +1,17 @@
 """Names that stand for code: ours, or an import path. A wrong one is refused before the data stages have worked."""
 
+import difflib
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from pipelines.params.schema.suggestion import suggestion
+
+def suggestion(name: str, known: Sequence[str], instead: Sequence[str] | None = None) -> str:
+    """'. Did you mean x?' for the nearest of `known`, else the list of what there is (`instead` of a long one)."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f". Did you mean {near[0]!r}?" if near else f". Known here: {', '.join(instead or known)}."
+
 
 MODELS = ("transformer", "mlp", "cnn", "resnet", "vit")
 LOSSES = ("auto", "cross_entropy", "focal", "squared", "absolute", "huber")

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from pipelines.console.progress import say
 from pipelines.params.train.checkpoints import Checkpoints as Rules
-from pipelines.training.checkpoints.chunks import Chunk, copy_into
+from pipelines.training.checkpoints.chunks import Chunk, copy_into, rows_for
 from pipelines.training.checkpoints.gather import whole_tensors
 from pipelines.training.checkpoints.manifest import CheckpointManifest, Damaged, Tensors
 from pipelines.training.checkpoints.retention import Shelf
-from pipelines.training.checkpoints.rows import rows_for
 from pipelines.training.checkpoints.state import (
     load_model,
     load_optimizer,

@@ -14,8 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.futures import Future
 
 from pipelines.params import Network
-from pipelines.training.checkpoints.chunks import Chunk
-from pipelines.training.checkpoints.rows import row, taken
+from pipelines.training.checkpoints.chunks import Chunk, row, taken
 from pipelines.training.communication.traffic import Wire
 
 ERROR, FACTOR = "error", "factor"  # groups of a checkpoint's chunks

@@ -11,7 +11,7 @@ from torch.autograd import profiler
 from torch.profiler import ProfilerActivity, supported_activities
 from torch.profiler.profiler import PROFILER_STEP_NAME
 
-from pipelines.profiling.trace import COLLECTIVE, union
+from pipelines.training.communication.collectives import COLLECTIVE, union
 
 #: Of a long training's time, what watching takes: starting, stopping and reading the profiler is 15 – 60 ms a time.
 COST = 0.005

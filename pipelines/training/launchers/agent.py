@@ -15,7 +15,7 @@ from pipelines.params import Compute
 from pipelines.runtime import gc_tuning
 from pipelines.runtime.listeners import use_interface
 from pipelines.runtime.loopback import LOOPBACK
-from pipelines.runtime.parent_death import die_with_parent
+from pipelines.runtime.parent_death import AGENT_PID, die_with_parent
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.placement import Placement, place
 from pipelines.training.launchers.rendezvous import arguments, hosted
@@ -24,7 +24,6 @@ from pipelines.training.launchers.watchdog.watchdog import Late, Watchdog, kill
 from storage.atomic import write_atomically
 from storage.errors import Hung, ShardlineError
 
-AGENT_PID = "SHARDLINE_AGENT_PID"
 FAILURE, HUNG = "failure.json", "hung.json"
 
 

@@ -1,4 +1,4 @@
-"""The entry point of a rank that a launcher started: `python -m pipelines.training.launchers.main FOLDER` (see launchers.job)."""
+"""The entry point of a rank that a launcher started: `python -m pipelines.training.launchers.main FOLDER`."""
 
 import os
 import sys
@@ -6,8 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipelines.runtime import gc_tuning
-from pipelines.runtime.parent_death import die_with_parent
-from pipelines.training.launchers.agent import AGENT_PID
+from pipelines.runtime.parent_death import AGENT_PID, die_with_parent
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import collect_output
 from pipelines.training.launchers.reports import Report, report_file

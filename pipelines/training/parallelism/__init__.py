@@ -14,13 +14,10 @@ What the rest of training may rely on, in every layout:
 - What gathers (`DTensor.full_tensor`, `Session.final_weights`) is collective: all ranks call it.
 """
 
-from pipelines.training.parallelism.buffers import share_buffers
-from pipelines.training.parallelism.gradients import clip_
+from pipelines.training.parallelism.gradients import clip_, share_buffers
 from pipelines.training.parallelism.layout import DIMENSIONS, Layout
-from pipelines.training.parallelism.mesh import make_mesh
-from pipelines.training.parallelism.parallelize import Arranged, arrange
-from pipelines.training.parallelism.runner import Runner
-from pipelines.training.parallelism.scaler import SharedScaler
+from pipelines.training.parallelism.parallelize import Arranged, arrange, make_mesh
+from pipelines.training.parallelism.runner import Runner, SharedScaler
 
 __all__ = [
     "DIMENSIONS",

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.models.plans import Staged, TensorParallel, units_of
 from pipelines.params import Parallel, Train
-from pipelines.training.parallelism.buffers import persistent_buffers
-from pipelines.training.parallelism.layout import Layout
+from pipelines.training.parallelism.gradients import persistent_buffers
+from pipelines.training.parallelism.layout import DIMENSIONS, Layout
 from pipelines.training.parallelism.runner import Direct, Runner
 from pipelines.training.process.device import Precision
 from storage.errors import ParamsError
@@ -163,3 +163,10 @@ def _no_plan(model: nn.Module, what: str, size: int, methods: str) -> ParamsErro
         f"train.parallel.{what} = {size}: the model {type(model).__name__} does not say how to be cut so: it has no "
         f"{methods} (pipelines/models/plans.py). Add it, or set train.parallel.{what} to 1."
     )
+
+
+def make_mesh(layout: Layout, device: torch.device) -> DeviceMesh | None:
+    """The mesh of all ranks, made by all of them together; None for one rank."""
+    if layout.world == 1:
+        return None
+    return init_device_mesh(device.type, layout.sizes, mesh_dim_names=DIMENSIONS)

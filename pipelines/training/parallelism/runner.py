@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -113,3 +114,22 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+class SharedScaler(torch.amp.GradScaler):
+    """torch's, with one more agreement: a gradient that overflowed on any rank makes all ranks skip the step.
+
+    With shards, slices or stages a rank sees its own gradients only, and would go on alone.
+    """
+
+    def __init__(self, device: str, *, enabled: bool) -> None:
+        super().__init__(device, enabled=enabled)
+        self.scale(torch.zeros((), device=device))  # it makes its state at the first loss, which few stages see
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        if self.is_enabled() and dist.is_initialized():
+            for found in self._found_inf_per_device(optimizer).values():
+                anywhere = found.to(self._device)  # offloaded gradients lie on the host, the ranks speak by device
+                dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+                found.copy_(anywhere)

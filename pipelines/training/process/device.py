@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from pipelines.params import Train
+from pipelines.runtime.parent_death import AGENT_PID
 from pipelines.streaming.gather.buffers import Allocate, allocate
-from pipelines.training.launchers.agent import AGENT_PID
 from storage.digest import keyed_uint64
 from storage.errors import ParamsError
 

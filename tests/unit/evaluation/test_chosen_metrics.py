@@ -10,10 +10,10 @@ from support.training_samples import make_points, make_text
 
 from pipelines.evaluation.measure import measure
 from pipelines.evaluation.metrics.custom import Chosen
-from pipelines.evaluation.metrics.keys import snake
-from pipelines.evaluation.stage import numbers
+from pipelines.evaluation.metrics.names import snake
 from pipelines.models import ModelConfig, task_of
 from pipelines.params import Gate, Metric
+from pipelines.params.schema.flat import numbers
 from pipelines.release.gate import judge
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError

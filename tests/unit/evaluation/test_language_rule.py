@@ -14,9 +14,9 @@ from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.baselines import table_bits, token_counts
 from pipelines.evaluation.language import IGNORED, windows
 from pipelines.evaluation.measure import measure as measure_all
-from pipelines.evaluation.stage import numbers
 from pipelines.evaluation.token_cost import Compressed
 from pipelines.models import ModelConfig
+from pipelines.params.schema.flat import numbers
 from pipelines.workspace import Workspace
 from storage.errors import DataError
 from storage.manifest import Manifest

@@ -11,8 +11,8 @@ from torchmetrics import classification, regression, text
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.metrics.names import RESERVED, names_of, torchmetrics_names
-from pipelines.evaluation.stage import numbers
 from pipelines.models import ModelConfig, task_of
+from pipelines.params.schema.flat import numbers
 from pipelines.reproduce.preflight import check_shards
 from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError

@@ -14,8 +14,8 @@ from pipelines.ingest.encoders.encode import pixels
 from pipelines.models import ModelConfig, build_model
 from pipelines.models.predictor import Served, kind_of
 from pipelines.params import Shard
-from pipelines.serving.generate import decode
-from pipelines.serving.predict import predictions
+from pipelines.serving.generation import decode
+from pipelines.serving.prediction import predictions
 from storage.errors import DataError, FormatError
 
 

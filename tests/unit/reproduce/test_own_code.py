@@ -8,7 +8,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY, TINY, write_params
 
-from pipelines.runtime.own_code import code_of, depend_on_code
+from pipelines.reproduce.code_dependencies import depend_on_code
+from pipelines.runtime.own_code import code_of
 from pipelines.workspace import Workspace
 
 

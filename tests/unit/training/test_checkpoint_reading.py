@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.params.train.checkpoints import Checkpoints as Rules
 from pipelines.training.checkpoints import Extra, Saver
-from pipelines.training.checkpoints.coverage import fault
-from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged
+from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged, fault
 from pipelines.training.checkpoints.tensor_files import parts, split
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.state import TrainState

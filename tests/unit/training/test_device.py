@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from support.training_samples import make_points
 
 from pipelines.params import Train
+from pipelines.runtime.parent_death import AGENT_PID
 from pipelines.streaming import Batch, Stream
 from pipelines.streaming.gather.buffers import allocate
 from pipelines.training import session
-from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.training.process import device
 from pipelines.training.process.device import device_index, device_of, host_memory, pinned, repeatable, sees_its_own
 from pipelines.training.process.process_group import Ranks
