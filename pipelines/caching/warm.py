@@ -1,18 +1,15 @@
 """Filling, showing and emptying the caches of a recipe's shards: `shardline cache`."""
 
 import json
-import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from rich.console import Console
-from rich.table import Table
-
 from pipelines.caching.tiers import EMBEDDED, describe_hot, open_cache
+from pipelines.console.formats import human_bytes
 from pipelines.console.progress import progress, say
-from pipelines.ingest.stage import human_bytes
+from pipelines.console.tables import print_table
 from pipelines.streaming import Stream
 from pipelines.workspace import Workspace
 from storage.cache import HotCache, NodeCache, Tiered
@@ -94,17 +91,15 @@ def show(ws: Workspace, as_json: bool = False) -> None:
     if as_json:
         say(json.dumps(rows))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("tier", "where", "bytes", "items", "budget", "hit ratio", "hits", "misses", "waits"):
-        table.add_column(column, overflow="fold")
+    shown = []
     for name, row in rows.items():
         if "bytes" not in row:
-            table.add_row(name, row["where"], row["state"])
+            shown.append([name, row["where"], row["state"]])
             continue
         ratio = "-" if row["hit_ratio"] is None else f"{row['hit_ratio']:.3f}"
         sizes = human_bytes(row["bytes"]), str(row["items"]), human_bytes(row["budget"])
-        table.add_row(name, row["where"], *sizes, ratio, *(str(row[key]) for key in ("hits", "misses", "waits")))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+        shown.append([name, row["where"], *sizes, ratio, *(str(row[key]) for key in ("hits", "misses", "waits"))])
+    print_table(["tier", "where", "bytes", "items", "budget", "hit ratio", "hits", "misses", "waits"], shown)
 
 
 def drop(ws: Workspace, tier: Tier = "both", everything: bool = False) -> None:

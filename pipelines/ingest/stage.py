@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.console.formats import human_bytes
 from pipelines.console.progress import progress
 from pipelines.ingest.quarantine import GATHERED, first_of, rows_of, too_many
 from pipelines.params import Compute
@@ -243,12 +244,3 @@ def group(names: Iterable[str], average: int, *salt: Any) -> list[list[int]]:
         if keyed_uint64("group", *salt, name) % average == 0 or len(groups[-1]) >= 4 * average:
             groups.append([])
     return [positions for positions in groups if positions]
-
-
-def human_bytes(count: float) -> str:
-    """1536 → '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.runtime.cores import cores
 from storage.digest import digest_json
 
 GIB = 1 << 30
@@ -56,16 +57,11 @@ def processor(root: Path = Path("/")) -> dict[str, Any]:
         "model": model,
         "physical": psutil.cpu_count(logical=False),
         "logical": psutil.cpu_count(),
-        "usable": usable_cores(),
+        "usable": cores(),
         "quota": cpu_quota(root),
         "features": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
         "load": round(os.getloadavg()[0], 2),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory(root: Path = Path("/")) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.console.formats import human_seconds
 from pipelines.machine.energy import Counter, counters
 
 SECONDS, COST, ENERGY = "seconds", "cost", "energy_kwh"
@@ -86,16 +87,9 @@ class Spending:
 
 def sentence(spent: dict[str, float]) -> str:
     """For the closing line: "took 12.3 s, cost 0.02, 0.001 kWh"."""
-    parts = [f"took {_duration(spent[SECONDS])}"]
+    parts = [f"took {human_seconds(spent[SECONDS])}"]
     if COST in spent:
         parts.append(f"cost {spent[COST]:.4g}")
     if ENERGY in spent:
         parts.append(f"{spent[ENERGY]:.4g} kWh")
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 from pipelines.console.progress import progress, say
-from pipelines.machine.hardware import usable_cores
 from pipelines.profiling.bottleneck import PARTS, Figures, Verdict, judge
 from pipelines.profiling.capture import FOUND, TRACE, Found, Window, watch
 from pipelines.profiling.trace import Traced, read_trace
+from pipelines.runtime.cores import cores
 from pipelines.runtime.parent_death import AGENT_PID
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError, ShardlineError
@@ -80,7 +80,7 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
         peaks=found.peaks,
         device=found.device,
         threads=found.threads,
-        cores=usable_cores(),
+        cores=cores(),
         ranks=train.ranks,
         batch=ws.params.stream.batch_size,
         compression=train.network.compression,

@@ -17,6 +17,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.console.formats import human_bytes
 from pipelines.console.progress import say, stepping
 from pipelines.params.schema.flat import numbers
 from pipelines.release.fingerprint import METADATA, Identity, evaluation
@@ -261,4 +262,4 @@ def _put_in_place(folder: Path, target: Path) -> None:
 
 def _size(folder: Path) -> str:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return f"{size / 1e6:.1f} MB"
+    return human_bytes(size)

@@ -1,16 +1,15 @@
 """What a person asks of a project: its recipes, parameters, zones and runs."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute
-from rich.console import Console
-from rich.table import Table
 
+from pipelines.console.formats import human_bytes
 from pipelines.console.progress import progress, say
-from pipelines.ingest.stage import DUPLICATES, QUARANTINE, human_bytes
+from pipelines.console.tables import print_table
+from pipelines.ingest.stage import DUPLICATES, QUARANTINE
 from pipelines.params import FILENAME, describe, load_params, suggestion
 from pipelines.workspace import INTO_THE_PROJECT, Workspace, project_root
 from pipelines.workspace import recipes as find_recipes
@@ -25,17 +24,6 @@ _HIDDEN = ("key", "stats", "digest", "left_out")  # columns of manifests that te
 _MOST = 10  # objects whose errors are shown
 _PARAMETER = ("parameter", "type", "default", "meaning")
 _SIZES = ("bytes", "plain_bytes")  # in the lake, and decompressed
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def list_recipes() -> list[dict[str, Any]]:
@@ -59,14 +47,14 @@ def _recipe(name: str, folder: Path, project: Path) -> dict[str, Any]:
 
 def show_recipes() -> None:
     """One row a recipe."""
-    table = _table("recipe", "sources", "model", "data", "promoted")
+    rows = []
     for one in list_recipes():
         if "invalid" in one:
-            table.add_row(one["recipe"], f"invalid: {one['invalid'].splitlines()[:2][-1].strip()}")
+            rows.append([one["recipe"], f"invalid: {one['invalid'].splitlines()[:2][-1].strip()}"])
             continue
         sources, promoted = ", ".join(one["sources"]), "yes" if one["promoted"] else "-"
-        table.add_row(one["recipe"], sources, one["model"], (one["data"] or "-")[:12], promoted)
-    _print(table)
+        rows.append([one["recipe"], sources, one["model"], (one["data"] or "-")[:12], promoted])
+    print_table(["recipe", "sources", "model", "data", "promoted"], rows)
 
 
 def list_params(prefix: str | None) -> list[dict[str, str]]:
@@ -79,10 +67,7 @@ def list_params(prefix: str | None) -> list[dict[str, str]]:
 
 def show_params(prefix: str | None) -> None:
     """One row a parameter."""
-    table = _table(*_PARAMETER)
-    for row in list_params(prefix):
-        table.add_row(*row.values())
-    _print(table)
+    print_table(_PARAMETER, [list(row.values()) for row in list_params(prefix)])
 
 
 def _near(name: str) -> str:
@@ -133,10 +118,7 @@ def show_zone(ws: Workspace, name: str) -> None:
     shown = [name for name in manifest.table.column_names if name not in _HIDDEN]
     rows = manifest.table.slice(0, 10).select(shown).to_pylist()
     columns = [name for name in shown if any(row[name] for row in rows)]
-    table = _table(*columns)
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    _print(table)
+    print_table(columns, [[str(row[column]) for column in columns] for row in rows])
     if manifest.table.num_rows > 10:
         say(f"… and {manifest.table.num_rows - 10} more")
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipelines.params import Compute
 from pipelines.params.environment import expand
+from pipelines.runtime.cores import cores
 from storage.errors import DataError, ShardlineError
 
 In = TypeVar("In")
@@ -121,11 +122,6 @@ def choose_pool(compute: Compute, total_bytes: int) -> PoolExecutor:
     workers = compute.workers or cores()
     processes = compute.engine in ("processes", "ray") or (compute.engine == "auto" and total_bytes >= _MUCH)
     return PoolExecutor(workers, processes=processes and workers > 1)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:

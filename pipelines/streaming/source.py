@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.runtime.cores import cores
 from pipelines.streaming.arrays import Arrays, Ints
-from pipelines.streaming.gather.decode import cores
 from pipelines.streaming.gather.gatherer import Block, Gatherer
 from pipelines.streaming.order import Batches
 from pipelines.streaming.prefetch import Prefetcher, close_items

@@ -12,8 +12,8 @@ from support.servers import free_port
 from support.training_samples import make_points, train_params
 
 from pipelines.machine.doctor import short_form
-from pipelines.machine.hardware import usable_cores
 from pipelines.profiling.profile import profile
+from pipelines.runtime.cores import cores
 from pipelines.training import train
 from pipelines.workspace import Workspace
 
@@ -25,7 +25,7 @@ def test_doctor_measures_finds_problems_and_leaves_rates_to_the_runs(run: Run, t
     port = free_port()
     lake = {"url": "s3://nowhere/lake"}
     hot = {"url": f"redis://:secret@127.0.0.1:{port}"}
-    train_settings = {**TINY["train"], "threads": usable_cores() + 1}  # type: ignore[dict-item]
+    train_settings = {**TINY["train"], "threads": cores() + 1}  # type: ignore[dict-item]
     write_params(tmp_path, {**TINY, "lake": lake, "train": train_settings, "cache": {"hot": hot}})
     (tmp_path / ".shardline").mkdir()
     env = {

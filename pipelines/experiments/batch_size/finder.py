@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 from pipelines.console.progress import progress, say
+from pipelines.console.tables import print_table
 from pipelines.experiments.batch_size.trial import Trial
 from pipelines.workspace import Workspace
 from storage.errors import ShardlineError
@@ -81,13 +80,14 @@ def _show(ws: Workspace, trials: list[Trial]) -> None:
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
         raise ShardlineError("Not even one sample fits: take a smaller model, or train.parallel.shard on more devices.")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("batch", "samples/s", "peak MiB"):
-        table.add_column(column, justify="right")
-    for trial in trials:
-        rate, memory = f"{trial.samples_per_second:,.0f}", f"{trial.bytes / _MIB:,.0f}"
-        table.add_row(str(trial.size), rate if trial.fits else "doesn't fit", memory if trial.fits else "–")
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    rows = [
+        [str(trial.size), f"{trial.samples_per_second:,.0f}", f"{trial.bytes / _MIB:,.0f}"]
+        if trial.fits
+        else [str(trial.size), "doesn't fit", "–"]
+        for trial in trials
+    ]
+    columns = ["batch", "samples/s", "peak MiB"]
+    print_table(columns, rows, right=columns)
     fastest = max(fitting, key=lambda trial: trial.samples_per_second)
     enough = next(t for t in fitting if t.samples_per_second >= 0.95 * fastest.samples_per_second)
     largest, ranks = fitting[-1], ws.params.train.ranks

@@ -2,9 +2,10 @@
 
 import csv
 import io
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from pipelines.console.tables import print_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,16 +39,8 @@ def metric_cells(metrics: dict[str, float], names: list[str]) -> Row:
 
 def show(rows: list[Row]) -> None:
     """For people."""
-    from rich.console import Console
-    from rich.table import Table
-
     columns = list(rows[0])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="left" if column in (columns[0], columns[-1]) else "right")
-    for row in rows:
-        table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
+    print_table(columns, [list(row.values()) for row in rows], right=columns[1:-1])
 
 
 def markdown(rows: list[Row]) -> str:

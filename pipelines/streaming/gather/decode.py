@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from typing_extensions import Buffer
 
+from pipelines.runtime.cores import cores
 from storage.errors import DataError
 from storage.images import CHANNELS, Pixels, decode_image
 
@@ -78,8 +79,3 @@ class Decoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decoder, (self.shape, self.threads)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.params import Train
+from pipelines.runtime.cores import cores
 from pipelines.runtime.parent_death import AGENT_PID
 from pipelines.streaming.gather.buffers import Allocate, allocate
 from storage.digest import keyed_uint64
@@ -121,7 +122,7 @@ def repeatable(train: Train, device: torch.device) -> Iterator[None]:
     debugging: Any = torch.utils.deterministic  # a module that types itself at run time
     fill = debugging.fill_uninitialized_memory
     here = int(os.environ.get("LOCAL_WORLD_SIZE", train.ranks))  # a launcher may start others than train.ranks
-    torch.set_num_threads(train.threads or max(1, _cores() // here))
+    torch.set_num_threads(train.threads or max(1, cores() // here))
     if device.type == "cpu":
         torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import torch's compiler: 2 s
         debugging.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
@@ -177,7 +178,3 @@ _AT_ONCE = 256
 @lru_cache(maxsize=4)
 def _seeds(seed: int, block: int, rank: int) -> list[int]:
     return [keyed_uint64("step", seed, step, rank) for step in range(block * _AT_ONCE, (block + 1) * _AT_ONCE)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

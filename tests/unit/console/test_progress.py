@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest import REPOSITORY
 from support.training_samples import make_points
 
-from pipelines.ingest.stage import human_bytes
+from pipelines.console.formats import human_bytes
 
 STEPS = """
 from pipelines.console.progress import stepping

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.machine.hardware import cpu_quota, describe, machine_key, memory_limit, usable_cores
+from pipelines.machine.hardware import cpu_quota, describe, machine_key, memory_limit
 from pipelines.machine.problems import find_problems
 from pipelines.machine.rates import file_system
+from pipelines.runtime.cores import cores
 
 GIB = 1 << 30
 
@@ -58,7 +59,7 @@ def test_no_limits(tmp_path: Path) -> None:
 
 def test_this_machine() -> None:
     facts = describe()
-    assert facts["processor"]["usable"] == usable_cores() <= (os.cpu_count() or 1)
+    assert facts["processor"]["usable"] == cores() <= (os.cpu_count() or 1)
     assert facts["processor"]["model"]
     assert 0 < facts["memory"]["available_gib"] <= facts["memory"]["total_gib"]
     assert facts["versions"]["torch"].startswith("2.")
