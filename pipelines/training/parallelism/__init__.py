@@ -16,17 +16,17 @@ What the rest of training may rely on, in every layout:
 
 from pipelines.training.parallelism.gradients import clip_, share_buffers
 from pipelines.training.parallelism.layout import DIMENSIONS, Layout
-from pipelines.training.parallelism.parallelize import Arranged, arrange, make_mesh
+from pipelines.training.parallelism.parallelize import Parallelized, make_mesh, parallelize
 from pipelines.training.parallelism.runner import Runner, SharedScaler
 
 __all__ = [
     "DIMENSIONS",
-    "Arranged",
     "Layout",
+    "Parallelized",
     "Runner",
     "SharedScaler",
-    "arrange",
     "clip_",
     "make_mesh",
+    "parallelize",
     "share_buffers",
 ]
