@@ -5,7 +5,7 @@ import shlex
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
-from flows.tasks.commands import explain, on_leash
+from flows.tasks.commands import explain, supervised
 from flows.tasks.parameters import RECIPE, Recipe, Tier
 from flows.tasks.steps import RETRY, STEP, by_hand, open_recipe
 from pipelines.caching.tiers import keep_embedded
@@ -24,7 +24,7 @@ def fill(recipe: str, tier: str) -> str:
     """`shardline cache warm`, in a process of its own."""
     ws = open_recipe(recipe)
     command = ["shardline", "cache", "warm", "--tier", tier]
-    code, tail = on_leash(command, ws.root, get_run_logger().info)
+    code, tail = supervised(command, ws.root, get_run_logger().info)
     explain(shlex.join(command), ws, code, tail)
     return tail[-1] if tail else ""
 

@@ -54,7 +54,7 @@ def run_command(recipe: str, stage: str) -> None:
     ws = open_recipe(recipe)
     command = shlex.split(status.stages(ws)[stage])
     logger = get_run_logger()
-    code, tail = on_leash(command, ws.root, logger.info)
+    code, tail = supervised(command, ws.root, logger.info)
     explain(shlex.join(command), ws, code, tail)
 
 
@@ -74,7 +74,7 @@ def run_by_dvc(recipe: str, stage: str) -> None:
     explain(f"dvc {shlex.join(arguments)}", ws, code, list(tail))
 
 
-def on_leash(command: list[str], folder: Path, log: Callable[[str], None]) -> tuple[int, list[str]]:
+def supervised(command: list[str], folder: Path, log: Callable[[str], None]) -> tuple[int, list[str]]:
     """Run `command` in `folder`; its lines go to `log`. Returns its exit code and last lines. When an exception (a
     signal, as Prefect delivers it) ends the wait, the command is told, given GRACE seconds, and swept."""
     process = subprocess.Popen(

@@ -24,7 +24,7 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-class Leash:
+class Supervisor:
     """Runs one command; `stop` is its signal handler."""
 
     def __init__(self, grace: float) -> None:
@@ -90,11 +90,11 @@ def watch_owner() -> None:
 
 def main(grace: str, *command: str) -> int:
     adopt_orphans()
-    leash = Leash(float(grace))
+    supervisor = Supervisor(float(grace))
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, leash.stop)
+        signal.signal(signum, supervisor.stop)
     threading.Thread(target=watch_owner, daemon=True).start()
-    return leash.run(list(command))
+    return supervisor.run(list(command))
 
 
 if __name__ == "__main__":

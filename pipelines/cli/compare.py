@@ -40,7 +40,7 @@ def optimizers(
 
 
 @compare.command()
-def network(
+def communication(
     recipe: Named = None,
     ranks: Annotated[int, typer.Option(min=2, help="Copies of the model, on this machine.")] = 2,
     only: Annotated[str | None, typer.Option(help="Some of the ways: all-reduce,powersgd.")] = None,
@@ -50,8 +50,8 @@ def network(
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Train with copies that talk in each way of train.network; loss against bytes, and a run with a child each."""
-    from pipelines.experiments.comparison import compare_network as run
+    """Train with copies that talk in each way of train.communication; loss against bytes, and a run with a child each."""
+    from pipelines.experiments.comparison import compare_communication as run
 
     here = out.absolute() if out else None
     with aside(as_json):

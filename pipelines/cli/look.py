@@ -23,9 +23,9 @@ def profile(
     from pipelines.profiling.profile import profile as run
 
     with aside(as_json):
-        verdict = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
+        bottleneck = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
     if as_json:
-        print_json(verdict.to_json())
+        print_json(bottleneck.to_json())
 
 
 @app.command(rich_help_panel=LOOK)

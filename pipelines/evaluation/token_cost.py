@@ -24,7 +24,7 @@ FIRST_TOKEN_BITS = 8.0
 
 
 @dataclass
-class Charges:
+class TokenCost:
     """Of one model on a split, or on a domain of it.
 
     `tokens`: those charged, as `baselines.token_counts` has them; `nats` that the model spent on them; `firsts`: tokens
@@ -39,8 +39,8 @@ class Charges:
     size: int = 0
     cut: int = 0
 
-    def __add__(self, other: "Charges") -> "Charges":
-        return Charges(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+    def __add__(self, other: "TokenCost") -> "TokenCost":
+        return TokenCost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
     def take(self, documents: Sequence[Array], cut: int) -> None:
         """Count documents, of which `cut` tokens are left out."""

@@ -19,7 +19,7 @@ from pipelines.console.progress import progress
 from pipelines.ingest.quarantine import GATHERED, first_of, rows_of, too_many
 from pipelines.params import Compute
 from pipelines.runtime.executors import Executor, choose_executor
-from pipelines.runtime.locks import alone
+from pipelines.runtime.locks import exclusive
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, write_atomically
 from storage.digest import canonical_json, digest_bytes, digest_file, keyed_uint64
@@ -115,7 +115,7 @@ def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | 
 def at_work(stage: DataStage, journal: Path) -> AbstractContextManager[None]:
     """From plan to commit, for one run of a stage at a time: a commit removes what its manifest doesn't name, which
     another run may have just made. (`writer.exclusive` is around whole jobs, which start stages as processes.)"""
-    return alone(journal.with_suffix(".lock"), stage.zone.folder)
+    return exclusive(journal.with_suffix(".lock"), stage.zone.folder)
 
 
 def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str, Result]:

@@ -23,7 +23,7 @@ _JOULES_IN_KWH = 3.6e6
 
 
 @dataclass
-class Spending:
+class RunCost:
     """`price` is of an hour of one rank's share of its machine, for `ranks` ranks; None: not known."""
 
     price: float | None
@@ -36,16 +36,16 @@ class Spending:
     _saved: float = 0.0
 
     @classmethod
-    def start(cls, folder: Path, run_id: str | None, price: float | None, ranks: int, devices: list[int]) -> "Spending":
+    def start(cls, folder: Path, run_id: str | None, price: float | None, ranks: int, devices: list[int]) -> "RunCost":
         """From now on. `devices` are the NVIDIA devices of this machine that train."""
         local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-        spending = cls(
+        run_cost = cls(
             price, ranks, folder / f"{run_id}.json" if run_id else None, counters(devices), max(1, ranks // local)
         )
-        if spending.file is not None:
+        if run_cost.file is not None:
             with suppress(OSError, ValueError):
-                spending.before = json.loads(spending.file.read_text())
-        return spending
+                run_cost.before = json.loads(run_cost.file.read_text())
+        return run_cost
 
     def so_far(self) -> dict[str, float]:
         """Metrics up to now."""

@@ -31,10 +31,10 @@ class TensorParallel(Protocol):
 
 
 @runtime_checkable
-class Staged(Protocol):
+class PipelineParallel(Protocol):
     def keep_stage(self, stage: int, stages: int) -> list[str]: ...
 
-    def wire(self, inputs: Tensor) -> Tensor: ...
+    def traffic(self, inputs: Tensor) -> Tensor: ...
 
 
 def units_of(model: nn.Module) -> list[nn.Module]:

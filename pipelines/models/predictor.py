@@ -24,14 +24,14 @@ BATCH = 256  # rows that the model sees at once
 
 
 @dataclass(frozen=True)
-class Served:
+class Predictor:
     """A model and what its data looked like. `module` is in evaluation mode, on any device."""
 
     module: nn.Module
     config: ModelConfig
 
     @classmethod
-    def load(cls, folder: Path, device: str | None = None, *, own: Own = NOBODY) -> "Served":
+    def load(cls, folder: Path, device: str | None = None, *, own: Own = NOBODY) -> "Predictor":
         """From model.safetensors and config.json in `folder`, on `device` (None: an accelerator where there is one); of
         Shardline's models, or of the user's `own` code. Raises as `load_model`."""
         module, config = load_model(folder, own)

@@ -15,7 +15,7 @@ from pipelines.params.running import Cache, Compute, HotCache, NodeCache
 from pipelines.params.schema.section import NAME, Section
 from pipelines.params.schema.suggestion import suggestion
 from pipelines.params.train.checkpoints import Checkpoints
-from pipelines.params.train.communication import Network
+from pipelines.params.train.communication import Communication
 from pipelines.params.train.launching import Launching
 from pipelines.params.train.parallel import Parallel
 from pipelines.params.train.training import Model, Train
@@ -25,6 +25,7 @@ __all__ = [
     "NAME",
     "Cache",
     "Checkpoints",
+    "Communication",
     "Compute",
     "Curate",
     "Evaluate",
@@ -35,7 +36,6 @@ __all__ = [
     "Launching",
     "Metric",
     "Model",
-    "Network",
     "NodeCache",
     "Package",
     "Parallel",

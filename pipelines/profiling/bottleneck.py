@@ -45,7 +45,7 @@ class Figures:
     batch: int = 1
     """Samples of the global batch."""
     compression: str = "none"
-    """Of gradients on the wire (train.network.compression)."""
+    """Of gradients on the wire (train.communication.compression)."""
     compiled: bool = False
     """Whether the model's blocks run through torch.compile."""
     remote: bool = False
@@ -80,7 +80,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Bottleneck:
     """`bound` is one of PARTS."""
 
     bound: str
@@ -119,7 +119,7 @@ class Verdict:
         return [*lines, *(f"  - {one}" for one in self.advice)]
 
 
-def judge(figures: Figures) -> Verdict:
+def judge(figures: Figures) -> Bottleneck:
     """The verdict: the largest part bounds; advice first for it, then for the others that are worth it."""
     bound = max(PARTS, key=lambda part: figures.shares[part])
     found = {part: [one for one in _ADVISERS[part](figures) if _worth(one)] for part in PARTS}
@@ -127,7 +127,7 @@ def judge(figures: Figures) -> Verdict:
         found[bound] = [Advice(_NOTHING[bound], None)]
     others = [one for part in PARTS if part != bound for one in found[part] if one.gain is not None]
     others.sort(key=lambda one: -(one.gain or 0.0))
-    return Verdict(bound, figures, (*found[bound], *others))
+    return Bottleneck(bound, figures, (*found[bound], *others))
 
 
 def _worth(advice: Advice) -> bool:
@@ -164,8 +164,10 @@ def _data(f: Figures) -> Iterator[Advice]:
 def _network(f: Figures) -> Iterator[Advice]:
     share = f.shares["network"]
     if f.compression == "none":
-        yield Advice("set train.network.compression to bf16: half the bytes", share / 2)
-        yield Advice("set train.network.local_steps to 8: the ranks meet at every eighth step only", share * 7 / 8)
+        yield Advice("set train.communication.compression to bf16: half the bytes", share / 2)
+        yield Advice(
+            "set train.communication.local_steps to 8: the ranks meet at every eighth step only", share * 7 / 8
+        )
     if f.ranks > 1:
         yield Advice("double stream.batch_size: as many bytes for twice the samples (a gain per sample)", share / 2)
 

@@ -45,7 +45,7 @@ class Scratch(Workspace):
 
 
 @dataclass(frozen=True)
-class Window:
+class Capture:
     """Which steps: `warm_up` of them uncounted, then `steps` by the clock (None: about `seconds` of them)."""
 
     root: Path
@@ -62,7 +62,7 @@ class Window:
         (self.folder / SETTING).write_text(json.dumps(values | {"params": self.params.model_dump(mode="json")}))
 
     @classmethod
-    def load(cls, folder: Path) -> "Window":
+    def load(cls, folder: Path) -> "Capture":
         values = json.loads((folder / SETTING).read_text())
         params = Params.model_validate_json(json.dumps(values["params"]))
         root, project = Path(values["root"]), Path(values["project"])
@@ -150,15 +150,15 @@ class _Watched:
             yield batch
 
 
-def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
+def watch(capture: Capture, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
     """Run the window as one of its ranks; rank 0 leaves trace.json and found.json. Raises ShardlineError."""
     from pipelines.training.process.process_group import Ranks
     from pipelines.training.process.signals import StopRequest, stop_on_signals
     from pipelines.training.session import open_session
 
     ranks = Ranks(rank, world, local_rank, world)
-    with stop_on_signals(StopRequest()) as stop, open_session(window.workspace, ranks) as session:
-        session.validates, session.exchange.sampler = False, None
+    with stop_on_signals(StopRequest()) as stop, open_session(capture.workspace, ranks) as session:
+        session.validates, session.gradient_sync.sampler = False, None
         run = _Runner(session, stop)
         found = Found(
             precision=str(session.precision.dtype).removeprefix("torch."), device=str(session.device),
@@ -167,20 +167,20 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         began = perf_counter()
         run.steps(1)
         found.first_batch = perf_counter() - began
-        warm = run.steps(max(1, window.warm_up - 1))
-        steps = window.steps or session.ranks.share(_enough(window.seconds, median(warm.seconds)))
+        warm = run.steps(max(1, capture.warm_up - 1))
+        steps = capture.steps or session.ranks.share(_enough(capture.seconds, median(warm.seconds)))
         before = session.stream.meter.snapshot()
         timed = run.steps(steps)
         found.seconds, found.waits, found.stolen = timed.seconds, timed.waits, timed.stolen
         shares = (session.stream.meter.snapshot() - before).shares()
         found.stream = {part: shares[part] for part in ("fetch", "plan", "decode", "gather")}
-        _trace(run, min(steps, _TRACED), window.folder / TRACE if ranks.leads else None)
+        _trace(run, min(steps, _TRACED), capture.folder / TRACE if ranks.leads else None)
         found.resident = _resident(session.device)
         found.flops = _flops(session)
         ranks.wait()  # the ranks measure the peak side by side, as they compute
-        found.peaks = _peaks(session.device, window.seconds / 8)
+        found.peaks = _peaks(session.device, capture.seconds / 8)
         if ranks.leads:
-            (window.folder / FOUND).write_text(json.dumps(asdict(found)))
+            (capture.folder / FOUND).write_text(json.dumps(asdict(found)))
         ranks.wait()
 
 
@@ -259,4 +259,4 @@ if __name__ == "__main__":
     from pipelines.runtime.parent_death import die_with_parent
 
     die_with_parent(os.getppid())
-    watch(Window.load(Path(sys.argv[1])), *(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    watch(Capture.load(Path(sys.argv[1])), *(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))

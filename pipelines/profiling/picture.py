@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.profiling.bottleneck import PARTS, Verdict
+from pipelines.profiling.bottleneck import PARTS, Bottleneck
 
 if TYPE_CHECKING:
     from pipelines.profiling.capture import Found
@@ -14,7 +14,7 @@ _TOP = 12
 _MIB = 1 << 20
 
 
-def draw(file: Path, title: str, verdict: Verdict, found: "Found", traced: "Traced") -> None:
+def draw(file: Path, title: str, bottleneck: Bottleneck, found: "Found", traced: "Traced") -> None:
     """Write `file` (PNG)."""
     from matplotlib.figure import Figure
 
@@ -22,23 +22,23 @@ def draw(file: Path, title: str, verdict: Verdict, found: "Found", traced: "Trac
     panels = figure.subplot_mosaic(
         [["step", "step"], ["traced", "operators"], ["memory", "operators"]], height_ratios=[1, 3, 3]
     )
-    _whole(panels["step"], verdict)
+    _whole(panels["step"], bottleneck)
     _steps(panels["traced"], traced)
     _operators(panels["operators"], traced)
     _memory(panels["memory"], traced)
     for panel in panels.values():
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)
-    figure.suptitle(f"{title}\n{verdict.lines()[0]}", fontsize=10)
+    figure.suptitle(f"{title}\n{bottleneck.lines()[0]}", fontsize=10)
     figure.savefig(file, metadata={"Software": None})
 
 
-def _whole(panel: Any, verdict: Verdict) -> None:
+def _whole(panel: Any, bottleneck: Bottleneck) -> None:
     """The mean step as one stacked bar, in milliseconds."""
-    left, step = 0.0, verdict.figures.step_seconds * 1000
+    left, step = 0.0, bottleneck.figures.step_seconds * 1000
     for part in PARTS:
-        width = verdict.figures.shares[part] * step
-        panel.barh([0], [width], left=left, color=COLOURS[part], label=f"{part} {verdict.figures.shares[part]:.1%}")
+        width = bottleneck.figures.shares[part] * step
+        panel.barh([0], [width], left=left, color=COLOURS[part], label=f"{part} {bottleneck.figures.shares[part]:.1%}")
         left += width
     panel.set_yticks([])
     panel.set_xlabel("a step by the clock, ms", fontsize=8)

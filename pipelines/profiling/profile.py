@@ -17,8 +17,8 @@ import psutil
 
 from pipelines.console.progress import progress, say
 from pipelines.machine.hardware import usable_cores
-from pipelines.profiling.bottleneck import PARTS, Figures, Verdict, judge
-from pipelines.profiling.capture import FOUND, TRACE, Found, Window, watch
+from pipelines.profiling.bottleneck import PARTS, Bottleneck, Figures, judge
+from pipelines.profiling.capture import FOUND, TRACE, Capture, Found, watch
 from pipelines.profiling.trace import Traced, read_trace
 from pipelines.training.launchers.agent import AGENT_PID
 from pipelines.workspace import Workspace
@@ -28,7 +28,7 @@ FOLDER = "profile"  # of the workspace's state, and of the run's artifacts
 TOP = 12  # operators that are shown
 
 
-def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, seconds: float = 5.0) -> Verdict:
+def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, seconds: float = 5.0) -> Bottleneck:
     """Profile the training of `ws` and say what bounds it; everything goes into `.shardline/profile` and an MLflow run
     tagged kind=profile. No out, checkpoint or DVC state is touched. Raises ShardlineError."""
     manifest = ws.zone("shards").manifest()  # a clear error before anything is started
@@ -39,17 +39,17 @@ def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, secon
         )
     _quiet_kineto()
     with tempfile.TemporaryDirectory(prefix="shardline-profile-") as folder:
-        window = Window(ws.root, ws.project, ws.params, Path(folder), warm_up, steps, seconds)
+        capture = Capture(ws.root, ws.project, ws.params, Path(folder), warm_up, steps, seconds)
         with progress("profile", None):
-            _run(window)
+            _run(capture)
         found = Found(**json.loads((Path(folder) / FOUND).read_text()))
         traced = read_trace(Path(folder) / TRACE)
-        verdict = judge(figures(ws, found, traced))
-        kept = _keep(ws, Path(folder), verdict, found, traced)
-    say("\n".join([f"profile: {ws.params.recipe}, {_about(found)}", *verdict.lines()]))
-    url = _record(ws, kept, verdict, found, manifest)
+        bottleneck = judge(figures(ws, found, traced))
+        kept = _keep(ws, Path(folder), bottleneck, found, traced)
+    say("\n".join([f"profile: {ws.params.recipe}, {_about(found)}", *bottleneck.lines()]))
+    url = _record(ws, kept, bottleneck, found, manifest)
     say(f"  picture and trace: {kept}" + (f"\n  run: {url}" if url else ""))
-    return verdict
+    return bottleneck
 
 
 def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
@@ -83,30 +83,30 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
         cores=usable_cores(),
         ranks=train.ranks,
         batch=ws.params.stream.batch_size,
-        compression=train.network.compression,
+        compression=train.communication.compression,
         compiled=train.parallel.compile,
         remote=zone.root is None,
         node_cache=node if node is not None else zone.root is None,
     )
 
 
-def _run(window: Window) -> None:
+def _run(capture: Capture) -> None:
     """One rank in this process, several in processes of their own."""
-    ranks = window.params.train.ranks
+    ranks = capture.params.train.ranks
     if ranks == 1:
-        watch(window)
+        watch(capture)
         return
-    window.save()
+    capture.save()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = os.environ | {
         "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), AGENT_PID: str(os.getpid()),
     }  # fmt: skip
-    command = [sys.executable, "-m", "pipelines.profiling.capture", str(window.folder)]
+    command = [sys.executable, "-m", "pipelines.profiling.capture", str(capture.folder)]
     with ExitStack() as stack:
         processes = []
         for rank in range(ranks):
-            log = stack.enter_context((window.folder / f"rank-{rank}.log").open("w"))
+            log = stack.enter_context((capture.folder / f"rank-{rank}.log").open("w"))
             environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             process = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             processes.append(process)
@@ -116,7 +116,7 @@ def _run(window: Window) -> None:
             _, alive = psutil.wait_procs(alive, timeout=0.5)
         codes = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
     for rank, code in codes.items():
-        last = "\n  ".join((window.folder / f"rank-{rank}.log").read_text(errors="replace").splitlines()[-12:])
+        last = "\n  ".join((capture.folder / f"rank-{rank}.log").read_text(errors="replace").splitlines()[-12:])
         raise ShardlineError(f"profile: rank {rank} of {ranks} ended with exit code {code}:\n  {last}")
 
 
@@ -126,40 +126,40 @@ def _end(process: psutil.Popen) -> None:
     process.wait()
 
 
-def _keep(ws: Workspace, folder: Path, verdict: Verdict, found: Found, traced: Traced) -> Path:
+def _keep(ws: Workspace, folder: Path, bottleneck: Bottleneck, found: Found, traced: Traced) -> Path:
     """The verdict, the picture and the trace, in `.shardline/profile` instead of the last ones."""
     from pipelines.profiling.picture import draw
 
     kept = ws.state / FOLDER
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
-    (kept / "profile.json").write_text(json.dumps(_facts(verdict, found, traced), indent=2) + "\n")
-    (kept / "verdict.txt").write_text("\n".join(verdict.lines()) + "\n")
+    (kept / "profile.json").write_text(json.dumps(_facts(bottleneck, found, traced), indent=2) + "\n")
+    (kept / "verdict.txt").write_text("\n".join(bottleneck.lines()) + "\n")
     with (folder / TRACE).open("rb") as plain, gzip.open(kept / f"{TRACE}.gz", "wb") as packed:
         shutil.copyfileobj(plain, packed)
-    draw(kept / "profile.png", f"{ws.params.recipe}: {_about(found)}", verdict, found, traced)
+    draw(kept / "profile.png", f"{ws.params.recipe}: {_about(found)}", bottleneck, found, traced)
     return kept
 
 
-def _facts(verdict: Verdict, found: Found, traced: Traced) -> dict[str, Any]:
+def _facts(bottleneck: Bottleneck, found: Found, traced: Traced) -> dict[str, Any]:
     operators = [
         {"name": one.name, "part": one.part, "ms_a_step": one.seconds * 1000, "calls_a_step": one.calls}
         for one in traced.operators[: 4 * TOP]
     ]
-    return verdict.to_json() | {
+    return bottleneck.to_json() | {
         "steps": len(found.seconds), "parameters": found.parameters, "first_batch_seconds": found.first_batch,
         "memory_bytes": found.resident, "tensor_bytes_peak": max((bytes for _, bytes in traced.memory), default=0.0),
         "step_ms": [1000 * seconds for seconds in found.seconds], "operators": operators,
     }  # fmt: skip
 
 
-def _record(ws: Workspace, kept: Path, verdict: Verdict, found: Found, manifest: Any) -> str | None:
+def _record(ws: Workspace, kept: Path, bottleneck: Bottleneck, found: Found, manifest: Any) -> str | None:
     """A run of its own, which is no model's. Returns how to open it."""
     from pipelines.tracking import open_run
 
-    figures = verdict.figures
+    figures = bottleneck.figures
     with open_run(ws, name="profile", kind="profile") as run:
-        run.set_tags({"bound": verdict.bound, "device": found.device, "precision": found.precision})
+        run.set_tags({"bound": bottleneck.bound, "device": found.device, "precision": found.precision})
         run.log_dataset(manifest, ws.zone("shards"), "train")
         values = {f"profile/{part}_share": share for part, share in figures.shares.items()}
         run.set_tags({"profile.flops": f"{figures.flops:.6g}"})

@@ -88,8 +88,8 @@ def show_replay(ws: Workspace, step: int, *, everything: bool = False, as_json: 
 
 def replay(ws: Workspace, step: int) -> Replay:
     """Step `step` (counted from 1) again, in this process. Raises ParamsError for a step that the training hasn't."""
-    alone = Workspace(ws.root, ws.project, _alone(ws.params))
-    with open_session(alone, Ranks(), before=step) as s:
+    one = Workspace(ws.root, ws.project, _on_one_rank(ws.params))
+    with open_session(one, Ranks(), before=step) as s:
         if not 1 <= step <= s.steps:
             raise ParamsError(f"--step {step}: this training has the steps 1 to {s.steps}.")
         weights_of, s.state.step = s.state.step, step - 1
@@ -109,7 +109,7 @@ def replay(ws: Workspace, step: int) -> Replay:
         )  # fmt: skip
 
 
-def _alone(params: Params) -> Params:
+def _on_one_rank(params: Params) -> Params:
     """The same training on one rank, which takes the whole batch."""
     changes = {"ranks": 1}
     if parallel := getattr(params.train, "parallel", None):

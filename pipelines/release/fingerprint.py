@@ -18,7 +18,7 @@ WEIGHTS, MODEL, PACKAGE = "weights", "model", "package"
 
 
 @dataclass(frozen=True)
-class Identity:
+class Fingerprint:
     """Digests that tell packages apart: of the weights; of weights and configuration (the model); of all that the
     package states."""
 
@@ -27,7 +27,7 @@ class Identity:
     package: str
 
     @classmethod
-    def of(cls, model: Path, metrics: Mapping[str, float], stated: Any) -> "Identity":
+    def of(cls, model: Path, metrics: Mapping[str, float], stated: Any) -> "Fingerprint":
         weights = digest_file(model / "model.safetensors")
         config = json.loads((model / "config.json").read_text())
         config.pop("manifest", None)

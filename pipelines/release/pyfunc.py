@@ -11,7 +11,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
 
 from pipelines.models.importing import Own
-from pipelines.models.predictor import Served
+from pipelines.models.predictor import Predictor
 
 
 class ShardlineModel(PythonModel):
@@ -22,25 +22,25 @@ class ShardlineModel(PythonModel):
         folder = Path(context.artifacts["weights"]).parent
         # The folder `code` lies in the same package as this file and the configuration: who runs one trusts the others.
         name = json.loads((folder / "config.json").read_text())["model"]["name"]
-        self.served = Served.load(folder, own=Own((name,), (folder.parent / "code",)))
+        self.predictor = Predictor.load(folder, own=Own((name,), (folder.parent / "code",)))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        served, given = self.served, params or {}
-        if served.kind == "text":
+        predictor, given = self.predictor, params or {}
+        if predictor.kind == "text":
             return pd.DataFrame({"text": [self._write(prompt, given) for prompt in model_input["prompt"]]})
-        if served.kind == "image":
-            images = [served.pixels(data, f"image {i}") for i, data in enumerate(model_input["image"])]
-            return pd.DataFrame(served.answer(np.stack(images)))
-        if served.kind == "table":
+        if predictor.kind == "image":
+            images = [predictor.pixels(data, f"image {i}") for i, data in enumerate(model_input["image"])]
+            return pd.DataFrame(predictor.answer(np.stack(images)))
+        if predictor.kind == "table":
             columns = {str(name): model_input[name].tolist() for name in model_input.columns}
-            return pd.DataFrame(served.answer(served.rows(columns, "input")))
-        return pd.DataFrame(served.answer(np.asarray(model_input)))
+            return pd.DataFrame(predictor.answer(predictor.rows(columns, "input")))
+        return pd.DataFrame(predictor.answer(np.asarray(model_input)))
 
     def _write(self, prompt: str, params: dict[str, Any]) -> str:
-        tokens = self.served.write(
-            self.served.encode(prompt),
+        tokens = self.predictor.write(
+            self.predictor.encode(prompt),
             tokens=int(params.get("tokens", 100)),
             temperature=float(params.get("temperature", 0.8)),
             top_k=int(params.get("top_k", 40)) or None,

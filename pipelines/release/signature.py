@@ -27,7 +27,7 @@ EXAMPLE_TEXT, EXAMPLE_TOKENS = "The ", 16
 
 
 @dataclass(frozen=True)
-class Interface:
+class Signature:
     """`example` is a table or array, for text with parameters beside it."""
 
     signature: "ModelSignature"
@@ -42,7 +42,7 @@ class Interface:
         return self.example[1] if isinstance(self.example, tuple) else None
 
 
-def interface_of(spec: Mapping[str, Any]) -> Interface:
+def signature_of(spec: Mapping[str, Any]) -> Signature:
     """Of a model for data of `spec` (the shards manifest's)."""
     import numpy as np
     import pandas as pd
@@ -53,7 +53,7 @@ def interface_of(spec: Mapping[str, Any]) -> Interface:
     if kind == "text":
         params = ParamSchema([ParamSpec(name, kind, default) for name, (kind, default) in TEXT_PARAMS.items()])
         signature = ModelSignature(Schema([ColSpec("string", "prompt")]), Schema([ColSpec("string", "text")]), params)
-        return Interface(signature, (pd.DataFrame({"prompt": [EXAMPLE_TEXT]}), {"tokens": EXAMPLE_TOKENS}))
+        return Signature(signature, (pd.DataFrame({"prompt": [EXAMPLE_TEXT]}), {"tokens": EXAMPLE_TOKENS}))
     shape, dtype = spec["inputs"]["x"]["shape"], np.dtype(spec["inputs"]["x"]["dtype"])
     typical = np.broadcast_to(np.asarray(spec.get("mean") or 0.0), shape)  # per feature or channel
     example: Any
@@ -64,7 +64,7 @@ def interface_of(spec: Mapping[str, Any]) -> Interface:
         example = pd.DataFrame([typical.astype(np.float64)], columns=spec["features"])
     else:
         inputs, example = Schema([TensorSpec(dtype, (-1, *shape))]), typical.astype(dtype)[None]
-    return Interface(ModelSignature(inputs, _outputs(spec)), example)
+    return Signature(ModelSignature(inputs, _outputs(spec)), example)
 
 
 def _outputs(spec: Mapping[str, Any]) -> Any:

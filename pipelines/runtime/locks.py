@@ -10,7 +10,7 @@ from storage.atomic import storage_errors
 
 
 @contextmanager
-def alone(file: Path, where: Path) -> Iterator[None]:
+def exclusive(file: Path, where: Path) -> Iterator[None]:
     """Held by one process (and thread) at a time; others wait, and say so of `where`. It can't be nested."""
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,8 @@ def print_text(
     Raises ParamsError when there is no such model or version, TrackingError when MLflow cannot be reached.
     """
     model = resolve_model(recipe, TASKS)
-    served, version = load_version(model, alias)
-    written = served.write(served.encode(prompt), tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
+    predictor, version = load_version(model, alias)
+    written = predictor.write(predictor.encode(prompt), tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     print(f"{model.name} version {version.version}, seed {seed}", file=sys.stderr)
     print(prompt, end="", flush=True)
     for piece in decode(written):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipelines.console.progress import track
-from pipelines.models.predictor import BATCH, Served
+from pipelines.models.predictor import BATCH, Predictor
 from pipelines.release.registry import load_version, resolve_model
 from storage.errors import DataError, SourceError
 
@@ -30,9 +30,9 @@ def print_predictions(recipe: str | None, files: Sequence[Path], alias: str) -> 
             what = "is a folder; name the files in it" if file.is_dir() else "no such file"
             raise SourceError(f"{file}: {what}.")
     model = resolve_model(recipe, TASKS, inputs=_inputs(files))
-    served, version = load_version(model, alias)
+    predictor, version = load_version(model, alias)
     print(f"{model.name} version {version.version}", file=sys.stderr)
-    for name, answer in predictions(served, files):
+    for name, answer in predictions(predictor, files):
         print(name, *answer, sep="\t", flush=True)  # data, as it is
 
 
@@ -41,25 +41,25 @@ def _inputs(files: Sequence[Path]) -> str:
     return "table" if files[0].suffix.lower() in (".csv", ".tsv") else "image"
 
 
-def predictions(served: Served, files: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
+def predictions(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
     """(file, or file:line of a table; what the model says) one by one, in bounded memory."""
-    if served.kind == "table":
+    if predictor.kind == "table":
         for file in files:
-            yield from _of_table(served, file)
-    elif served.kind == "image":
+            yield from _of_table(predictor, file)
+    elif predictor.kind == "image":
         for part in batches(track(files, "predict", len(files), "files"), BATCH):
-            images = [served.pixels(file.read_bytes(), str(file)) for file in part]
-            yield from zip(map(str, part), _texts(served.answer(np.stack(images))), strict=True)
+            images = [predictor.pixels(file.read_bytes(), str(file)) for file in part]
+            yield from zip(map(str, part), _texts(predictor.answer(np.stack(images))), strict=True)
     else:
-        raise DataError(f"A model for {served.kind} inputs takes no files; use it from Python (see its model card).")
+        raise DataError(f"A model for {predictor.kind} inputs takes no files; use it from Python (see its model card).")
 
 
-def _of_table(served: Served, file: Path) -> Iterator[tuple[str, list[str]]]:
+def _of_table(predictor: Predictor, file: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
             # strict: a quote without a partner is refused, where it would swallow the rows up to the next one
             reader = csv.reader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", strict=True)
-            head, features = next(reader, []), set(served.config.spec["features"])
+            head, features = next(reader, []), set(predictor.config.spec["features"])
             if twice := sorted(name for name, count in Counter(head).items() if count > 1 and name in features):
                 raise DataError(f"{file}: the header has {', '.join(twice)} twice. Give each column a name of its own.")
             if unused := [name for name in head if name not in features]:
@@ -67,7 +67,7 @@ def _of_table(served: Served, file: Path) -> Iterator[tuple[str, list[str]]]:
                 print(f"{file}: columns that the model does not take: {', '.join(unused[:10])}{more}", file=sys.stderr)
             for part in batches(_rows(reader, head, file), 1000):
                 columns = dict(zip(head, zip(*(row for _, row in part), strict=True), strict=True))
-                answers = served.answer(served.rows(columns, f"{file} from line {part[0][0]}"))
+                answers = predictor.answer(predictor.rows(columns, f"{file} from line {part[0][0]}"))
                 names = (f"{file}:{line}" for line, _ in part)
                 yield from zip(names, _texts(answers), strict=True)
     except (UnicodeDecodeError, csv.Error) as error:

@@ -155,7 +155,7 @@ class Source:
     def makers(self) -> int:
         """How many threads had better `load` at once, half as much each. Small samples have a thread that plans them
         instead."""
-        return 1 if self.gatherer.alone or self._small or cores() < 2 else 2
+        return 1 if self.gatherer.serial or self._small or cores() < 2 else 2
 
     def load(self, group: Group) -> list[Batch]:
         """The group's batches."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console.progress import say
 from pipelines.machine.doctor import short_form
 from pipelines.machine.energy import nvml_indices
-from pipelines.machine.run_cost import Spending
+from pipelines.machine.run_cost import RunCost
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DOCTOR = "doctor.json"
 
 
-def attend(ws: Workspace, run: "Run", device: "torch.device", ranks: int) -> Spending:
+def attend(ws: Workspace, run: "Run", device: "torch.device", ranks: int) -> RunCost:
     """Note the machine in the run, and start to count what `ranks` ranks take. Nothing is measured."""
     if run.id is not None:
         try:
@@ -28,7 +28,7 @@ def attend(ws: Workspace, run: "Run", device: "torch.device", ranks: int) -> Spe
             say(f"The machine is not noted in the run: {type(error).__name__}: {error}")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     devices = nvml_indices(device.index or 0, local) if device.type == "cuda" else []
-    return Spending.start(ws.state / "spent", run.id, ws.params.train.price_per_hour, ranks, devices)
+    return RunCost.start(ws.state / "spent", run.id, ws.params.train.price_per_hour, ranks, devices)
 
 
 def _note_machine(ws: Workspace, run: "Run") -> None:

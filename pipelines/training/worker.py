@@ -74,11 +74,11 @@ def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
             "parameters": str(s.parameters),
         })  # fmt: skip
         run.log_dataset(s.manifest, s.zone, "train")
-        spending = attend(ws, run, s.device, s.ranks.world)
+        run_cost = attend(ws, run, s.device, s.ranks.world)
         if s.state.step:
             say(f"going on from step {s.state.step} of {s.steps}")
         advance(s.state.step)
-        report = Reporter(run, advance, unit, s.steps, reported=s.state.validated, spending=spending)
+        report = Reporter(run, advance, unit, s.steps, reported=s.state.validated, run_cost=run_cost)
         report.planned = partial(planned, s)
         yield report
 

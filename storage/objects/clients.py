@@ -19,7 +19,7 @@ from typing_extensions import Buffer
 
 from storage.errors import LakeError
 from storage.objects.credentials import s3_settings
-from storage.objects.s3_reads import Came, DirectReads, proxied, tls_context
+from storage.objects.s3_reads import Came, S3Reads, proxied, tls_context
 from storage.redact import mask
 
 _S3 = ("s3", "s3a")
@@ -118,7 +118,7 @@ class ObstoreClient:
         self._writes = make(**place, client_options={**http, "timeout": 0.45 * limit}, retry_config=retry)
         self._direct = self._open_direct(config, http) if scheme in _S3 else None
 
-    def _open_direct(self, config: dict[str, Any], http: dict[str, Any]) -> DirectReads | None:
+    def _open_direct(self, config: dict[str, Any], http: dict[str, Any]) -> S3Reads | None:
         """None where what is read needs no signature, or comes through a proxy."""
         import obstore
 
@@ -129,7 +129,7 @@ class ObstoreClient:
         if config.get("skip_signature") or proxied(find("x")):
             return None
         key = self._credentials or (lambda: {name.removeprefix("session_"): value for name, value in config.items()})
-        return DirectReads(lru_cache(_PLACES)(find), key, config["region"], tls_context(http), self.timeout / 4)
+        return S3Reads(lru_cache(_PLACES)(find), key, config["region"], tls_context(http), self.timeout / 4)
 
     def read_into(self, path: str, start: int, out: memoryview, came: Came, failures: int = 0) -> None:
         if self._direct is not None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 _IDLE = 5.0  # seconds without a block after which the thread ends
 
 
-class Watch:
+class Deadline:
     """Calls a function when a block takes longer than it may, from one thread for all blocks."""
 
     def __init__(self) -> None:

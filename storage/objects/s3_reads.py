@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from storage.objects.deadline import Watch
+from storage.objects.deadline import Deadline
 
 _PIECE = 256 << 10  # bytes read at a time: after each one the caller is told
 _SILENCE = 1 / 5  # of the limit: without a byte for so long, the first attempt is given up
@@ -42,7 +42,7 @@ class Answer(OSError):
         self.status = status
 
 
-class DirectReads:
+class S3Reads:
     """GETs of ranges, signed by AWS' signature version 4, over connections that are kept.
 
     `find(path)` is an object's URL, `credentials()` the key of now. A range is to be there within `limit` seconds: then
@@ -67,7 +67,7 @@ class DirectReads:
         self._key: Key | None = None
         self._signatures: dict[str, tuple[float, dict[str, str]]] = {}  # when, and the headers, by URL
         self._lock = threading.Lock()
-        self._watch = Watch()
+        self._deadline = Deadline()
 
     def read_into(self, path: str, start: int, out: memoryview, came: Came, failures: int = 0) -> None:
         """Fill `out` from byte `start` of the object on, or as far as it goes; `came(n)` as n bytes more are there.
@@ -82,7 +82,7 @@ class DirectReads:
         try:
             sock = connection.sock
             _give_up_after(sock, min(self._limit, self._limit * _SILENCE * _LONGER**failures))
-            with self._watch.limit(self._limit, lambda: _cut(sock)):
+            with self._deadline.limit(self._limit, lambda: _cut(sock)):
                 connection.request("GET", place.path, headers={**self._signed(url), "Range": span})
                 response = connection.getresponse()
                 if response.status != 206:

@@ -27,7 +27,7 @@ watchdog.ANSWER = 0.1
 rank = subprocess.Popen(["bash", "-c", 'trap "" USR1 USR2; echo; exec sleep 60'], stdout=subprocess.PIPE)
 rank.stdout.readline()
 record = pulse._RECORD.pack(0, 1, rank.pid, 3, time.monotonic())
-(agents / "pulse-0").write_bytes(record)
+(agents / "heartbeat-0").write_bytes(record)
 with watched(own, SimpleNamespace(rank=0, world=1), 0.3):
     sys.stderr = Path("disk/said").open("w")
     try:
@@ -52,5 +52,5 @@ def test_hung_ranks_are_ended_on_a_full_disk(tmp_path: Path) -> None:
         cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}, text=True, capture_output=True,
         timeout=60,
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["No space left on device", "-9 True ['pulse-0']"], done.stderr
+    assert done.stdout.splitlines() == ["No space left on device", "-9 True ['heartbeat-0']"], done.stderr
     assert done.returncode == 75, done.stderr

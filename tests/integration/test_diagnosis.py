@@ -91,10 +91,10 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     )  # fmt: skip
     place_store(ws, database)
     before = {file: file.read_bytes() for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts}
-    verdict = profile(ws, warm_up=3, seconds=0.2)
-    shares = verdict.figures.shares
+    bottleneck = profile(ws, warm_up=3, seconds=0.2)
+    shares = bottleneck.figures.shares
     assert shares["network"] > max(shares["memory"], shares["compute"], shares["data"])
-    assert verdict.figures.ranks == 2
+    assert bottleneck.figures.ranks == 2
 
     kept = ws.state / "profile"
     after = {file: file.read_bytes() for file in before}
@@ -104,7 +104,7 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     names = {"profile.json", "profile.png", "trace.json.gz", "verdict.txt"}
     assert {file.name for file in new} == names
     facts = json.loads((kept / "profile.json").read_text())
-    assert facts["bound"] == verdict.bound
+    assert facts["bound"] == bottleneck.bound
     assert sum(facts["figures"]["shares"].values()) == pytest.approx(1)
     with gzip.open(kept / "trace.json.gz") as file:
         assert json.load(file)["traceEvents"]
@@ -115,6 +115,6 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     client = MlflowClient(ws.tracking_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert run.data.tags["kind"] == "profile"
-    assert run.data.tags["bound"] == verdict.bound
-    assert run.data.metrics["profile/network_share"] == pytest.approx(verdict.figures.shares["network"])
+    assert run.data.tags["bound"] == bottleneck.bound
+    assert run.data.metrics["profile/network_share"] == pytest.approx(bottleneck.figures.shares["network"])
     assert {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "profile")} == names

@@ -16,7 +16,7 @@ from pipelines.evaluation.measure import measure
 from pipelines.models import load_model
 from pipelines.training import train
 from pipelines.training.curves import Curves
-from pipelines.training.trainer.job import handoff
+from pipelines.training.trainer.job import trainer_job
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, OutOfMemory, ParamsError, ShardlineError
 
@@ -130,7 +130,7 @@ def test_a_script_gets_its_job_from_handoff(tmp_path: Path) -> None:
     train(by_function)
     assert losses(ws) == losses(by_function)
     with pytest.raises(ShardlineError, match="for a trainer that shardline started"):
-        handoff()
+        trainer_job()
 
 
 @pytest.mark.parametrize(

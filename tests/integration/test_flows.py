@@ -98,7 +98,7 @@ def test_wrong_input_by_hand(flow: Flow, tmp_path: Path, run: Run) -> None:
 
 # -- the leash -------------------------------------------------------------------------------------------------------
 
-LEASH = [sys.executable, "-P", str(REPOSITORY / "flows" / "leash.py")]
+SUPERVISOR = [sys.executable, "-P", str(REPOSITORY / "flows" / "leash.py")]
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -130,19 +130,19 @@ class Slow(Transformer):
 """
 
 
-def on_leash(code: str, grace: float = 60) -> "subprocess.Popen[str]":
+def supervised(code: str, grace: float = 60) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*LEASH, str(grace), sys.executable, "-c", code],
+        [*SUPERVISOR, str(grace), sys.executable, "-c", code],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def test_the_leash_hands_on_exit_codes_and_signals() -> None:
-    with on_leash("raise SystemExit(7)") as process:
+    with supervised("raise SystemExit(7)") as process:
         assert process.wait(60) == 7
-    with on_leash("import os; os.kill(os.getpid(), 9)") as process:
+    with supervised("import os; os.kill(os.getpid(), 9)") as process:
         assert process.wait(60) == 128 + 9
-    with on_leash(POLITE) as process:
+    with supervised(POLITE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
@@ -150,7 +150,7 @@ def test_the_leash_hands_on_exit_codes_and_signals() -> None:
 
 
 def test_the_leash_leaves_nothing_behind() -> None:
-    with on_leash(CARELESS) as process:
+    with supervised(CARELESS) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
         assert process.wait(60) == 0
@@ -161,7 +161,7 @@ def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) ->
     """The owner is killed; the command ignores SIGTERM, and has an orphan in another session."""
     stubborn = tmp_path / "stubborn.py"
     stubborn.write_text(STUBBORN)
-    command = [*LEASH, "0.5", sys.executable, str(stubborn)]
+    command = [*SUPERVISOR, "0.5", sys.executable, str(stubborn)]
     owner_code = f"import subprocess; subprocess.Popen({command!r}, stdin=subprocess.PIPE).wait()"
     owner = subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None

@@ -34,7 +34,7 @@ from pipelines.models import load_model
 from pipelines.release import generate, package, predict, promote
 from pipelines.release.eligibility import waits, why_not
 from pipelines.release.registry import resolve_model
-from pipelines.runtime.locks import alone
+from pipelines.runtime.locks import exclusive
 from pipelines.runtime.own_code import depend_on_code
 from pipelines.tracking import connect, open_run, recorded_run_id
 from pipelines.workspace import Workspace
@@ -298,7 +298,7 @@ def test_two_runs_take_turns(make, capsys):
     """The second one clears away what it finds half-made: it must not be the first one's."""
     ws = make("image")
     with ThreadPoolExecutor(1) as pool:
-        with alone(ws.state / "package.lock", ws.package):
+        with exclusive(ws.state / "package.lock", ws.package):
             second = pool.submit(package, ws)
             wait_for(lambda: "another run is at work here" in capsys.readouterr().out, "it waits")
             assert not second.done()

@@ -24,7 +24,7 @@ CURVES = {
     "batch_size": "train/batch_size", "val_loss": "val/loss", "val_loss/code": "val/loss/code",
     "val_accuracy": "val/accuracy", "cut_share": "stream/cut_share", "stream_fetch_share": "stream/fetch_share",
     "tokens_per_second": "speed/tokens_per_second", "wait_share": "speed/wait_share",
-    "network_share": "network/network_share", "sent_mb_per_step": "network/sent_mb_per_step",
+    "communication_share": "communication/communication_share", "sent_mb_per_step": "communication/sent_mb_per_step",
     "seconds": "spent/seconds", "energy_kwh": "spent/energy_kwh", "mixture/code": "mixture/code",
     "system/cpu": "system/cpu", "anything": "anything", "f1.train_loss": "f1.train_loss",
 }  # fmt: skip

@@ -23,7 +23,7 @@ from pipelines.params import Parallel, Train
 from pipelines.training.checkpoints import Extra, Saver
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.state import model_tensors, optimizer_state
-from pipelines.training.parallelism import DIMENSIONS, Layout, arrange
+from pipelines.training.parallelism import DIMENSIONS, Layout, parallelize
 from pipelines.training.process.device import Precision
 from pipelines.training.process.process_group import Ranks
 from storage.lake import Zone
@@ -82,7 +82,7 @@ class Case:
         pipeline, data, shard, tensor = place.layout.sizes
         parallel = Parallel(pipeline=pipeline, data=data, shard=shard, tensor=tensor)
         train, device = Train(steps=1, ranks=place.ranks.world, parallel=parallel), torch.device("cpu")
-        arranged = arrange(
+        parallelized = parallelize(
             plain(seed),
             place.layout,
             place.mesh,
@@ -90,7 +90,7 @@ class Case:
             device,
             Precision("cpu", torch.float32),
         )
-        self.model, self.runner = arranged.model, arranged.runner
+        self.model, self.runner = parallelized.model, parallelized.runner
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.saver = Saver(Zone(folder), Rules(), place.ranks, place.ranks.group, self.model, self.optimizer)
 
@@ -137,7 +137,9 @@ def load_all(folder: Path, places: dict[str, Place]) -> None:
             case.saver.close()
             expected = load_file(folder / f"{here}.safetensors")
             off = (
-                float((answers - logits(expected)).abs().max()) if place.layout.speaks and answers is not None else 0.0
+                float((answers - logits(expected)).abs().max())
+                if place.layout.owns_loss and answers is not None
+                else 0.0
             )
             worst = max(place.ranks.gather(off))
             if place.ranks.leads:

@@ -73,16 +73,16 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
         collectives = counting(session)
         fit(session, Reporter(None, lambda *_, **__: None, "", session.steps), StopRequest())
         weights = session.final_weights()
-        sampler = session.exchange.sampler
+        sampler = session.gradient_sync.sampler
         return {
             "loss": [point["train_loss"] for point in session.state.train_curve],
             "norm": [point["gradient_norm"] for point in session.state.train_curve],
             "val": [point["val_loss"] for point in session.state.val_curve],
             "names": sorted(weights),
-            "sent": session.exchange.wire.bytes,
-            "busy": session.exchange.wire.seconds,
+            "sent": session.gradient_sync.traffic.bytes,
+            "busy": session.gradient_sync.traffic.seconds,
             "sampled": sampler._busy if sampler is not None else 0.0,
-            "network_share": sampler.share() if sampler is not None else None,
+            "communication_share": sampler.share() if sampler is not None else None,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
             "digest": digest_bytes(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))),
             "alike": alike(session),

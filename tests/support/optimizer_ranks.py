@@ -94,7 +94,7 @@ def main(root: Path) -> None:
     own.mkdir(exist_ok=True)  # the state of one training; rank 0 writes it
     settings: dict[str, Any] = {"nonfinite": "skip", "steps": 6, "log_every": 1}
     # PowerSGD adds what a step lost to the next one, from the third step on; after the broken third one it must not.
-    network = {"network": {"compression": "powersgd", "powersgd_after": 2}}
+    network = {"communication": {"compression": "powersgd", "powersgd_after": 2}}
     ws = make_points(own, model={"name": "half_broken:Model"}, train=settings | network)
     first, second, third = os.environ["PORTS"].split()
     os.environ["MASTER_PORT"] = first

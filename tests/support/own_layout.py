@@ -10,13 +10,13 @@ from pipelines.models.plans import units_of
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.process.signals import StopRequest
 from pipelines.training.trainer.entrypoint import opened
-from pipelines.training.trainer.job import Handoff
+from pipelines.training.trainer.job import TrainerJob
 from pipelines.workspace import Workspace
 
 NAME = "own_layout:train"
 
 
-def train(job: Handoff) -> dict[str, Any]:
+def train(job: TrainerJob) -> dict[str, Any]:
     """Validates before each step, and gives the losses that it saw."""
     model: Any = job.build_model()
     mesh = job.mesh()
@@ -34,7 +34,7 @@ def train(job: Handoff) -> dict[str, Any]:
         part.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        mine = part.detach() if job.layout.speaks else 0.0
+        mine = part.detach() if job.layout.owns_loss else 0.0
         loss.append(job.ranks.sum(mine, device=job.device)[0] / job.layout.data_world)
     return {"loss": loss, "val": val}
 

@@ -22,7 +22,7 @@ from pipelines.params import Metric, Params, suggestion
 from storage.errors import ParamsError
 
 
-class Chosen:
+class CustomMetrics:
     """Metrics that see every batch of an evaluation."""
 
     def __init__(self, entries: Sequence[str | Metric], config: ModelConfig) -> None:
@@ -82,11 +82,11 @@ def try_out(params: Params, config: ModelConfig) -> None:
     answers = torch.randn(8, *([] if task.classes is None else [task.classes]), generator=random)
     if task.name == "classification":
         answers = answers.softmax(-1)
-    chosen = Chosen(params.evaluate.metrics, config)
+    custom = CustomMetrics(params.evaluate.metrics, config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how few samples these are
-        chosen.update(answers, targets if task.classes else targets.float())
-        chosen.into(dict.fromkeys((*RESERVED, *own_figures(task.name, params, config.spec)), 0.0))
+        custom.update(answers, targets if task.classes else targets.float())
+        custom.into(dict.fromkeys((*RESERVED, *own_figures(task.name, params, config.spec)), 0.0))
 
 
 def _make(metric: Metric, config: ModelConfig) -> Any:

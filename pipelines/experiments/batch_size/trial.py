@@ -31,10 +31,10 @@ class Trial:
     bytes: int = 0
 
 
-def alone(params: Params, size: int) -> Params:
+def on_one_rank(params: Params, size: int) -> Params:
     """The recipe's training with batches of `size` on one rank, without what a step doesn't need."""
     train = params.train.model_dump() | {
-        "ranks": 1, "accumulate": 1, "parallel": {}, "checkpoints": {}, "network": {},
+        "ranks": 1, "accumulate": 1, "parallel": {}, "checkpoints": {}, "communication": {},
         "patience": None, "entrypoint": None, "args": {},
     }  # fmt: skip
     widest = {"pad_multiple": params.stream.seq_len}  # documents: every batch as wide as the widest can be
@@ -51,7 +51,7 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
     from pipelines.training.step import take_step
 
     with tempfile.TemporaryDirectory() as folder:
-        aside = Aside(Path(folder), ws.project, alone(ws.params, size), ws)
+        aside = Aside(Path(folder), ws.project, on_one_rank(ws.params, size), ws)
         with open_session(aside, Ranks()) as session:
             if limit is not None and session.device.type == "cpu":
                 resource.setrlimit(resource.RLIMIT_DATA, (_reserved() + limit, resource.RLIM_INFINITY))

@@ -1,4 +1,4 @@
-"""Train a recipe with copies that talk in each way of train.network, and say what they learnt for what they sent."""
+"""Train a recipe with copies that talk in each way of train.communication, and say what they learnt for what they sent."""
 
 import json
 from math import ceil
@@ -24,7 +24,7 @@ POINTS = 12  # of each val curve
 TRAINS = "trains.json"
 
 
-def compare_network(
+def compare_communication(
     ws: Workspace, ranks: int = 2, only: list[str] | None = None, steps: int | None = None, local_steps: int = 16,
     out: Path | None = None,
 ) -> list[Entry]:  # fmt: skip
@@ -36,9 +36,10 @@ def compare_network(
     known = ways(steps, local_steps)
     names = chosen(only, list(known), "way")
     trains = {
-        name: plain(ws.params.train, ranks=ranks, steps=steps, epochs=None, **_network(known[name])) for name in names
+        name: plain(ws.params.train, ranks=ranks, steps=steps, epochs=None, **_communication(known[name]))
+        for name in names
     }
-    with Contest(ws, "network", trains, out) as contest:
+    with Contest(ws, "communication", trains, out) as contest:
         if contest.missing():
             every = local_steps * max(1, round(steps / local_steps / POINTS))
             _train_all(ws, trains, contest.folder, every)
@@ -49,9 +50,9 @@ def compare_network(
     return entries
 
 
-def _network(way: Way) -> dict[str, object]:
-    local = int(way.network.get("local_steps", 1))
-    return {"network": way.network, "eval_every": local, "checkpoint_every": local}
+def _communication(way: Way) -> dict[str, object]:
+    local = int(way.communication.get("local_steps", 1))
+    return {"communication": way.communication, "eval_every": local, "checkpoint_every": local}
 
 
 def _steps(ws: Workspace) -> int:
@@ -119,8 +120,8 @@ def _rows(entries: list[Entry], known: dict[str, Way]) -> list[Row]:
     rows = []
     for entry in entries:
         way, course = known[entry.name], entry.course
-        settings = ", ".join(f"{name}: {value}" for name, value in way.network.items()) or "–"
-        row = {"way": entry.name, "train.network": settings}
+        settings = ", ".join(f"{name}: {value}" for name, value in way.communication.items()) or "–"
+        row = {"way": entry.name, "train.communication": settings}
         row |= metric_cells(entry.metrics, names) | {"train loss": f"{entry.train_loss:.4f}"}
         row |= {"MB sent": f"{course.sent_mb:.1f}", "of the most": f"{course.sent_mb / most:.1%}"}
         row |= {"seconds": f"{course.seconds:.1f}", "what it is": course.failed or way.why}

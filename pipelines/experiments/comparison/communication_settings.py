@@ -1,4 +1,4 @@
-"""The ways in which copies of a model can talk, as `shardline compare network` tries them, and what each is for."""
+"""The ways in which copies of a model can talk, as `shardline compare communication` tries them, and what each is for."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Way:
-    """`network`: parameters of train.network."""
+    """`communication`: parameters of train.communication."""
 
-    network: dict[str, Any]
+    communication: dict[str, Any]
     why: str
 
 

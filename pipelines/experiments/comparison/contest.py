@@ -137,7 +137,7 @@ def plain(train: Train, **changes: Any) -> Train:
     """The recipe's own training but for `changes`, with nothing that would stop it early or that takes another layout
     of ranks than copies."""
     settings: dict[str, Any] = {
-        "ema": None, "nonfinite": "stop", "patience": None, "parallel": {}, "network": {}, "checkpoints": {},
+        "ema": None, "nonfinite": "stop", "patience": None, "parallel": {}, "communication": {}, "checkpoints": {},
         "entrypoint": None, "args": {}, "eval_every": 100, "checkpoint_every": 100,
     }  # fmt: skip
     return Train.model_validate(train.model_dump() | settings | changes)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.console.progress import Advance
 from pipelines.params import Train
-from pipelines.training.communication import Wire
+from pipelines.training.communication import Traffic
 from pipelines.training.loop import fit
 from pipelines.training.optimizers import LineSearchOptimizer
 from pipelines.training.process.process_group import Ranks
@@ -40,20 +40,20 @@ class Course:
 class _Noting(Reporter):
     """Notes how many bytes this rank had sent at each evaluation."""
 
-    def __init__(self, advance: Advance, steps: int, wire: Wire) -> None:
+    def __init__(self, advance: Advance, steps: int, traffic: Traffic) -> None:
         super().__init__(None, advance, "steps", steps)
-        self.wire, self.sent = wire, dict[int, float]()
+        self.traffic, self.sent = traffic, dict[int, float]()
 
     def validation(self, state: TrainState) -> None:
-        self.sent.setdefault(state.validated, self.wire.bytes / 1e6)
+        self.sent.setdefault(state.validated, self.traffic.bytes / 1e6)
 
 
 def run_trial(
     ws: Workspace, train: Train, ranks: Ranks, stop: StopRequest, advance: Advance, *, eval_every: int | None = None
 ) -> Course:
     """Train the recipe of `ws` as `train` says, without checkpoints, and with evaluations at the end only where
-    `eval_every` (a multiple of train.network.local_steps) is None. All ranks call it together. Raises Interrupted."""
-    never = train.network.local_steps << 40
+    `eval_every` (a multiple of train.communication.local_steps) is None. All ranks call it together. Raises Interrupted."""
+    never = train.communication.local_steps << 40
     changes = {"checkpoint_every": never, "eval_every": eval_every or never, "checkpoints": {}}
     train = Train.model_validate(train.model_dump() | changes)
     with _scratch(ws, ranks) as folder:
@@ -72,7 +72,7 @@ def _apart(steps: int) -> int:
 
 
 def _fit(s: Session, stop: StopRequest, advance: Advance) -> Course:
-    failed, report = "", _Noting(advance, s.steps, s.exchange.wire)
+    failed, report = "", _Noting(advance, s.steps, s.gradient_sync.traffic)
     try:
         fit(s, report, stop)
     except DataError as error:
@@ -85,7 +85,7 @@ def _fit(s: Session, stop: StopRequest, advance: Advance) -> Course:
     optimizer, state = s.optimizer, s.state
     passes = optimizer.evaluations if isinstance(optimizer, LineSearchOptimizer) else state.step
     val = [point | {"sent_mb": report.sent[int(point["step"])]} for point in state.val_curve]
-    return Course(state.train_curve, val, passes, report.seconds, s.exchange.wire.bytes / 1e6, failed)
+    return Course(state.train_curve, val, passes, report.seconds, s.gradient_sync.traffic.bytes / 1e6, failed)
 
 
 @contextmanager

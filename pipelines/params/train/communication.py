@@ -1,4 +1,4 @@
-"""What the copies of a model send each other, and how often: train.network."""
+"""What the copies of a model send each other, and how often: train.communication."""
 
 from typing import Literal
 
@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from pipelines.params.schema.section import Section
 
 
-class Network(Section):
-    """Of copies that hold the whole model (train.parallel: data only). docs/network.md has the trade-offs."""
+class Communication(Section):
+    """Of copies that hold the whole model (train.parallel: data only). docs/communication.md has the trade-offs."""
 
     compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
     """Of gradients on the wire. fp16, bf16: half the bytes; powersgd: two thin factors of each matrix."""
@@ -30,12 +30,12 @@ class Network(Section):
     """Nesterov momentum of these moves. DiLoCo: outer_lr 0.7, outer_momentum 0.9."""
 
     @model_validator(mode="after")
-    def _sensible(self) -> "Network":
+    def _sensible(self) -> "Communication":
         outer = self.outer_lr != 1.0 or self.outer_momentum != 0.0
         if self.local_steps == 1 and (outer or self.local_after):
             raise ValueError(
                 f"local_steps = 1, but local_after = {self.local_after}, outer_lr = {self.outer_lr}, outer_momentum = "
-                f"{self.outer_momentum}: these are local SGD's. Set train.network.local_steps to 2 or more"
+                f"{self.outer_momentum}: these are local SGD's. Set train.communication.local_steps to 2 or more"
             )
         if self.local_steps > 1 and self.compression == "powersgd":
             raise ValueError(

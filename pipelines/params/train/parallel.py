@@ -32,7 +32,7 @@ class Parallel(Section):
     """Run the blocks through torch.compile (a C++ compiler on CPU; the first steps take long)."""
 
     @property
-    def pieces(self) -> int:
+    def microbatch_count(self) -> int:
         """Microbatches of a step."""
         return self.microbatches or 2 * self.pipeline
 
@@ -55,9 +55,9 @@ class Parallel(Section):
                 f"microbatches = {self.microbatches}, but pipeline = 1: they are a pipeline's; without one, "
                 "train.accumulate cuts the batch"
             )
-        if self.pieces < self.pipeline:
+        if self.microbatch_count < self.pipeline:
             raise ValueError(
-                f"microbatches {self.pieces} < pipeline {self.pipeline}: some stages would never work. Raise "
+                f"microbatches {self.microbatch_count} < pipeline {self.pipeline}: some stages would never work. Raise "
                 "train.parallel.microbatches"
             )
         if self.offload and self.shard == 1:

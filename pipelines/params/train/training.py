@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pipelines.params.schema.names import LossName, ModelName
 from pipelines.params.schema.section import Section
 from pipelines.params.train.checkpoints import Checkpoints
-from pipelines.params.train.communication import Network
+from pipelines.params.train.communication import Communication
 from pipelines.params.train.optimizer import AdamW, Optimizer
 from pipelines.params.train.parallel import Parallel
 from pipelines.params.train.schedule import Cosine, Schedule
@@ -88,7 +88,7 @@ class Train(Section):
     """Threads of a rank on CPU; None: the cores shared out over the ranks."""
     parallel: Parallel = Parallel()
     """How model and batches are laid out over the ranks."""
-    network: Network = Network()
+    communication: Communication = Communication()
     """What the ranks send each other, and how often."""
 
     price_per_hour: float | None = Field(None, ge=0)
@@ -103,7 +103,7 @@ class Train(Section):
         if self.betas is not None:
             self._check_betas(self.betas)
         self._check_optimizer()
-        self._check_network()
+        self._check_communication()
         if self.parallel.pipeline > 1 and self.accumulate > 1:
             raise ValueError(
                 f"accumulate = {self.accumulate} with parallel.pipeline = {self.parallel.pipeline}: a pipeline's "
@@ -124,15 +124,15 @@ class Train(Section):
                 f"{self.parallel.pipeline} cuts it: set that to 1 (data, shard and tensor work), or take adamw"
             )
 
-        local = self.network.local_steps
-        if self.optimizer.closure and (local > 1 or self.network.compression == "powersgd"):
+        local = self.communication.local_steps
+        if self.optimizer.closure and (local > 1 or self.communication.compression == "powersgd"):
             raise ValueError(
-                f"train.optimizer={name} searches along the gradient of the global batch, which network.local_steps "
+                f"train.optimizer={name} searches along the gradient of the global batch, which communication.local_steps "
                 "and powersgd don't give: leave these at their defaults"
             )
         if self.ema is not None and self.ema.every % local:
             raise ValueError(
-                f"ema.every = {self.ema.every} is no multiple of network.local_steps = {local}: copies have the same "
+                f"ema.every = {self.ema.every} is no multiple of communication.local_steps = {local}: copies have the same "
                 f"weights only when they meet. Set train.ema.every to {-(-self.ema.every // local) * local}"
             )
 
@@ -145,29 +145,29 @@ class Train(Section):
         if getattr(self.optimizer, "betas") not in (default, betas):  # noqa: B009 - not all optimisers have it
             raise ValueError("train.betas and train.optimizer.betas differ: give one of them")
 
-    def _check_network(self) -> None:
-        network, parallel = self.network, self.parallel
+    def _check_communication(self) -> None:
+        communication, parallel = self.communication, self.parallel
         cut = {name: size for name in ("shard", "tensor", "pipeline") if (size := getattr(parallel, name)) > 1}
-        if cut and network.local_steps > 1:
+        if cut and communication.local_steps > 1:
             raise ValueError(
-                f"network.local_steps = {network.local_steps}, but parallel = {cut}: copies that train by themselves "
-                "must hold the whole model. Set these to 1, or train.network.local_steps to 1"
+                f"communication.local_steps = {communication.local_steps}, but parallel = {cut}: copies that train by themselves "
+                "must hold the whole model. Set these to 1, or train.communication.local_steps to 1"
             )
-        if network.compression != "none" and (parallel.shard > 1 or parallel.tensor > 1):
+        if communication.compression != "none" and (parallel.shard > 1 or parallel.tensor > 1):
             raise ValueError(
-                f"network.compression = {network.compression}, but parallel = {cut}: only copies of a whole model "
-                "(DDP) compress their gradients. Set train.network.compression to none; train.precision: bf16 halves "
+                f"communication.compression = {communication.compression}, but parallel = {cut}: only copies of a whole model "
+                "(DDP) compress their gradients. Set train.communication.compression to none; train.precision: bf16 halves "
                 "what FSDP gathers"
             )
         for name, value in (
-            ("network.local_after", network.local_after),
+            ("communication.local_after", communication.local_after),
             ("eval_every", self.eval_every),
             ("checkpoint_every", self.checkpoint_every),
             ("checkpoints.every", self.checkpoints.every or self.checkpoint_every),
         ):
-            if value % network.local_steps:
-                best = -(-value // network.local_steps) * network.local_steps
+            if value % communication.local_steps:
+                best = -(-value // communication.local_steps) * communication.local_steps
                 raise ValueError(
-                    f"{name} = {value} is no multiple of network.local_steps = {network.local_steps}: copies are the "
+                    f"{name} = {value} is no multiple of communication.local_steps = {communication.local_steps}: copies are the "
                     f"same only when they meet. Set train.{name} to {best}"
                 )

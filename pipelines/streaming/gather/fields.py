@@ -51,7 +51,7 @@ class Field(ABC):
 
     facts = 1  # numbers that `inspect` returns
     varies = False  # whether samples differ in length
-    alone = False  # whether one thread at a time may gather
+    serial = False  # whether one thread at a time may gather
     by_batch = False  # whether the arrays of several batches cannot be parts of the same ones
 
     @property
@@ -265,7 +265,7 @@ class Images(Field):
 
     decoder: Decoder
 
-    alone = True  # the decoder has threads of its own
+    serial = True  # the decoder has threads of its own
 
     @property
     def nbytes(self) -> int:

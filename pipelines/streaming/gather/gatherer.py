@@ -134,9 +134,9 @@ class Gatherer:
         return any(field.by_batch for field in self.fields)
 
     @property
-    def alone(self) -> bool:
+    def serial(self) -> bool:
         """Whether one thread at a time may gather."""
-        return any(field.alone for field in self.fields)
+        return any(field.serial for field in self.fields)
 
     def is_open(self, index: int) -> bool:
         return bool(self._used[index])

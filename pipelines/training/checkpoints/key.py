@@ -29,7 +29,7 @@ HELD = {
         "precision", "schedule", "steps", "warmup", "weight_decay",
     },
     "train.ema": {"decay", "evaluate", "every", "final", "warmup"},
-    "train.network": {
+    "train.communication": {
         "bucket_mb", "compression", "local_after", "local_steps", "outer_lr", "outer_momentum", "overlap",
         "powersgd_after", "powersgd_rank",
     },

@@ -35,7 +35,7 @@ def kept(scores: Mapping[int, float | None], rules: Rules, *, finished: bool = F
     return {*last, *best, *every}
 
 
-class Shelf:
+class Retention:
     """Lists, completes and removes checkpoints: those that were there at the first look, and its own. What others write
     to the same folder later stays. Raises LakeError."""
 

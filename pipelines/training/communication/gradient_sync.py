@@ -8,19 +8,19 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.params import Network
+from pipelines.params import Communication
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.communication.count import CountSent
 from pipelines.training.communication.hooks import count_and_compress
 from pipelines.training.communication.local_sgd import Meetings
 from pipelines.training.communication.powersgd import PowerSGD
 from pipelines.training.communication.sampling import Sampler
-from pipelines.training.communication.traffic import Wire
+from pipelines.training.communication.traffic import Traffic
 
 MOMENTUM = "momentum"  # group of a checkpoint's chunks
 
 
-class Exchange:
+class GradientSync:
     """`meetings` is None where gradients are averaged at every step, `power` where they are not compressed by PowerSGD.
 
     Transfers of DDP and of meetings are counted one by one; meetings are timed so too, and on the CPU also DDP's (an
@@ -30,14 +30,14 @@ class Exchange:
 
     def __init__(
         self,
-        wire: Wire,
+        traffic: Traffic,
         meetings: Meetings | None,
         power: PowerSGD | None,
         counted: bool,
         timed: bool = False,
         sampler: Sampler | None = None,
     ) -> None:
-        self.wire, self.meetings, self.power, self.counted, self.timed = wire, meetings, power, counted, timed
+        self.traffic, self.meetings, self.power, self.counted, self.timed = traffic, meetings, power, counted, timed
         self.sampler = sampler
         self._apart = False  # whether the latest step was one that each copy took for itself
         self._each_step: float | None = None
@@ -45,26 +45,26 @@ class Exchange:
     @classmethod
     def of(
         cls,
-        network: Network,
+        communication: Communication,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         mesh: DeviceMesh | None,
-        wire: Wire,
+        traffic: Traffic,
         sampler: Sampler | None = None,
-    ) -> "Exchange":
+    ) -> "GradientSync":
         """Of `module`, which is what the step calls: in DistributedDataParallel where whole copies are. From now on
-        these average their gradients as `network` says. `sampler`: of the rank that tells, where there are several."""
+        these average their gradients as `communication` says. `sampler`: of the rank that tells, where there are several."""
         if not isinstance(module, DistributedDataParallel):
-            return cls(wire, None, None, counted=mesh is None, sampler=sampler)
-        power, meetings = count_and_compress(module, network, wire), None
-        if network.local_steps > 1:
-            meetings = Meetings(network, module.module, optimizer, module.process_group, wire)
+            return cls(traffic, None, None, counted=mesh is None, sampler=sampler)
+        power, meetings = count_and_compress(module, communication, traffic), None
+        if communication.local_steps > 1:
+            meetings = Meetings(communication, module.module, optimizer, module.process_group, traffic)
         timed = all(parameter.device.type == "cpu" for parameter in module.parameters())
-        return cls(wire, meetings, power, counted=True, timed=timed, sampler=None if timed else sampler)
+        return cls(traffic, meetings, power, counted=True, timed=timed, sampler=None if timed else sampler)
 
-    def alone(self, step: int) -> bool:
+    def is_local(self, step: int) -> bool:
         """Whether each copy takes `step` (from 0) for itself."""
-        return self.meetings is not None and self.meetings.alone(step)
+        return self.meetings is not None and self.meetings.is_local(step)
 
     def together(self, done: int, steps: int) -> bool:
         """Whether all copies are the same after `done` of `steps` steps: the moments to save and to leave."""
@@ -115,22 +115,22 @@ class Exchange:
             self._each_step = sent.bytes
         else:
             yield
-        self.wire.add_sent(self._each_step or 0.0)
+        self.traffic.add_sent(self._each_step or 0.0)
 
     def timing(self, step: int) -> AbstractContextManager[None]:
         """Around the whole of `step` (from 0): some are sampled, of those in which gradients are averaged."""
-        self._apart = self.alone(step)
+        self._apart = self.is_local(step)
         return nullcontext() if self.sampler is None or self._apart else self.sampler.step()
 
     def metrics(self, steps: int, seconds: float) -> dict[str, float]:
         """Of the last `steps` steps, which took `seconds`: MB that this rank sent a step, and the share of the time in
         which a transfer was under way (overlapped or not), where that is known: of all steps or of a sample."""
-        if self.wire.ranks == 1:
+        if self.traffic.ranks == 1:
             return {}
-        sent, busy = self.wire.taken()
+        sent, busy = self.traffic.taken()
         if self.timed or self._apart:
             share: float | None = busy / seconds
         else:
             share = self.sampler.share() if self.sampler is not None else None
-        timed = {} if share is None else {"network_share": share}
+        timed = {} if share is None else {"communication_share": share}
         return {"sent_mb_per_step": sent / steps / 1e6, **timed}

@@ -8,41 +8,43 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.params import Network
+from pipelines.params import Communication
 from pipelines.training.communication.powersgd import PowerSGD
-from pipelines.training.communication.traffic import Wire
+from pipelines.training.communication.traffic import Traffic
 
 NARROW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def count_and_compress(module: DistributedDataParallel, network: Network, wire: Wire) -> PowerSGD | None:
-    """Let `module` average its gradients as `network` says, counted by `wire`. Returns what has a memory."""
+def count_and_compress(
+    module: DistributedDataParallel, communication: Communication, traffic: Traffic
+) -> PowerSGD | None:
+    """Let `module` average its gradients as `communication` says, counted by `traffic`. Returns what has a memory."""
     group = module.process_group
-    if network.compression == "powersgd":
-        power = PowerSGD(network, module.module, group, wire)
+    if communication.compression == "powersgd":
+        power = PowerSGD(communication, module.module, group, traffic)
         module.register_comm_hook(power, PowerSGD.average)
         return power
-    module.register_comm_hook(_Average(group, wire, NARROW.get(network.compression)), _Average.average)
+    module.register_comm_hook(_Average(group, traffic, NARROW.get(communication.compression)), _Average.average)
     return None
 
 
 class _Average:
     """The mean over the ranks, sent as `dtype` (None: as it is)."""
 
-    def __init__(self, group: dist.ProcessGroup, wire: Wire, dtype: torch.dtype | None) -> None:
-        self.group, self.wire, self.dtype = group, wire, dtype
+    def __init__(self, group: dist.ProcessGroup, traffic: Traffic, dtype: torch.dtype | None) -> None:
+        self.group, self.traffic, self.dtype = group, traffic, dtype
 
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
         gradients: Tensor = bucket.buffer()
         gradients.div_(self.group.size())  # before: so that fp16 holds the sum
         sent = gradients if self.dtype is None else gradients.to(self.dtype)
-        self.wire.begin(sent.nbytes)
+        self.traffic.begin(sent.nbytes)
         work = dist.all_reduce(sent, group=self.group, async_op=True)
         assert work is not None
 
         def received(future: Future[Any]) -> Tensor:
             future.value()  # raises what broke the connection
-            self.wire.end()
+            self.traffic.end()
             return gradients if self.dtype is None else gradients.copy_(sent)
 
         future: Future[Tensor] = work.get_future().then(received)

@@ -15,40 +15,51 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.params import Network
+from pipelines.params import Communication
 from pipelines.training.checkpoints.state import COUNTERS
-from pipelines.training.communication.traffic import Wire
+from pipelines.training.communication.traffic import Traffic
 
 
 class Meetings:
     """The meetings of one training. `momentum` by parameter name is all its state, float32, on the device."""
 
     def __init__(
-        self, network: Network, model: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup, wire: Wire
+        self,
+        communication: Communication,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        group: dist.ProcessGroup,
+        traffic: Traffic,
     ) -> None:
-        self.network, self.model, self.optimizer, self.group, self.wire = network, model, optimizer, group, wire
+        self.communication, self.model, self.optimizer, self.group, self.traffic = (
+            communication,
+            model,
+            optimizer,
+            group,
+            traffic,
+        )
         self.momentum: dict[str, Tensor] = {}
         self._met: dict[str, Tensor] = {}
         self._remember()
 
-    def alone(self, step: int) -> bool:
+    def is_local(self, step: int) -> bool:
         """Whether `step` (from 0) is taken by each copy for itself."""
-        return step >= self.network.local_after
+        return step >= self.communication.local_after
 
     def due(self, done: int, steps: int) -> bool:
         """Whether the copies meet after `done` of `steps` steps."""
-        since = done - self.network.local_after
-        return since > 0 and (since % self.network.local_steps == 0 or done == steps)
+        since = done - self.communication.local_after
+        return since > 0 and (since % self.communication.local_steps == 0 or done == steps)
 
     def together(self, done: int, steps: int) -> bool:
         """Whether the copies are the same after `done` steps."""
-        return done <= self.network.local_after or self.due(done, steps)
+        return done <= self.communication.local_after or self.due(done, steps)
 
     def after(self, done: int, steps: int) -> None:
         """After `done` of `steps` steps: meet if it is time; where the copies part, note from where."""
         if self.due(done, steps):
             self.meet()
-        elif done == self.network.local_after:
+        elif done == self.communication.local_after:
             self._remember()
 
     @torch.no_grad()
@@ -56,7 +67,7 @@ class Meetings:
         """Make all copies the same. Sends each weight and each number of the optimiser's state once."""
         for tensors in _alike([*self._weights().values(), *self._states()]):
             self._average(tensors)
-        if self.network.outer_lr != 1.0 or self.network.outer_momentum:
+        if self.communication.outer_lr != 1.0 or self.communication.outer_momentum:
             self._move()
         self._remember()
 
@@ -66,12 +77,12 @@ class Meetings:
         self._remember()
 
     def _remember(self) -> None:
-        if self.network.outer_lr != 1.0 or self.network.outer_momentum:
+        if self.communication.outer_lr != 1.0 or self.communication.outer_momentum:
             self._met = {name: weight.detach().clone() for name, weight in self._weights().items()}
 
     def _move(self) -> None:
         """From where the copies last met, in the direction of their mean (torch.optim.SGD's Nesterov momentum)."""
-        rate, keep = self.network.outer_lr, self.network.outer_momentum
+        rate, keep = self.communication.outer_lr, self.communication.outer_momentum
         for name, weight in self._weights().items():
             before = self._met[name]
             back = before - weight  # a gradient: it points away from the mean
@@ -97,12 +108,12 @@ class Meetings:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         settle = getattr(torch, flat.device.type).synchronize  # meetings are few: to be timed, they may be waited for
         settle()
-        self.wire.begin(flat.nbytes)
+        self.traffic.begin(flat.nbytes)
         try:
             dist.all_reduce(flat, group=self.group)
             settle()
         finally:
-            self.wire.end()
+            self.traffic.end()
         flat.div_(self.group.size())
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):  # type: ignore[no-untyped-call]
             tensor.copy_(mean.view_as(tensor))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.futures import Future
 
-from pipelines.params import Network
+from pipelines.params import Communication
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.rows import row, taken
-from pipelines.training.communication.traffic import Wire
+from pipelines.training.communication.traffic import Traffic
 
 ERROR, FACTOR = "error", "factor"  # groups of a checkpoint's chunks
 
@@ -26,8 +26,10 @@ class PowerSGD:
     `factors`: of each compressed one the right factor of the last step, the same for all copies; both hold just what
     no bucket of torch's state holds."""
 
-    def __init__(self, network: Network, model: nn.Module, group: dist.ProcessGroup, wire: Wire) -> None:
-        self.network, self.group, self.wire = network, group, wire
+    def __init__(
+        self, communication: Communication, model: nn.Module, group: dist.ProcessGroup, traffic: Traffic
+    ) -> None:
+        self.communication, self.group, self.traffic = communication, group, traffic
         self.parameters = dict(model.named_parameters())
         # A bucket's second and third transfer start when the one before has come, which with gloo is at another moment
         # on each rank: with two buckets under way, ranks would take each other's transfers for their own.
@@ -42,17 +44,17 @@ class PowerSGD:
         before = state.total_numel_after_compression
         compressed = state.iter >= state.start_powerSGD_iter
         width = bucket.buffer().element_size()
-        self.wire.begin(0 if compressed else bucket.buffer().nbytes)
+        self.traffic.begin(0 if compressed else bucket.buffer().nbytes)
         if compressed:
             self._follow(bucket.index(), bucket.parameters())
         done = powerSGD_hook.powerSGD_hook(state, bucket)
         if compressed:  # torch counts what it sent, once it has made the factors
-            self.wire.add((state.total_numel_after_compression - before) * width)
+            self.traffic.add((state.total_numel_after_compression - before) * width)
             if self.in_turn:
                 done.wait()
 
         def received(future: Future[Tensor]) -> Tensor:
-            self.wire.end()
+            self.traffic.end()
             return future.value()
 
         return done.then(received)
@@ -95,8 +97,8 @@ class PowerSGD:
         self.errors, self.factors = {}, {}
         self._buckets: dict[int, list[Tensor]] = {}  # whose memory torch's state has
         self.state = powerSGD_hook.PowerSGDState(
-            process_group=self.group, matrix_approximation_rank=self.network.powersgd_rank,
-            start_powerSGD_iter=self.network.powersgd_after, use_error_feedback=True, warm_start=True,
+            process_group=self.group, matrix_approximation_rank=self.communication.powersgd_rank,
+            start_powerSGD_iter=self.communication.powersgd_after, use_error_feedback=True, warm_start=True,
         )  # fmt: skip
         self.state.iter = step
 

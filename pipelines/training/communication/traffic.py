@@ -6,7 +6,7 @@ from time import perf_counter
 
 
 @dataclass
-class Wire:
+class Traffic:
     """Counts transfers; several may be under way, and one thread may begin what another ends.
 
     `bytes`: what this rank sends, if n ranks sum b bytes around a ring: 2 · (n - 1) / n · b (Patarasuk & Yuan 2009).

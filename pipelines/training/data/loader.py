@@ -72,7 +72,7 @@ class Loader:
     def _tensors(self, batch: Batch) -> Tensors:
         inputs, targets = self._task.pair(batch.arrays, self._device)
         beside = self._task.beside(batch.arrays, self._device)
-        count = global_targets(batch, self._task, self._ranks, self._hosts, self._layout.speaks)
+        count = global_targets(batch, self._task, self._ranks, self._hosts, self._layout.owns_loss)
         weight = self._layout.data_world / count
         tensors = {"inputs": inputs, "targets": targets, **beside}
         if not len(inputs):

@@ -11,7 +11,7 @@ from pipelines.training.process.process_group import Ranks
 HOST = torch.device("cpu")
 
 
-def global_targets(batch: Batch, task: Task, ranks: Ranks, hosts: Any, speaks: bool) -> int:
+def global_targets(batch: Batch, task: Task, ranks: Ranks, hosts: Any, owns_loss: bool) -> int:
     """Targets of the *global* batch, the same on every rank.
 
     Where all of a sample's count it is arithmetic; else each rank that `speaks` (one for each part of the batch) counts
@@ -21,5 +21,5 @@ def global_targets(batch: Batch, task: Task, ranks: Ranks, hosts: Any, speaks: b
     """
     if not task.counts_vary:
         return batch.size * task.targets_per_sample(batch.arrays)
-    mine = task.counted(batch.arrays) if speaks else 0
+    mine = task.counted(batch.arrays) if owns_loss else 0
     return max(1, round(ranks.sum(mine, device=HOST, group=hosts)[0]))

@@ -12,7 +12,7 @@ from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import collect_output
 from pipelines.training.launchers.reports import Report, report_file
 from pipelines.training.launchers.watchdog.stacks import answers
-from pipelines.training.process.heartbeat import pulse
+from pipelines.training.process.heartbeat import heartbeat
 from storage.atomic import full_disk
 from storage.errors import ShardlineError
 
@@ -23,7 +23,7 @@ def main(folder: Path) -> int:
     report_file(folder, local).unlink(missing_ok=True)  # of an earlier start
     gc_tuning.rest()
     log = collect_output(folder, rank)
-    with answers(folder, rank), pulse(folder, rank, world, local):
+    with answers(folder, rank), heartbeat(folder, rank, world, local):
         if AGENT_PID in os.environ:
             die_with_parent(int(os.environ[AGENT_PID]))
         try:

@@ -18,18 +18,18 @@ from pipelines.training.parallelism.buffers import share_buffers
 from pipelines.training.parallelism.gradients import clip_
 from pipelines.training.parallelism.layout import DIMENSIONS, Layout
 from pipelines.training.parallelism.mesh import make_mesh
-from pipelines.training.parallelism.parallelize import Arranged, arrange
+from pipelines.training.parallelism.parallelize import Parallelized, parallelize
 from pipelines.training.parallelism.runner import Runner
 from pipelines.training.parallelism.scaler import SharedScaler
 
 __all__ = [
     "DIMENSIONS",
-    "Arranged",
     "Layout",
+    "Parallelized",
     "Runner",
     "SharedScaler",
-    "arrange",
     "clip_",
     "make_mesh",
+    "parallelize",
     "share_buffers",
 ]

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from pipelines.models.plans import Staged, TensorParallel, units_of
+from pipelines.models.plans import PipelineParallel, TensorParallel, units_of
 from pipelines.params import Parallel, Train
 from pipelines.training.parallelism.buffers import persistent_buffers
 from pipelines.training.parallelism.layout import Layout
@@ -23,7 +23,7 @@ _ONE_BUCKET = 1 << 20  # MiB that no model's gradients reach
 
 
 @dataclass(frozen=True)
-class Arranged:
+class Parallelized:
     """`model` with this rank's parameters; `module` to call instead (itself, or DDP around it); what runs it; and the
     parameters that a pipeline's first and last stage share."""
 
@@ -33,9 +33,9 @@ class Arranged:
     shared: list[Tensor]
 
 
-def arrange(
+def parallelize(
     model: nn.Module, layout: Layout, mesh: DeviceMesh | None, train: Train, device: torch.device, precision: Precision
-) -> Arranged:  # fmt: skip
+) -> Parallelized:  # fmt: skip
     """Cut the whole plain `model` over the mesh, in place. Raises ParamsError when it can't be cut so."""
     parallel = train.parallel
     names = keep_stage(model, layout)
@@ -47,17 +47,17 @@ def arrange(
     if layout.size("pipeline") == 1 or mesh is None:
         runner: Runner = Direct(
             module, model, precision.autocast,
-            accumulate=train.accumulate, zero=parallel.zero if layout.size("shard") > 1 else 1, speaks=layout.speaks,
+            accumulate=train.accumulate, zero=parallel.zero if layout.size("shard") > 1 else 1, owns_loss=layout.owns_loss,
         )  # fmt: skip
-        return Arranged(model, module, runner, shared)
+        return Parallelized(model, module, runner, shared)
     from pipelines.training.parallelism.pipeline_parallel import Pipelined
 
-    assert isinstance(model, Staged)
+    assert isinstance(model, PipelineParallel)
     runner = Pipelined(
-        module, model.wire, layout, mesh, precision.autocast,
-        schedule=parallel.schedule, pieces=parallel.pieces, shared=shared, device=device,
+        module, model.traffic, layout, mesh, precision.autocast,
+        schedule=parallel.schedule, microbatches=parallel.microbatch_count, shared=shared, device=device,
     )  # fmt: skip
-    return Arranged(model, module, runner, shared)
+    return Parallelized(model, module, runner, shared)
 
 
 def keep_stage(model: nn.Module, layout: Layout) -> list[str]:
@@ -65,7 +65,7 @@ def keep_stage(model: nn.Module, layout: Layout) -> list[str]:
     stages = layout.size("pipeline")
     if stages == 1:
         return []
-    if not isinstance(model, Staged):
+    if not isinstance(model, PipelineParallel):
         raise _no_plan(model, "pipeline", stages, "keep_stage and wire")
     try:
         return model.keep_stage(layout.place("pipeline"), stages)
@@ -125,12 +125,12 @@ def join_copies(
     if layout.size("shard") == 1 and layout.size("tensor") == 1:
         ids = [device] if device.type in ("cuda", "xpu") else None
         moving = any(True for _ in persistent_buffers(model))  # tables that never change need no broadcast a step
-        network = train.network
+        communication = train.communication
         # Where there is one input channel, its stride means nothing, and two gradients may differ in it.
         warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*grad.sizes\(\) = \[\d+, 1, ", UserWarning)
         return DistributedDataParallel(
             model, device_ids=ids, process_group=mesh["data"].get_group(), forward_sync_buffers=moving,
-            gradient_as_bucket_view=True, bucket_cap_mb=network.bucket_mb if network.overlap else _ONE_BUCKET,
+            gradient_as_bucket_view=True, bucket_cap_mb=communication.bucket_mb if communication.overlap else _ONE_BUCKET,
         )  # fmt: skip
     return _shard(model, layout, mesh, train.parallel, precision)
 

@@ -26,15 +26,15 @@ class Pipelined:
     """
 
     def __init__(
-        self, module: nn.Module, wire: Callable[[Tensor], Tensor], layout: Layout, mesh: DeviceMesh,
+        self, module: nn.Module, traffic: Callable[[Tensor], Tensor], layout: Layout, mesh: DeviceMesh,
         autocast: Callable[[], AbstractContextManager[None]], *,
-        schedule: str, pieces: int, shared: list[Tensor], device: torch.device,
+        schedule: str, microbatches: int, shared: list[Tensor], device: torch.device,
     ) -> None:  # fmt: skip
         """`wire`: shapes between stages, see models.plans; `shared`: parameters that first and last stage both hold."""
-        self.module, self.wire, self.layout, self.autocast = module, wire, layout, autocast
-        self.schedule, self.pieces, self.shared, self.device = SCHEDULES[schedule], pieces, shared, device
+        self.module, self.traffic, self.layout, self.autocast = module, traffic, layout, autocast
+        self.schedule, self.microbatches, self.shared, self.device = SCHEDULES[schedule], microbatches, shared, device
         self.group, self.ends = mesh["pipeline"].get_group(), _ends(layout, mesh)
-        self.alone = False
+        self.local = False
         self._made: dict[tuple[object, ...], PipelineScheduleSingle] = {}
         self._batch: tuple[Tensor, Objective] | None = None
         self._total = torch.zeros((), device=device)
@@ -55,7 +55,7 @@ class Pipelined:
         self._batch = None
         for parameter in self.shared:
             _sum_ends(parameter.grad, self.ends)
-        return self._total * self.layout.speaks
+        return self._total * self.layout.owns_loss
 
     def answers(self, inputs: Tensor, beside: Beside = NOTHING) -> Tensor | None:
         filled = self._filled(inputs)
@@ -72,7 +72,7 @@ class Pipelined:
 
     def _filled(self, inputs: Tensor) -> Tensor:
         """The inputs and zero samples, so that they make pieces of one size."""
-        rows = -(-max(1, len(inputs)) // self.pieces) * self.pieces
+        rows = -(-max(1, len(inputs)) // self.microbatches) * self.microbatches
         return torch.cat([inputs, inputs.new_zeros(rows - len(inputs), *inputs.shape[1:])])
 
     def _all_filled(self, beside: Beside) -> dict[str, Any]:
@@ -92,15 +92,15 @@ class Pipelined:
         """The schedule for pieces of this shape, made once."""
         key = (filled.shape, learns)
         if key not in self._made:
-            piece = filled[: len(filled) // self.pieces]
-            wire = self.wire(piece).requires_grad_(learns)  # on the meta device: shapes only
+            microbatch = filled[: len(filled) // self.microbatches]
+            traffic = self.traffic(microbatch).requires_grad_(learns)  # on the meta device: shapes only
             stage = PipelineStage(
                 self.module, self.layout.place("pipeline"), self.layout.size("pipeline"), self.device, group=self.group,
-                input_args=piece if self._first else wire, output_args=wire,
+                input_args=microbatch if self._first else traffic, output_args=traffic,
             )  # fmt: skip
             kind = self.schedule if learns else ScheduleGPipe
             # scale_grads: the objective already divides by the global count.
-            self._made[key] = kind(stage, self.pieces, loss_fn=self._loss if learns else None, scale_grads=False)
+            self._made[key] = kind(stage, self.microbatches, loss_fn=self._loss if learns else None, scale_grads=False)
         return self._made[key]
 
 

@@ -31,7 +31,7 @@ class Sign:
     at: float
 
 
-class _Pulse:
+class _Heartbeat:
     def __init__(self, file: Path, rank: int, world: int) -> None:
         self._place = (rank, world, getpid())
         self.step: int | None = None
@@ -49,28 +49,28 @@ class _Pulse:
         self._map.close()
 
 
-_pulse: _Pulse | None = None
+_heartbeat: _Heartbeat | None = None
 
 
 @contextmanager
-def pulse(folder: Path | None, rank: int, world: int, local_rank: int) -> Iterator[None]:
+def heartbeat(folder: Path | None, rank: int, world: int, local_rank: int) -> Iterator[None]:
     """Inside, `beat` leaves signs in `folder` (None: nowhere)."""
-    global _pulse
+    global _heartbeat
     if folder is None:
         yield
         return
-    _pulse = _Pulse(folder / f"pulse-{local_rank}", rank, world)
+    _heartbeat = _Heartbeat(folder / f"heartbeat-{local_rank}", rank, world)
     try:
         yield
     finally:
-        _pulse.close()
-        _pulse = None
+        _heartbeat.close()
+        _heartbeat = None
 
 
 def beat(step: int) -> None:
     """This rank lives and has done `step` steps. From the first sign on, it is expected to give more."""
-    if _pulse is not None:
-        _pulse.beat(step)
+    if _heartbeat is not None:
+        _heartbeat.beat(step)
 
 
 def rest() -> None:
@@ -80,13 +80,13 @@ def rest() -> None:
 
 def last_step() -> int | None:
     """The steps done at the last beat, where there was one."""
-    return _pulse.step if _pulse is not None else None
+    return _heartbeat.step if _heartbeat is not None else None
 
 
 def signs(folder: Path) -> list[Sign]:
     """Of all ranks in `folder`, by rank."""
     found = []
-    for file in folder.glob("pulse-*"):
+    for file in folder.glob("heartbeat-*"):
         with suppress(OSError, struct.error):
             found.append(Sign(*_RECORD.unpack(file.read_bytes())))
     return sorted(found, key=lambda sign: sign.rank)

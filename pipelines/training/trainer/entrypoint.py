@@ -25,7 +25,7 @@ from pipelines.training.process.device import pick_device, repeatable
 from pipelines.training.process.process_group import Ranks, joined
 from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.training.session import aim, open_stream, samples_in
-from pipelines.training.trainer.job import Handoff, set_current
+from pipelines.training.trainer.job import TrainerJob, set_current
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 from storage.errors import DataError, ParamsError, ShardlineError
@@ -50,7 +50,7 @@ def run_entrypoint(ws: Workspace, ranks: Ranks, stop: StopRequest) -> None:
             ranks.wait()
 
 
-def interrupted(job: Handoff) -> bool:
+def interrupted(job: TrainerJob) -> bool:
     """Whether the trainer left without a model because some rank was asked to stop: the same answer on every rank, or
     one would leave while another publishes. Rank 0 alone has a model."""
     saved, stopped = job.saved is not None, bool(job.stop) or job.stopped
@@ -59,7 +59,7 @@ def interrupted(job: Handoff) -> bool:
     return not saved and (stopped if job.leads else job.stopped)
 
 
-def _call(ws: Workspace, job: Handoff) -> None:
+def _call(ws: Workspace, job: TrainerJob) -> None:
     name = str(ws.params.train.entrypoint)
     if not name.endswith(".py"):
         function = find_function(name, job)
@@ -77,7 +77,7 @@ def _call(ws: Workspace, job: Handoff) -> None:
         sys.argv = before
 
 
-def find_function(name: str, job: Handoff) -> Any:
+def find_function(name: str, job: TrainerJob) -> Any:
     """The function that `name`, package.module:function, names. Raises ParamsError: not importable, or not to be called
     as function(job, **train.args)."""
     function = import_named(name, "train.entrypoint")
@@ -111,7 +111,7 @@ def find_script(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
+def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[TrainerJob]:
     """The job with all that belongs to it: connected ranks, streams, and rank 0's MLflow run."""
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
@@ -139,7 +139,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
         run = stack.enter_context(_run(ws, ranks, home))
         run.set_tags({"task": task.name, "device": str(device), "ranks": str(ranks.world)})
         run.log_dataset(manifest, zone, "train")
-        yield Handoff(
+        yield TrainerJob(
             params,
             ranks,
             layout,
@@ -169,7 +169,7 @@ def _run(ws: Workspace, ranks: Ranks, home: Path) -> Any:
     return run
 
 
-def publish(ws: Workspace, job: Handoff) -> None:
+def publish(ws: Workspace, job: TrainerJob) -> None:
     """data/model, metrics/train.json and the curves; then what the trainer kept is not needed any more.
 
     Raises ShardlineError when it left no model.

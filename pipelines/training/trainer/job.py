@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Handoff:
+class TrainerJob:
     """One rank's part of a training.
 
     params: the recipe's; args: `train.args`. steps: how many it should take (of `train.steps` or `train.epochs`).
@@ -101,7 +101,7 @@ class Handoff:
     def seed_step(self, step: int) -> None:
         """Make what is random in a step (dropout) a function of (seed, step, rank), so that a resumed training repeats
         it; the ranks of a tensor group draw the same. Call it at the start of step `step`, counted from 0."""
-        seed_step(self.params.seed, step, self.layout.stream_of_chance)
+        seed_step(self.params.seed, step, self.layout.rng_stream)
 
     def save_model(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Take a module or its state dict as the result, compiled or not; it is published as data/model when the entry
@@ -153,7 +153,7 @@ class Handoff:
             count += batch["count"]
             beside = {name: batch[name] for name in documents.takes if name in batch} if documents else {}
             answers = model(batch["inputs"], **beside)
-            if batch["weight"] and self.layout.speaks:
+            if batch["weight"] and self.layout.owns_loss:
                 loss += float(self.task.loss(answers, batch["targets"]))
                 hits += float(self.task.hits(answers, batch["targets"]))
         model.train()
@@ -179,10 +179,10 @@ class Handoff:
         )
 
 
-_current: Handoff | None = None
+_current: TrainerJob | None = None
 
 
-def handoff() -> Handoff:
+def trainer_job() -> TrainerJob:
     """The job of this process, for a script that is the entry point. Raises ShardlineError where there is none."""
     if _current is None:
         raise ShardlineError(
@@ -192,6 +192,6 @@ def handoff() -> Handoff:
     return _current
 
 
-def set_current(job: Handoff | None) -> None:
+def set_current(job: TrainerJob | None) -> None:
     global _current
     _current = job

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from storage.cache.hot.address import Client, check, connect
 from storage.cache.hot.breaker import Breaker
 from storage.cache.hot.eviction import warn_of_eviction
-from storage.objects.deadline import Watch
+from storage.objects.deadline import Deadline
 from storage.redact import mask
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Link:
         self._breaker = Breaker()
         self._client: Client = None
         self._cut: Callable[[], None] = lambda: None
-        self._watch = Watch()
+        self._deadline = Deadline()
         self._asked = False  # what the server does when it is full
 
     @property
@@ -47,7 +47,7 @@ class Link:
                 raise Unavailable
         begun = time.monotonic()
         try:
-            with self._watch.limit(self.timeout + extra, self._cut_off):
+            with self._deadline.limit(self.timeout + extra, self._cut_off):
                 yield self._connected()
         except Unavailable:
             raise
@@ -91,4 +91,4 @@ class Link:
     def close(self) -> None:
         self._cut_off()
         self._client = None
-        self._watch.close()
+        self._deadline.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.machine.energy import Rapl, nvml_indices
-from pipelines.machine.run_cost import Spending, sentence
+from pipelines.machine.run_cost import RunCost, sentence
 
 
 def package(root: Path, name: str, microjoules: int, most: int = 1000) -> Path:
@@ -34,45 +34,45 @@ def test_a_machine_without_counters(tmp_path: Path) -> None:
 
 
 def test_cost_is_of_all_ranks_and_goes_on_after_an_interruption(tmp_path: Path) -> None:
-    killed = Spending.start(tmp_path, "run", 2.0, 4, [])
+    killed = RunCost.start(tmp_path, "run", 2.0, 4, [])
     killed.began -= 900
     spent = killed.keep()
     assert spent["seconds"] == pytest.approx(900, abs=5)
     assert spent["cost"] == pytest.approx(900 / 3600 * 4 * 2.0, abs=0.02)
-    again = Spending.start(tmp_path, "run", 2.0, 4, [])
+    again = RunCost.start(tmp_path, "run", 2.0, 4, [])
     again.began -= 900
     assert again.close()["seconds"] == pytest.approx(1800, abs=10)
     assert list(tmp_path.iterdir()) == []
-    assert Spending.start(tmp_path, "run", 2.0, 4, []).so_far()["seconds"] < 5
+    assert RunCost.start(tmp_path, "run", 2.0, 4, []).so_far()["seconds"] < 5
 
 
 def test_energy_goes_on_too_and_counts_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = package(tmp_path / "powercap", "intel-rapl:0", 0, most=10**15)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    spending = Spending.start(tmp_path / "spent", "run", None, 4, [])
-    assert spending.machines == 2
-    spending.sources = [Rapl(tmp_path / "powercap")]
+    run_cost = RunCost.start(tmp_path / "spent", "run", None, 4, [])
+    assert run_cost.machines == 2
+    run_cost.sources = [Rapl(tmp_path / "powercap")]
     counter.write_text(str(36 * 10**11))  # 3.6 MJ: one kWh
-    assert spending.keep() == {"seconds": pytest.approx(0, abs=5), "energy_kwh": pytest.approx(2.0)}
-    again = Spending.start(tmp_path / "spent", "run", None, 4, [])
+    assert run_cost.keep() == {"seconds": pytest.approx(0, abs=5), "energy_kwh": pytest.approx(2.0)}
+    again = RunCost.start(tmp_path / "spent", "run", None, 4, [])
     again.sources = [Rapl(tmp_path / "powercap")]
     assert again.so_far()["energy_kwh"] == pytest.approx(2.0)
 
 
 def test_it_is_kept_now_and_then_only(tmp_path: Path) -> None:
-    spending = Spending.start(tmp_path, "run", 1.0, 1, [])
-    assert spending.note()["cost"] >= 0
-    assert spending.note() == {}
+    run_cost = RunCost.start(tmp_path, "run", 1.0, 1, [])
+    assert run_cost.note()["cost"] >= 0
+    assert run_cost.note() == {}
     file = tmp_path / "run.json"
     assert json.loads(file.read_text()).keys() == {"seconds", "cost"}
     os.truncate(file, 3)  # of no use: it counts from this start on
-    assert Spending.start(tmp_path, "run", 1.0, 1, []).before == {}
+    assert RunCost.start(tmp_path, "run", 1.0, 1, []).before == {}
 
 
 def test_a_run_without_mlflow_keeps_nothing(tmp_path: Path) -> None:
-    spending = Spending.start(tmp_path, None, 1.0, 1, [])
-    spending.keep()
-    assert spending.close().keys() == {"seconds", "cost"}
+    run_cost = RunCost.start(tmp_path, None, 1.0, 1, [])
+    run_cost.keep()
+    assert run_cost.close().keys() == {"seconds", "cost"}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,20 +12,20 @@ from support.release_samples import IMAGE, SPECS, TEXT
 
 from pipelines.ingest.encoders.encode import pixels
 from pipelines.models import ModelConfig, build_model
-from pipelines.models.predictor import Served, kind_of
+from pipelines.models.predictor import Predictor, kind_of
 from pipelines.params import Shard
 from pipelines.serving.generate import decode
 from pipelines.serving.predict import predictions
 from storage.errors import DataError, FormatError
 
 
-def served(kind: str, spec: dict | None = None) -> Served:
+def predictor(kind: str, spec: dict | None = None) -> Predictor:
     spec = spec or SPECS[kind]
     model = {"name": "transformer", "args": {"dim": 16, "layers": 1, "heads": 2}} if kind == "text" else {"name": "mlp"}
     model = {"args": {}} | model
     seq_len = 16 if kind == "text" else None
     module = build_model(model["name"], model["args"], spec, seq_len, seed=3).eval()
-    return Served(module, ModelConfig(model, spec, seq_len, "any", "0" * 64))
+    return Predictor(module, ModelConfig(model, spec, seq_len, "any", "0" * 64))
 
 
 def png(array: np.ndarray) -> bytes:
@@ -48,16 +48,16 @@ def test_images_are_decoded_as_the_shard_stage_does(shape, mode):
     spec |= {"mean": [0.0] * channels, "std": [1.0] * channels}
     table = pa.table({"image": pa.array([data], pa.large_binary()), "id": ["a"]})
     expected = pixels(table, Shard(image_size=[8, 8], image_mode=mode, target_mb=1.0, shuffle_objects=1))
-    np.testing.assert_array_equal(served("image", spec).pixels(data, "a")[None], expected)
+    np.testing.assert_array_equal(predictor("image", spec).pixels(data, "a")[None], expected)
 
 
 def test_what_is_no_image_is_named():
     with pytest.raises(DataError, match=r"cat\.png: cannot be decoded as an image"):
-        served("image").pixels(b"not a picture", "cat.png")
+        predictor("image").pixels(b"not a picture", "cat.png")
 
 
 def test_probabilities_are_those_of_the_model():
-    model = served("image")
+    model = predictor("image")
     inputs = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)  # more than one batch
     answers = model.answer(inputs)
     with torch.inference_mode():
@@ -68,11 +68,11 @@ def test_probabilities_are_those_of_the_model():
 
 
 def test_no_rows_give_no_answers():
-    assert served("image").answer(np.empty((0, 8, 8, 1), np.uint8))["label"] == []
+    assert predictor("image").answer(np.empty((0, 8, 8, 1), np.uint8))["label"] == []
 
 
 def test_columns_are_found_by_name_whatever_their_order():
-    rows = served("table").rows({"height": [3.0], "other": ["?"], "width": [1.0], "mean area": [2.0]}, "t.csv")
+    rows = predictor("table").rows({"height": [3.0], "other": ["?"], "width": [1.0], "mean area": [2.0]}, "t.csv")
     np.testing.assert_array_equal(rows, np.float32([[1, 2, 3]]))
 
 
@@ -95,21 +95,21 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, text, message):
     file = tmp_path / "table.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
-        list(predictions(served("table"), [file]))
+        list(predictions(predictor("table"), [file]))
 
 
 def test_tabs_separate_tsv_as_in_curate(tmp_path):
     answers = []
     for name, between in (("t.csv", ","), ("t.TSV", "\t")):
         (tmp_path / name).write_text("width,other,mean area,height\n1,x,2,3\n".replace(",", between))
-        answers.append([answer for _, answer in predictions(served("table"), [tmp_path / name])])
+        answers.append([answer for _, answer in predictions(predictor("table"), [tmp_path / name])])
     assert answers[0] == answers[1]
 
 
 def test_rows_of_a_table_are_named_by_their_line(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text("height,mean area,width\n" + "3,2,1\n" * 1200 + "\n9,8,7\n")
-    found = list(predictions(served("table"), [file]))
+    found = list(predictions(predictor("table"), [file]))
     assert len(found) == 1201
     assert found[0][0] == f"{file}:2"
     assert found[-1][0] == f"{file}:1203"
@@ -119,7 +119,7 @@ def test_rows_of_a_table_are_named_by_their_line(tmp_path):
 def test_a_row_with_line_breaks_is_named_by_its_first_line_as_in_curate(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text('height,note,mean area,width\n3,"a\nb",2,1\n\n3,c,2,1\n')
-    assert [name for name, _ in predictions(served("table"), [file])] == [f"{file}:2", f"{file}:5"]
+    assert [name for name, _ in predictions(predictor("table"), [file])] == [f"{file}:2", f"{file}:5"]
 
 
 @pytest.mark.parametrize("lost", ['"five inch', '"five "inch', '"five inch\n4,"x"'])
@@ -128,7 +128,7 @@ def test_a_quote_without_a_partner_swallows_no_rows(tmp_path, lost):
     file = tmp_path / "t.csv"
     file.write_text(f"height,mean area,width,note\n1,2,3,x\n4,5,6,{lost}\n7,8,9,x\n1,2,3,y\n")
     with pytest.raises(DataError, match=r"t\.csv: not a CSV file in UTF-8 .*Is a quote missing"):
-        list(predictions(served("table"), [file]))
+        list(predictions(predictor("table"), [file]))
 
 
 def test_many_columns_beside_the_models_cost_little(tmp_path):
@@ -137,12 +137,12 @@ def test_many_columns_beside_the_models_cost_little(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text(f"height,mean area,width{',c' * more}\n1,2,3{',0' * more}\n")
     begin = time.process_time()
-    assert len(list(predictions(served("table"), [file]))) == 1
+    assert len(list(predictions(predictor("table"), [file]))) == 1
     assert time.process_time() - begin < 20
 
 
 def test_text_depends_on_the_seed_alone():
-    model = served("text")
+    model = predictor("text")
     prompt = model.encode("abc")
     options = {"tokens": 40, "temperature": 0.9, "top_k": 20}
     first = list(model.write(prompt, seed=1, **options))
@@ -152,7 +152,7 @@ def test_text_depends_on_the_seed_alone():
 
 
 def test_temperature_zero_takes_the_likeliest():
-    model = served("text")
+    model = predictor("text")
     prompt = model.encode("abc")
     first = next(model.write(prompt, tokens=1, temperature=0.0, top_k=None, seed=0))
     with torch.inference_mode():
@@ -161,7 +161,7 @@ def test_temperature_zero_takes_the_likeliest():
 
 
 def test_the_model_sees_the_last_seq_len_tokens_only():
-    model = served("text")
+    model = predictor("text")
     options = {"tokens": 5, "temperature": 1.0, "top_k": None, "seed": 0}
     tail = b"0123456789abcdef"
     assert list(model.write([*b"one ", *tail], **options)) == list(model.write([*b"two ", *tail], **options))
@@ -177,19 +177,19 @@ class EndsAfterTwo(torch.nn.Module):
 
 
 def test_the_separator_ends_the_text():
-    model = Served(EndsAfterTwo(), ModelConfig({"name": "m", "args": {}}, TEXT, 16, "language", "0"))
+    model = Predictor(EndsAfterTwo(), ModelConfig({"name": "m", "args": {}}, TEXT, 16, "language", "0"))
     assert bytes(model.write(model.encode("a"), tokens=9, temperature=1.0, top_k=None, seed=0)) == b"xx"
 
 
 def test_an_empty_prompt_begins_a_document():
-    assert served("text").encode("") == [TEXT["separator"]]
+    assert predictor("text").encode("") == [TEXT["separator"]]
 
 
 @pytest.mark.parametrize("samples", ["windows", "documents"])
 def test_without_a_separator_a_prompt_begins_as_documents_do_and_an_empty_one_is_refused(samples):
     spec = {name: value for name, value in TEXT.items() if name != "separator"} | {"vocab_size": 256}
     config = ModelConfig({"name": "m", "args": {}}, spec, 16, "language", "0", samples=samples)
-    model = Served(torch.nn.Identity(), config)
+    model = Predictor(torch.nn.Identity(), config)
     assert model.encode("ab") == [97, 98]
     with pytest.raises(DataError, match=r"prompt is empty.* no separator"):
         model.encode("")
@@ -197,7 +197,7 @@ def test_without_a_separator_a_prompt_begins_as_documents_do_and_an_empty_one_is
 
 def test_an_unknown_encoding_is_refused():
     with pytest.raises(FormatError, match="'bpe'"):
-        served("text", TEXT | {"encoding": "bpe"}).encode("a")
+        predictor("text", TEXT | {"encoding": "bpe"}).encode("a")
 
 
 def test_characters_appear_when_they_are_whole():

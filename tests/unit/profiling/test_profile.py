@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.training_samples import make_points, make_text
 
-from pipelines.profiling.bottleneck import Verdict, judge
-from pipelines.profiling.capture import FOUND, TRACE, Found, Window, watch
+from pipelines.profiling.bottleneck import Bottleneck, judge
+from pipelines.profiling.capture import FOUND, TRACE, Capture, Found, watch
 from pipelines.profiling.profile import figures
 from pipelines.profiling.trace import read_trace
 from pipelines.workspace import Workspace
@@ -31,16 +31,16 @@ class Model(nn.Module):
 """
 
 
-def verdict_of(ws: Workspace, folder: Path, **settings: Any) -> tuple[Verdict, Found]:
-    window = Window(ws.root, ws.project, ws.params, folder, warm_up=3, seconds=0.4, **settings)
-    watch(window)
+def bottleneck_of(ws: Workspace, folder: Path, **settings: Any) -> tuple[Bottleneck, Found]:
+    capture = Capture(ws.root, ws.project, ws.params, folder, warm_up=3, seconds=0.4, **settings)
+    watch(capture)
     found = Found(**json.loads((folder / FOUND).read_text()))
     return judge(figures(ws, found, read_trace(folder / TRACE))), found
 
 
-def largest(verdict: Verdict, wanted: str) -> str:
+def largest(bottleneck: Bottleneck, wanted: str) -> str:
     """The largest part. A busy machine adds to overhead, so that this counts only where it is wanted."""
-    shares = verdict.figures.shares
+    shares = bottleneck.figures.shares
     return max((part for part in shares if part != "overhead" or wanted == "overhead"), key=shares.__getitem__)
 
 
@@ -64,10 +64,10 @@ def make_wide(root: Path) -> Workspace:
 
 def test_a_slow_source_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    verdict, found = verdict_of(make_wide(tmp_path), tmp_path)
-    assert verdict.bound == "data"
-    assert verdict.figures.shares["data"] == pytest.approx(sum(found.waits) / sum(found.seconds))
-    assert "compute.prefetch" in verdict.advice[0].change
+    bottleneck, found = bottleneck_of(make_wide(tmp_path), tmp_path)
+    assert bottleneck.bound == "data"
+    assert bottleneck.figures.shares["data"] == pytest.approx(sum(found.waits) / sum(found.seconds))
+    assert "compute.prefetch" in bottleneck.advice[0].change
     assert max(found.stream, key=lambda part: found.stream[part]) == "gather"
 
 
@@ -79,22 +79,22 @@ def test_the_size_of_a_model_and_of_its_batches(hidden: list[int], batch: int, b
         tmp_path, rows=(1024, 4, 4), model={"name": "mlp", "args": {"hidden": hidden}}, stream={"batch_size": batch}
     )
     for _ in range(3):  # other programs may take the cores in the middle of a window
-        verdict, found = verdict_of(ws, tmp_path)
-        if largest(verdict, bound) == bound:
+        bottleneck, found = bottleneck_of(ws, tmp_path)
+        if largest(bottleneck, bound) == bound:
             break
-    assert largest(verdict, bound) == bound
+    assert largest(bottleneck, bound) == bound
     widths = [4, *hidden, 4]
     products = sum(a * b for a, b in pairwise(widths))
     # forward, gradients of the weights, and (but for the first layer) of the inputs: 2 operations a weight and sample
     assert found.flops == 2 * batch * (3 * products - widths[0] * widths[1])
-    assert verdict.figures.utilisation == found.flops / verdict.figures.step_seconds / found.peaks["float32"]
+    assert bottleneck.figures.utilisation == found.flops / bottleneck.figures.step_seconds / found.peaks["float32"]
     assert min(found.peaks.values()) > 0
 
 
 def test_the_flops_of_attention_count(tmp_path: Path) -> None:
     """A block's attention: 2 products of [T, D] and [T, T] forward, 5 backward, for each sample and head."""
     ws = make_text(tmp_path)
-    _, found = verdict_of(ws, tmp_path, steps=2)
+    _, found = bottleneck_of(ws, tmp_path, steps=2)
     dim, hidden, vocabulary, tokens = 16, 64, 257, 8 * 16
     weights = 4 * dim * dim + 3 * dim * hidden + dim * vocabulary
     attention = 7 * 2 * 8 * 2 * 16 * 16 * (dim // 2)

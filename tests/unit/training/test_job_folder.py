@@ -14,7 +14,7 @@ from pipelines.params import Params
 from pipelines.training.launchers.logs import KEPT, OUTCOME, _Tee, job_folder
 from pipelines.training.launchers.watchdog.stacks import read_place
 from pipelines.training.launchers.watchdog.watchdog import living
-from pipelines.training.process.heartbeat import _RECORD, RESTING, beat, pulse, rest, signs
+from pipelines.training.process.heartbeat import _RECORD, RESTING, beat, heartbeat, rest, signs
 from pipelines.training.process.out_of_memory import out_of_memory
 from storage.errors import Hung, Interrupted, OutOfMemory
 
@@ -60,7 +60,7 @@ def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_runnin
 
 def test_signs_of_life(tmp_path: Path) -> None:
     beat(3)  # nobody listens
-    with pulse(tmp_path, rank=5, world=8, local_rank=1):
+    with heartbeat(tmp_path, rank=5, world=8, local_rank=1):
         assert [(sign.rank, sign.world, sign.pid, sign.step) for sign in signs(tmp_path)] == [
             (5, 8, os.getpid(), RESTING)
         ]
@@ -78,7 +78,7 @@ def test_signs_of_life(tmp_path: Path) -> None:
 def test_a_process_that_has_a_dead_ranks_number_is_not_the_agents_to_kill(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         for local_rank, pid in enumerate((os.getppid(), child.pid)):
-            (tmp_path / f"pulse-{local_rank}").write_bytes(_RECORD.pack(local_rank, 2, pid, 3, 0.0))
+            (tmp_path / f"heartbeat-{local_rank}").write_bytes(_RECORD.pack(local_rank, 2, pid, 3, 0.0))
         assert [sign.rank for sign in living(tmp_path, None)] == [1]
         child.kill()
         child.wait()

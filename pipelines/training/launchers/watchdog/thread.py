@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.training.launchers.logs import write_outcome
 from pipelines.training.launchers.reports import Report
 from pipelines.training.launchers.watchdog.watchdog import Late, Watchdog
-from pipelines.training.process.heartbeat import pulse
+from pipelines.training.process.heartbeat import heartbeat
 from storage.errors import Hung, ShardlineError
 
 if TYPE_CHECKING:
@@ -33,5 +33,5 @@ def watched(folder: Path, ranks: "Ranks", timeout: float | None) -> Iterator[Non
         finally:
             os._exit(Hung.exit_code)
 
-    with pulse(folder, ranks.rank, ranks.world, ranks.rank), Watchdog(folder, timeout, end, only=os.getpid()):
+    with heartbeat(folder, ranks.rank, ranks.world, ranks.rank), Watchdog(folder, timeout, end, only=os.getpid()):
         yield

@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pipelines.training.network import Exchange, Sampler, Wire
 from support.late_rank import LATE
 from support.layout_ranks import STOPPED, run_groups, run_layouts
 from support.training_samples import make_text
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.params import Network
-from pipelines.training.communication import sampling
+from pipelines.params import Communication
+from pipelines.training.communication import GradientSync, Sampler, Traffic, sampling
 from pipelines.training.communication.local_sgd import Meetings
 from pipelines.training.communication.sampling import FIRST, under_way
 from pipelines.training.parallelism import Layout, SharedScaler
@@ -25,21 +24,21 @@ from pipelines.training.process.process_group import Ranks
 from pipelines.training.process.signals import StopRequest
 from pipelines.training.step import _once
 
-pytestmark = pytest.mark.xdist_group("network")
+pytestmark = pytest.mark.xdist_group("communication")
 STEPS = 12
 LOCAL = {"eval_every": 4}
 #: Small buckets: there are several, and others from the second step of a process on.
 POWERSGD = {"compression": "powersgd", "powersgd_after": 2, "bucket_mb": 0.01}
-NETWORKS: dict[str, dict[str, Any]] = {
+COMMUNICATIONS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "one bucket": {"network": {"overlap": False}},
-    "small buckets": {"network": {"bucket_mb": 0.001}},
-    "fp16": {"network": {"compression": "fp16"}},
-    "bf16": {"network": {"compression": "bf16"}},
-    "powersgd": {"network": POWERSGD},
-    "local": {"network": {"local_steps": 4}, **LOCAL},
-    "post-local": {"network": {"local_steps": 4, "local_after": 8}, **LOCAL},
-    "diloco": {"network": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
+    "one bucket": {"communication": {"overlap": False}},
+    "small buckets": {"communication": {"bucket_mb": 0.001}},
+    "fp16": {"communication": {"compression": "fp16"}},
+    "bf16": {"communication": {"compression": "bf16"}},
+    "powersgd": {"communication": POWERSGD},
+    "local": {"communication": {"local_steps": 4}, **LOCAL},
+    "post-local": {"communication": {"local_steps": 4, "local_after": 8}, **LOCAL},
+    "diloco": {"communication": {"local_steps": 4, "outer_lr": 0.7, "outer_momentum": 0.9}, **LOCAL},
     "sharded": {"parallel": {"shard": 2}},
 }
 LATE_RANK = {"model": {"name": "late_rank:Model", "args": {}}}
@@ -49,10 +48,10 @@ MOVING: dict[str, dict[str, Any]] = {"moving, DDP": {}, "moving, sharded": {"par
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("network")
+    folder = tmp_path_factory.mktemp("communication")
     ws = make_text(folder / "ws", train={"steps": STEPS, "log_every": 4, "checkpoint_every": 1000})
-    cases: dict[str, Any] = {name: {"train": {"ranks": 2, **train}} for name, train in NETWORKS.items()}
-    cases["powersgd resumed"] = {"train": {"ranks": 2, "network": POWERSGD}, STOPPED: {"steps": 7}}
+    cases: dict[str, Any] = {name: {"train": {"ranks": 2, **train}} for name, train in COMMUNICATIONS.items()}
+    cases["powersgd resumed"] = {"train": {"ranks": 2, "communication": POWERSGD}, STOPPED: {"steps": 7}}
     late = {"ranks": 2, "steps": 4, "eval_every": 4}
     cases["late, copies"] = LATE_RANK | {"train": late}
     cases["late, sharded"] = LATE_RANK | {"train": late | {"parallel": {"shard": 2}}}
@@ -70,7 +69,7 @@ def test_buckets_change_nothing(found: dict[str, dict[str, Any]]) -> None:
 
 def test_each_way_learns_and_sends_what_it_says(found: dict[str, dict[str, Any]]) -> None:
     whole = found["whole"]
-    for name in NETWORKS:
+    for name in COMMUNICATIONS:
         result = found[name]
         assert "error" not in result, name
         assert result["loss"][-1] < result["loss"][0] * 0.95, name
@@ -104,8 +103,8 @@ def test_averages_of_the_first_rank_are_measured_and_saved(found: dict[str, dict
 def test_powersgds_errors_go_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     """What the algorithm sees, the mean of the errors, stays: without it the losses differ in the third digit."""
     ws = make_text(tmp_path / "ws", train={"steps": 24, "log_every": 1, "checkpoint_every": 1000})
-    network = {"network": POWERSGD | {"powersgd_rank": 1}}
-    two, three = ({"train": {"ranks": ranks, **network}} for ranks in (2, 3))
+    communication = {"communication": POWERSGD | {"powersgd_rank": 1}}
+    two, three = ({"train": {"ranks": ranks, **communication}} for ranks in (2, 3))
     undisturbed = run_layouts(ws, {"two": two}, 2, tmp_path / "undisturbed")["two"]
     found = run_groups(ws, {2: {"stopped": two | {STOPPED: {"steps": 12}}}, 3: {"resumed": three}}, tmp_path / "both")
     assert found[3]["resumed"]["loss"] == pytest.approx(undisturbed["loss"], abs=1e-5)
@@ -120,38 +119,38 @@ def test_whole_weights_are_gathered_twice_and_gradients_scattered_once(found: di
 def test_waiting_for_a_late_rank_is_seen_in_every_step_or_in_a_sample(found: dict[str, dict[str, Any]]) -> None:
     copies, sharded = found["late, copies"], found["late, sharded"]
     assert copies["busy"] > 4 * LATE / 2  # all four steps are timed
-    assert copies["network_share"] is None  # so none is sampled
+    assert copies["communication_share"] is None  # so none is sampled
     assert sharded["busy"] == 0
     assert sharded["sampled"] > LATE / 2  # of one step at least
 
 
 def test_a_share_is_told_once() -> None:
     sampler = Sampler(torch.device("cpu"))
-    exchange = Exchange(Wire(2), None, None, counted=True, sampler=sampler)
+    gradient_sync = GradientSync(Traffic(2), None, None, counted=True, sampler=sampler)
     for _ in range(FIRST):
-        assert exchange.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
-        with exchange.timing(0):
+        assert gradient_sync.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
+        with gradient_sync.timing(0):
             torch.ones(8).sum()
-    assert exchange.metrics(1, 1.0)["network_share"] == 0.0
-    assert exchange.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
+    assert gradient_sync.metrics(1, 1.0)["communication_share"] == 0.0
+    assert gradient_sync.metrics(1, 1.0).keys() == {"sent_mb_per_step"}
 
 
 def test_where_copies_step_by_themselves_only_their_meetings_are_timed() -> None:
     """As on an accelerator, whose gradients' transfers are only seen in a sample."""
     model = nn.Linear(4, 4)
-    wire, network = Wire(2), Network(local_steps=2, local_after=FIRST)
+    traffic, communication = Traffic(2), Communication(local_steps=2, local_after=FIRST)
     group: Any = SimpleNamespace(size=lambda: 2)
-    meetings = Meetings(network, model, torch.optim.SGD(model.parameters()), group, wire)
-    exchange = Exchange(wire, meetings, None, counted=True, sampler=Sampler(torch.device("cpu")))
+    meetings = Meetings(communication, model, torch.optim.SGD(model.parameters()), group, traffic)
+    gradient_sync = GradientSync(traffic, meetings, None, counted=True, sampler=Sampler(torch.device("cpu")))
     for step in range(FIRST):
-        with exchange.timing(step):
+        with gradient_sync.timing(step):
             torch.ones(8).sum()
-    wire.seconds = 0.5  # in which calls were enqueued
-    assert exchange.metrics(FIRST, 1.0)["network_share"] == 0.0
-    with exchange.timing(FIRST):
+    traffic.seconds = 0.5  # in which calls were enqueued
+    assert gradient_sync.metrics(FIRST, 1.0)["communication_share"] == 0.0
+    with gradient_sync.timing(FIRST):
         assert not sampling.profiler._is_profiler_enabled
-    wire.seconds = 0.25
-    assert exchange.metrics(1, 1.0)["network_share"] == 0.25
+    traffic.seconds = 0.25
+    assert gradient_sync.metrics(1, 1.0)["communication_share"] == 0.25
 
 
 def test_what_sampling_costs_is_paid_off_before_the_next_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,8 +267,8 @@ def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model, samples = nn.Linear(24, 24, bias=False), torch.randn(steps, 4, 24)
     module, optimizer = DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.0)
-    network = Network.model_validate(POWERSGD | {"powersgd_rank": 1})
-    exchange = Exchange.of(network, module, optimizer, None, Wire(1))
+    communication = Communication.model_validate(POWERSGD | {"powersgd_rank": 1})
+    gradient_sync = GradientSync.of(communication, module, optimizer, None, Traffic(1))
     scaler, seen = SharedScaler("cpu", enabled=True), []
     scaler.set_growth_interval(growth_interval)
 
@@ -284,7 +283,7 @@ def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:
         return model.weight.grad.norm()
 
     session: Any = SimpleNamespace(
-        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), layout=Layout(), exchange=exchange,
+        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), layout=Layout(), gradient_sync=gradient_sync,
         scaler=scaler, optimizer=optimizer, clip=clip, ranks=Ranks(), device=torch.device("cpu"),
     )  # fmt: skip
     for session.state.step in range(steps):
@@ -314,9 +313,9 @@ class Alone(Meetings):
 
 def test_the_outer_step_begins_where_the_copies_parted() -> None:
     """Not at the weights that the training began with: that would take back a part of all steps before."""
-    network = Network(local_steps=2, local_after=4, outer_lr=0.5)
+    communication = Communication(local_steps=2, local_after=4, outer_lr=0.5)
     model = nn.Linear(1, 1, bias=False)
-    meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
+    meetings = Alone(communication, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Traffic(1))  # type: ignore[arg-type]
     with torch.no_grad():
         for done in range(1, 7):
             model.weight.fill_(float(done))  # 4 when they part, 6 when they meet
@@ -326,13 +325,13 @@ def test_the_outer_step_begins_where_the_copies_parted() -> None:
 
 def test_a_meeting_of_one_is_a_step_of_nesterov() -> None:
     """Alone, the outer optimiser is torch's SGD with Nesterov momentum on the move since the last meeting."""
-    network = Network(local_steps=2, outer_lr=0.7, outer_momentum=0.9)
+    communication = Communication(local_steps=2, outer_lr=0.7, outer_momentum=0.9)
     torch.manual_seed(0)
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     outer = torch.optim.SGD(twin.parameters(), lr=0.7, momentum=0.9, nesterov=True)
 
-    meetings = Alone(network, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Wire(1))  # type: ignore[arg-type]
+    meetings = Alone(communication, model, torch.optim.SGD(model.parameters(), lr=1.0), None, Traffic(1))  # type: ignore[arg-type]
     for _ in range(3):
         with torch.no_grad():
             for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
@@ -351,13 +350,13 @@ def test_what_counts_steps_is_not_averaged() -> None:
     optimizer = torch.optim.NAdam(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    meetings = Alone(Network(local_steps=2), model, optimizer, None, Wire(1))  # type: ignore[arg-type]
+    meetings = Alone(Communication(local_steps=2), model, optimizer, None, Traffic(1))  # type: ignore[arg-type]
     assert [tuple(slot.shape) for slot in meetings._states()] == [(2, 3), (2, 3), (2,), (2,)]
 
 
 def test_copies_meet_at_the_end_and_are_the_same_before_they_part() -> None:
-    network = Network(local_steps=4, local_after=8)
-    meetings = Meetings(network, nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Wire(2))  # type: ignore[arg-type]
+    communication = Communication(local_steps=4, local_after=8)
+    meetings = Meetings(communication, nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Traffic(2))  # type: ignore[arg-type]
     assert [step for step in range(14) if meetings.alone(step)] == [8, 9, 10, 11, 12, 13]
     assert [done for done in range(15) if meetings.due(done, 14)] == [12, 14]
     assert [done for done in range(15) if meetings.together(done, 14)] == [*range(9), 12, 14]
@@ -366,10 +365,10 @@ def test_copies_meet_at_the_end_and_are_the_same_before_they_part() -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"network": {"local_steps": 3}}, "eval_every = 4 is no multiple of network.local_steps = 3"),
-        ({"network": {"outer_lr": 0.7}}, "local_steps = 1"),
-        ({"network": {"local_steps": 4, "compression": "powersgd"}}, "compresses gradients"),
-        ({"ranks": 2, "parallel": {"shard": 2}, "network": {"compression": "bf16"}}, "'shard': 2"),
+        ({"communication": {"local_steps": 3}}, "eval_every = 4 is no multiple of communication.local_steps = 3"),
+        ({"communication": {"outer_lr": 0.7}}, "local_steps = 1"),
+        ({"communication": {"local_steps": 4, "compression": "powersgd"}}, "compresses gradients"),
+        ({"ranks": 2, "parallel": {"shard": 2}, "communication": {"compression": "bf16"}}, "'shard': 2"),
     ],
 )
 def test_settings_that_contradict_each_other(tmp_path: Path, train: dict[str, Any], message: str) -> None:
