@@ -1,4 +1,4 @@
-"""A stage's command as a Prefect task: in a process of its own, on a leash, its lines in the flow run's log."""
+"""A stage's command as a Prefect task: in a supervised process of its own, its lines in the flow run's log."""
 
 import shlex
 import subprocess
@@ -92,7 +92,7 @@ def supervised(command: list[str], folder: Path, log: Callable[[str], None]) -> 
             log(tail[-1])
         return process.wait(), list(tail)
     finally:
-        process.stdin.close()  # ends the leash, if it is still there
+        process.stdin.close()  # ends the supervisor, if it is still there
         for line in process.stdout:
             log(line.rstrip())
         process.stdout.close()

@@ -1,4 +1,4 @@
-"""A command on a leash: it and all that it starts end when its owner does, however the owner ends.
+"""A supervised command: it and all that it starts end when its owner does, however the owner ends.
 
     python flows/tasks/supervisor.py GRACE COMMAND…
 

@@ -50,7 +50,7 @@ def communication(
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Train with copies that talk in each way of train.communication; loss against bytes, and a run with a child each."""
+    """Train with each way of train.communication: loss against bytes sent, and a run with a child for each."""
     from pipelines.experiments.comparison import compare_communication as run
 
     here = out.absolute() if out else None

@@ -14,6 +14,10 @@ from storage.errors import ParamsError
 FILENAME = "params.yaml"
 
 
+#: Parameters that were renamed: former name → present one. A file that has a former one is told so.
+RENAMED = {"train.network": "train.communication"}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers, as DVC reads them: 1e-3 is a number, which YAML 1.1 takes for a string."""
 
@@ -46,7 +50,9 @@ def _explain(file: Path, error: ValidationError) -> str:
     lines = [f"{file}: {error.error_count()} invalid parameter{'s' * (error.error_count() > 1)}"]
     for item in error.errors(include_url=False):
         place, option = _place(item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and place in RENAMED:
+            lines.append(f"  {place}: is called {RENAMED[place]} now. Rename it; its values mean the same")
+        elif item["type"] == "extra_forbidden":
             near = suggestion(str(item["loc"][-1]), _siblings(item["loc"]))
             lines.append(f"  {place}: unknown parameter{option and f' of {option}'}{near}")
         elif item["type"] == "union_tag_invalid":

@@ -1,4 +1,4 @@
-"""From a window's figures to a verdict: what bounds a step, what to change, what to expect of it. Arithmetic only."""
+"""From a capture's figures to the bottleneck: what bounds a step, what to change, what to expect of it. Arithmetic."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -45,7 +45,7 @@ class Figures:
     batch: int = 1
     """Samples of the global batch."""
     compression: str = "none"
-    """Of gradients on the wire (train.communication.compression)."""
+    """Of gradients as they are sent (train.communication.compression)."""
     compiled: bool = False
     """Whether the model's blocks run through torch.compile."""
     remote: bool = False
@@ -103,7 +103,7 @@ class Bottleneck:
         f = self.figures
         shares = ", ".join(f"{part} {f.shares[part]:.1%}" for part in PARTS)
         lines = [
-            f"verdict: {MEANS[self.bound]} ({f.shares[self.bound]:.0%} of each step)",
+            f"bottleneck: {MEANS[self.bound]} ({f.shares[self.bound]:.0%} of each step)",
             f"  a step takes {f.step_seconds * 1000:.2f} ms: {shares} (the optimiser's part: {f.optimizer:.1%})",
         ]
         if f.utilisation is not None:
@@ -120,7 +120,7 @@ class Bottleneck:
 
 
 def judge(figures: Figures) -> Bottleneck:
-    """The verdict: the largest part bounds; advice first for it, then for the others that are worth it."""
+    """The bottleneck: the largest part bounds; advice first for it, then for the others that are worth it."""
     bound = max(PARTS, key=lambda part: figures.shares[part])
     found = {part: [one for one in _ADVISERS[part](figures) if _worth(one)] for part in PARTS}
     if not found[bound]:

@@ -1,4 +1,4 @@
-"""A window of steps of the real training: first by the clock alone, then under torch.profiler.
+"""A capture of some steps of the real training: first by the clock alone, then under torch.profiler.
 
 The loop, the session and the stream are those of `shardline train`. The workspace's outs and state are not: they lie in
 a folder that is deleted, so nothing that a training left is read or written.
@@ -103,7 +103,7 @@ class Found:
 
 
 class _Clock:
-    """The reporter of a window: notes what each step took, and tells the profiler."""
+    """The reporter of a capture: notes what each step took, and tells the profiler."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

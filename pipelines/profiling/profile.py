@@ -1,4 +1,4 @@
-"""`shardline profile`: a window of the real training, a verdict with figures, a picture and a trace in MLflow."""
+"""`shardline profile`: a capture of the real training, its bottleneck with figures, a picture and a trace in MLflow."""
 
 import gzip
 import json
@@ -127,14 +127,14 @@ def _end(process: psutil.Popen) -> None:
 
 
 def _keep(ws: Workspace, folder: Path, bottleneck: Bottleneck, found: Found, traced: Traced) -> Path:
-    """The verdict, the picture and the trace, in `.shardline/profile` instead of the last ones."""
+    """The bottleneck, the picture and the trace, in `.shardline/profile` instead of the last ones."""
     from pipelines.profiling.picture import draw
 
     kept = ws.state / FOLDER
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     (kept / "profile.json").write_text(json.dumps(_facts(bottleneck, found, traced), indent=2) + "\n")
-    (kept / "verdict.txt").write_text("\n".join(bottleneck.lines()) + "\n")
+    (kept / "bottleneck.txt").write_text("\n".join(bottleneck.lines()) + "\n")
     with (folder / TRACE).open("rb") as plain, gzip.open(kept / f"{TRACE}.gz", "wb") as packed:
         shutil.copyfileobj(plain, packed)
     draw(kept / "profile.png", f"{ws.params.recipe}: {_about(found)}", bottleneck, found, traced)

@@ -27,4 +27,4 @@ def die_with_parent(parent: int) -> None:
             time.sleep(POLL)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=watch, name="parent-death", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Where training meets diagnosis: a run starts, with its machine noted and its meter running."""
+"""A run starts: its machine is noted, and its cost is counted."""
 
 import json
 import os

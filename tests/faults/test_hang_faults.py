@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.modules["torch"] = None  # its flight recorder would take seconds
-from pipelines.training import pulse
+from pipelines.training.process import heartbeat
 from pipelines.training.launchers import watchdog
 from pipelines.training.launchers.agent import end_hung
 from pipelines.training.launchers.watchdog.thread import watched
@@ -26,7 +26,7 @@ own.mkdir()
 watchdog.ANSWER = 0.1
 rank = subprocess.Popen(["bash", "-c", 'trap "" USR1 USR2; echo; exec sleep 60'], stdout=subprocess.PIPE)
 rank.stdout.readline()
-record = pulse._RECORD.pack(0, 1, rank.pid, 3, time.monotonic())
+record = heartbeat._RECORD.pack(0, 1, rank.pid, 3, time.monotonic())
 (agents / "heartbeat-0").write_bytes(record)
 with watched(own, SimpleNamespace(rank=0, world=1), 0.3):
     sys.stderr = Path("disk/said").open("w")
@@ -39,7 +39,7 @@ with watched(own, SimpleNamespace(rank=0, world=1), 0.3):
     ended = set()
     with watchdog.Watchdog(agents, 0.2, partial(end_hung, agents, ended)):
         print(rank.wait(20), ended == {rank.pid}, sorted(path.name for path in agents.iterdir()), flush=True)
-    pulse.beat(7)
+    heartbeat.beat(7)
     time.sleep(20)
 """
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from pipelines.training.comparison import compare_communication, compare_optimizers
 from support.training_samples import make_points
 
-from pipelines.experiments.comparison import contest
+from pipelines.experiments.comparison import compare_communication, compare_optimizers, contest
 from pipelines.experiments.comparison.communication_settings import ways
 from pipelines.experiments.comparison.optimizer_settings import CONTENDERS
 from pipelines.ingest import data_stage

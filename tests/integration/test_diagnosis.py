@@ -101,7 +101,7 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     assert after == before
     new = {file for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts} - set(before)
     assert {file.parent for file in new} == {kept}
-    names = {"profile.json", "profile.png", "trace.json.gz", "verdict.txt"}
+    names = {"profile.json", "profile.png", "trace.json.gz", "bottleneck.txt"}
     assert {file.name for file in new} == names
     facts = json.loads((kept / "profile.json").read_text())
     assert facts["bound"] == bottleneck.bound

@@ -65,10 +65,10 @@ number = 3
 STARVES = TRAINER.splitlines().index("    torch.empty(1 << 60)") + 1
 SCRIPT = """
 import sys
-from pipelines.training.trainer.job import handoff
+from pipelines.training.trainer.job import trainer_job
 from trainer import train
 
-job = handoff()
+job = trainer_job()
 assert __name__ == "__main__" and sys.argv[0].endswith("script.py")
 train(job)
 sys.exit(int(job.params.train.args.get("code", 0)))

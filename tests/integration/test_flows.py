@@ -96,9 +96,9 @@ def test_wrong_input_by_hand(flow: Flow, tmp_path: Path, run: Run) -> None:
     assert "Traceback" not in done.stderr
 
 
-# -- the leash -------------------------------------------------------------------------------------------------------
+# -- the supervisor --------------------------------------------------------------------------------------------------
 
-SUPERVISOR = [sys.executable, "-P", str(REPOSITORY / "flows" / "leash.py")]
+SUPERVISOR = [sys.executable, "-P", str(REPOSITORY / "flows" / "tasks" / "supervisor.py")]
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -137,7 +137,7 @@ def supervised(code: str, grace: float = 60) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def test_the_leash_hands_on_exit_codes_and_signals() -> None:
+def test_the_supervisor_hands_on_exit_codes_and_signals() -> None:
     with supervised("raise SystemExit(7)") as process:
         assert process.wait(60) == 7
     with supervised("import os; os.kill(os.getpid(), 9)") as process:
@@ -149,7 +149,7 @@ def test_the_leash_hands_on_exit_codes_and_signals() -> None:
         assert process.wait(60) == 143
 
 
-def test_the_leash_leaves_nothing_behind() -> None:
+def test_the_supervisor_leaves_nothing_behind() -> None:
     with supervised(CARELESS) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
@@ -157,7 +157,7 @@ def test_the_leash_leaves_nothing_behind() -> None:
         assert not psutil.pid_exists(left)
 
 
-def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) -> None:
+def test_the_supervisor_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) -> None:
     """The owner is killed; the command ignores SIGTERM, and has an orphan in another session."""
     stubborn = tmp_path / "stubborn.py"
     stubborn.write_text(STUBBORN)
@@ -168,7 +168,7 @@ def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) ->
     orphan = int(owner.stdout.readline())
     assert owner.stdout.readline() == "ready\n"
     below = [psutil.Process(orphan), *psutil.Process(owner.pid).children(recursive=True)]
-    assert len(below) >= 3  # the orphan, the leash, the command
+    assert len(below) >= 3  # the orphan, the supervisor, the command
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
     assert psutil.wait_procs(below, timeout=30)[1] == []

@@ -1,4 +1,4 @@
-"""Train a recipe with copies that talk in each way of train.communication, and say what they learnt for what they sent."""
+"""Train a recipe with each way of train.communication, and say what it learnt for the bytes it sent."""
 
 import json
 from math import ceil

@@ -1,4 +1,4 @@
-"""The ways in which copies of a model can talk, as `shardline compare communication` tries them, and what each is for."""
+"""The ways of train.communication that `shardline compare communication` tries, and what each is for."""
 
 from dataclasses import dataclass
 from typing import Any

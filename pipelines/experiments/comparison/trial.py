@@ -52,7 +52,8 @@ def run_trial(
     ws: Workspace, train: Train, ranks: Ranks, stop: StopRequest, advance: Advance, *, eval_every: int | None = None
 ) -> Course:
     """Train the recipe of `ws` as `train` says, without checkpoints, and with evaluations at the end only where
-    `eval_every` (a multiple of train.communication.local_steps) is None. All ranks call it together. Raises Interrupted."""
+    `eval_every` (a multiple of train.communication.local_steps) is None. All ranks call it together. Raises
+    Interrupted."""
     never = train.communication.local_steps << 40
     changes = {"checkpoint_every": never, "eval_every": eval_every or never, "checkpoints": {}}
     train = Train.model_validate(train.model_dump() | changes)

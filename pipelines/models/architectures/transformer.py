@@ -109,7 +109,7 @@ class Transformer(nn.Module):
             del self.embedding
         return ["embedding.weight"] if tied and (first or last) else []
 
-    def traffic(self, inputs: Tensor) -> Tensor:
+    def stage_output(self, inputs: Tensor) -> Tensor:
         return torch.empty(*inputs.shape[:2], self.dim, device="meta")
 
 

@@ -11,7 +11,7 @@ class Communication(Section):
     """Of copies that hold the whole model (train.parallel: data only). docs/communication.md has the trade-offs."""
 
     compression: Literal["none", "fp16", "bf16", "powersgd"] = "none"
-    """Of gradients on the wire. fp16, bf16: half the bytes; powersgd: two thin factors of each matrix."""
+    """Of gradients as they are sent. fp16, bf16: half the bytes; powersgd: two thin factors of each matrix."""
     powersgd_rank: int = Field(2, ge=1, le=256)
     """Columns of PowerSGD's factors: more send more and lose less."""
     powersgd_after: int = Field(10, ge=2)

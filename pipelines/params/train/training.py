@@ -127,13 +127,13 @@ class Train(Section):
         local = self.communication.local_steps
         if self.optimizer.closure and (local > 1 or self.communication.compression == "powersgd"):
             raise ValueError(
-                f"train.optimizer={name} searches along the gradient of the global batch, which communication.local_steps "
-                "and powersgd don't give: leave these at their defaults"
+                f"train.optimizer={name} searches along the gradient of the global batch, which "
+                "communication.local_steps and powersgd don't give: leave these at their defaults"
             )
         if self.ema is not None and self.ema.every % local:
             raise ValueError(
-                f"ema.every = {self.ema.every} is no multiple of communication.local_steps = {local}: copies have the same "
-                f"weights only when they meet. Set train.ema.every to {-(-self.ema.every // local) * local}"
+                f"ema.every = {self.ema.every} is no multiple of communication.local_steps = {local}: copies have the "
+                f"same weights only when they meet. Set train.ema.every to {-(-self.ema.every // local) * local}"
             )
 
     def _check_betas(self, betas: list[float]) -> None:
@@ -150,14 +150,14 @@ class Train(Section):
         cut = {name: size for name in ("shard", "tensor", "pipeline") if (size := getattr(parallel, name)) > 1}
         if cut and communication.local_steps > 1:
             raise ValueError(
-                f"communication.local_steps = {communication.local_steps}, but parallel = {cut}: copies that train by themselves "
-                "must hold the whole model. Set these to 1, or train.communication.local_steps to 1"
+                f"communication.local_steps = {communication.local_steps}, but parallel = {cut}: copies that train by "
+                "themselves must hold the whole model. Set these to 1, or train.communication.local_steps to 1"
             )
         if communication.compression != "none" and (parallel.shard > 1 or parallel.tensor > 1):
             raise ValueError(
-                f"communication.compression = {communication.compression}, but parallel = {cut}: only copies of a whole model "
-                "(DDP) compress their gradients. Set train.communication.compression to none; train.precision: bf16 halves "
-                "what FSDP gathers"
+                f"communication.compression = {communication.compression}, but parallel = {cut}: only copies of a "
+                "whole model (DDP) compress their gradients. Set train.communication.compression to none; "
+                "train.precision: bf16 halves what FSDP gathers"
             )
         for name, value in (
             ("communication.local_after", communication.local_after),
@@ -168,6 +168,6 @@ class Train(Section):
             if value % communication.local_steps:
                 best = -(-value // communication.local_steps) * communication.local_steps
                 raise ValueError(
-                    f"{name} = {value} is no multiple of communication.local_steps = {communication.local_steps}: copies are the "
-                    f"same only when they meet. Set train.{name} to {best}"
+                    f"{name} = {value} is no multiple of communication.local_steps = {communication.local_steps}: "
+                    f"copies are the same only when they meet. Set train.{name} to {best}"
                 )

@@ -1,4 +1,4 @@
-"""One training's exchange between its ranks: when copies step alone and when they meet, and what is sent."""
+"""One training's gradient sync between its ranks: when copies step alone and when they meet, and what is sent."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -53,7 +53,8 @@ class GradientSync:
         sampler: Sampler | None = None,
     ) -> "GradientSync":
         """Of `module`, which is what the step calls: in DistributedDataParallel where whole copies are. From now on
-        these average their gradients as `communication` says. `sampler`: of the rank that tells, where there are several."""
+        these average their gradients as `communication` says. `sampler`: of the rank that tells, where
+        there are several."""
         if not isinstance(module, DistributedDataParallel):
             return cls(traffic, None, None, counted=mesh is None, sampler=sampler)
         power, meetings = count_and_compress(module, communication, traffic), None

@@ -3,7 +3,8 @@
 What the rest of training may rely on, in every layout:
 
 - `Session.layout` says where this rank stands (`Layout`): `data_rank` of `data_world` are its place in the global
-  batch, which ranks of one tensor or pipeline group share; `speaks` says whether its losses count in a sum over ranks.
+  batch, which ranks of one tensor or pipeline group share; `owns_loss` says whether its losses count in a sum
+  over ranks.
 - `Session.mesh` is torch's `DeviceMesh` with the dimensions `pipeline`, `data`, `shard`, `tensor` (those of size 1
   too), or None for a single rank. `mesh["shard"].get_group()` is a process group.
 - `Session.model` is the module that holds this rank's parameters; `Session.runner` runs it, forward and back. The names

@@ -47,14 +47,15 @@ def parallelize(
     if layout.size("pipeline") == 1 or mesh is None:
         runner: Runner = Direct(
             module, model, precision.autocast,
-            accumulate=train.accumulate, zero=parallel.zero if layout.size("shard") > 1 else 1, owns_loss=layout.owns_loss,
+            accumulate=train.accumulate, zero=parallel.zero if layout.size("shard") > 1 else 1,
+            owns_loss=layout.owns_loss,
         )  # fmt: skip
         return Parallelized(model, module, runner, shared)
     from pipelines.training.parallelism.pipeline_parallel import Pipelined
 
     assert isinstance(model, PipelineParallel)
     runner = Pipelined(
-        module, model.traffic, layout, mesh, precision.autocast,
+        module, model.stage_output, layout, mesh, precision.autocast,
         schedule=parallel.schedule, microbatches=parallel.microbatch_count, shared=shared, device=device,
     )  # fmt: skip
     return Parallelized(model, module, runner, shared)
@@ -66,7 +67,7 @@ def keep_stage(model: nn.Module, layout: Layout) -> list[str]:
     if stages == 1:
         return []
     if not isinstance(model, PipelineParallel):
-        raise _no_plan(model, "pipeline", stages, "keep_stage and wire")
+        raise _no_plan(model, "pipeline", stages, "keep_stage and stage_output")
     try:
         return model.keep_stage(layout.place("pipeline"), stages)
     except ValueError as error:
@@ -130,7 +131,8 @@ def join_copies(
         warnings.filterwarnings("ignore", r"(?s)Grad strides do not match.*grad.sizes\(\) = \[\d+, 1, ", UserWarning)
         return DistributedDataParallel(
             model, device_ids=ids, process_group=mesh["data"].get_group(), forward_sync_buffers=moving,
-            gradient_as_bucket_view=True, bucket_cap_mb=communication.bucket_mb if communication.overlap else _ONE_BUCKET,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=communication.bucket_mb if communication.overlap else _ONE_BUCKET,
         )  # fmt: skip
     return _shard(model, layout, mesh, train.parallel, precision)
 

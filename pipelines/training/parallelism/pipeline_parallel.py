@@ -26,12 +26,12 @@ class Pipelined:
     """
 
     def __init__(
-        self, module: nn.Module, traffic: Callable[[Tensor], Tensor], layout: Layout, mesh: DeviceMesh,
+        self, module: nn.Module, stage_output: Callable[[Tensor], Tensor], layout: Layout, mesh: DeviceMesh,
         autocast: Callable[[], AbstractContextManager[None]], *,
         schedule: str, microbatches: int, shared: list[Tensor], device: torch.device,
     ) -> None:  # fmt: skip
-        """`wire`: shapes between stages, see models.plans; `shared`: parameters that first and last stage both hold."""
-        self.module, self.traffic, self.layout, self.autocast = module, traffic, layout, autocast
+        """`stage_output`: shapes between stages, see models.plans; `shared`: parameters of the first and last stage."""
+        self.module, self.stage_output, self.layout, self.autocast = module, stage_output, layout, autocast
         self.schedule, self.microbatches, self.shared, self.device = SCHEDULES[schedule], microbatches, shared, device
         self.group, self.ends = mesh["pipeline"].get_group(), _ends(layout, mesh)
         self.local = False
@@ -93,10 +93,10 @@ class Pipelined:
         key = (filled.shape, learns)
         if key not in self._made:
             microbatch = filled[: len(filled) // self.microbatches]
-            traffic = self.traffic(microbatch).requires_grad_(learns)  # on the meta device: shapes only
+            stage_output = self.stage_output(microbatch).requires_grad_(learns)  # on the meta device: shapes only
             stage = PipelineStage(
                 self.module, self.layout.place("pipeline"), self.layout.size("pipeline"), self.device, group=self.group,
-                input_args=microbatch if self._first else traffic, output_args=traffic,
+                input_args=microbatch if self._first else stage_output, output_args=stage_output,
             )  # fmt: skip
             kind = self.schedule if learns else ScheduleGPipe
             # scale_grads: the objective already divides by the global count.

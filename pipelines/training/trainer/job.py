@@ -1,6 +1,6 @@
 """What a trainer of one's own is given (`train.entrypoint`), and what it owes: docs/your-own-trainer.md.
 
-def train(job, **args):            # or, in a script: job = handoff()
+def train(job, **args):            # or, in a script: job = trainer_job()
     model = job.build_model()
     …                              # go on from job.checkpoint_folder where something is there
     for batch in job.train: …      # job.train.state_dict() into each checkpoint
@@ -186,8 +186,8 @@ def trainer_job() -> TrainerJob:
     """The job of this process, for a script that is the entry point. Raises ShardlineError where there is none."""
     if _current is None:
         raise ShardlineError(
-            "handoff() is for a trainer that shardline started, and this process is none: set train.entrypoint to the "
-            "script in params.yaml, and run `shardline train`."
+            "trainer_job() is for a trainer that shardline started, and this process is none: set train.entrypoint to "
+            "the script in params.yaml, and run `shardline train`."
         )
     return _current
 

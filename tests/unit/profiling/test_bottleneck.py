@@ -1,4 +1,4 @@
-"""The verdict: for each bound the right word, the right advice, and a gain that follows from the figures."""
+"""The bottleneck: for each bound the right word, the right advice, and a gain that follows from the figures."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_compute_bound_with_cores_to_spare() -> None:
 
 
 def test_compute_bound_and_as_good_as_it_goes() -> None:
-    """70 % of the peak in the products: no setting helps, and the verdict says so instead of inventing one."""
+    """70 % of the peak in the products: no setting helps, and the report says so instead of inventing one."""
     peak = 100e9
     bottleneck = judge(figures(compute=0.98, flops=0.98 * 0.7 * peak * 0.1, peaks={"float32": peak}))
     assert bottleneck.figures.utilisation == pytest.approx(0.98 * 0.7)

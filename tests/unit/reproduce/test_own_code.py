@@ -37,7 +37,7 @@ def test_imports_are_followed_and_nothing_is_run(recipe: Path) -> None:
     (recipe / "net").mkdir()
     (recipe / "net" / "__init__.py").write_text("raise SystemError('it was run')")
     (recipe / "net" / "model.py").write_text(
-        "import numpy, torch.nn\nfrom . import layers\nfrom pipelines.models import MLP\n"
+        "import numpy, torch.nn\nfrom . import layers\nfrom pipelines.models.architectures.mlp import MLP\n"
     )
     (recipe / "net" / "layers.py").write_text("def late():\n    from shared import norm\n    import metric\n")
     (recipe / "net" / "unused.py").write_text("")

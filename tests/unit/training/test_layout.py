@@ -127,8 +127,8 @@ def test_stages_one_after_the_other_are_the_model(stages: int, tied: bool) -> No
         names += [name for name in part.state_dict() if not (name in shared and stage)]
         x = part(x)
         if stage < stages - 1:
-            assert x.shape == whole.traffic(tokens).shape
-            assert x.dtype == whole.traffic(tokens).dtype
+            assert x.shape == whole.stage_output(tokens).shape
+            assert x.dtype == whole.stage_output(tokens).dtype
     assert sorted(names) == sorted(whole.state_dict())
     assert torch.equal(x, whole(tokens))
 
