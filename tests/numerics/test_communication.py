@@ -357,7 +357,7 @@ def test_what_counts_steps_is_not_averaged() -> None:
 def test_copies_meet_at_the_end_and_are_the_same_before_they_part() -> None:
     communication = Communication(local_steps=4, local_after=8)
     meetings = Meetings(communication, nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]), None, Traffic(2))  # type: ignore[arg-type]
-    assert [step for step in range(14) if meetings.alone(step)] == [8, 9, 10, 11, 12, 13]
+    assert [step for step in range(14) if meetings.is_local(step)] == [8, 9, 10, 11, 12, 13]
     assert [done for done in range(15) if meetings.due(done, 14)] == [12, 14]
     assert [done for done in range(15) if meetings.together(done, 14)] == [*range(9), 12, 14]
 
