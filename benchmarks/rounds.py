@@ -22,7 +22,7 @@ _console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Entrant:
-    """A contender that may be started: `contender` of a module in `benchmarks.contenders`, or `benchmarks.peers`, with each of `workers`."""
+    """A contender that may be started: `contender` of `Setting.module(module)`, with each of `workers`."""
 
     name: str
     module: str
