@@ -191,7 +191,7 @@ def test_a_wrong_label_in_the_shards_is_named_with_its_sample(tmp_path: Path, sp
 def test_text_is_checked_as_well(tmp_path: Path) -> None:
     ws = make_text(tmp_path / "ws")
     zone = ws.zone("shards")
-    spec = zone.manifest().header["spec"] | {"vocab_size": 120}
+    spec = zone.manifest().header["spec"] | {"vocab_size": 120, "separator": None}
     records = zone.manifest().records()
     zone.commit(Manifest.build("shards", records, kind="tokens", spec=spec, counts={}, parents={}))
     with pytest.raises(ShardlineError, match=r"sample .*: tokens holds 256, but there are 120 tokens"):
