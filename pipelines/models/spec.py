@@ -41,7 +41,7 @@ class Target(Section):
 
     name: str
     dtype: DType
-    shape: list[Size] = []
+    shape: list[Size] | None = None
     mean: Number = 0.0
     std: Annotated[Number, Field(ge=0)] = 1.0
 
@@ -96,7 +96,7 @@ def why_malformed(spec: Mapping[str, Any]) -> str | None:
 
 
 def explained(error: ValidationError, within: str = "", known: Sequence[str] = ()) -> str:
-    """What pydantic found, each with its key `within` what was checked; near an unknown key stands one that is known."""
+    """What pydantic found, each with its key `within` what was checked; beside an unknown key, the nearest `known`."""
     return "; ".join(_fault(one, within, known) for one in error.errors(include_url=False))
 
 

@@ -47,8 +47,8 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
 
     Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
-    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, or what was packaged does not answer its own input
-    example.
+    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, or what was
+    packaged does not answer its own input example.
     """
     from pipelines.models.importing import Own
     from pipelines.models.saved import check_weights, load_config
