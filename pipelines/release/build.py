@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation.stage import numbers
 from pipelines.locks import alone
+from pipelines.preflight import check_folder
 from pipelines.progress import say, stepping
 from pipelines.release.identity import METADATA, Identity, evaluation
 from pipelines.release.logged import log_package
@@ -47,12 +48,13 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
 
     Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
-    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, or what was
-    packaged does not answer its own input example.
+    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, its folder
+    is none for MLflow, or what was packaged does not answer its own input example.
     """
     from pipelines.models.importing import Own
     from pipelines.models.saved import check_weights, load_config
 
+    check_folder(ws)
     config = load_config(ws.model, Own.of(ws.params))
     check_weights(ws.model)
     metrics = evaluation(ws)
