@@ -5,6 +5,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import yaml
 
@@ -18,8 +19,9 @@ from storage.redact import mask
 
 
 def check(ws: Workspace) -> None:
-    """Raises ParamsError for text that DVC can't read, for code of the user's that isn't there, and for figures and
-    splits that later stages would ask for in vain."""
+    """Raises ParamsError for a folder that MLflow can't read, for text that DVC can't, for code of the user's that
+    isn't there, and for figures and splits that later stages would ask for in vain."""
+    check_folder(ws)
     file, params = ws.root / FILENAME, ws.params
     _refuse_bare_colons(file, file.read_text())
     for setting, path in import_paths(ws.params):
@@ -28,6 +30,17 @@ def check(ws: Workspace) -> None:
     _check_shares(params)
     check_metric_names(params)
     check_gate(params, _likely_tasks(params), None, [name for name, _ in params.ingest.by_domain if name is not None])
+
+
+def check_folder(ws: Workspace) -> None:
+    """Raises ParamsError for a folder whose packages MLflow could neither make nor load: it decodes a path as if it
+    were a URL, and doesn't take the URL either."""
+    if escape := re.search("%[0-9A-Fa-f]{2}", str(ws.root)):
+        folder = next(part for part in (*reversed(ws.root.parents), ws.root) if escape[0] in part.name)
+        raise ParamsError(
+            f"{folder}: MLflow takes {escape[0]!r} in a folder's name for the character {unquote(escape[0])!r}, and "
+            "would not find the packaged model in it. Rename that folder."
+        )
 
 
 def check_shards(ws: Workspace) -> None:
