@@ -22,9 +22,9 @@ from pipelines.console.progress import say, stepping
 from pipelines.params.schema.flat import numbers
 from pipelines.release.fingerprint import METADATA, Fingerprint, evaluation
 from pipelines.release.logged_model import log_package
-from pipelines.reproduce.preflight import check_folder
 from pipelines.runtime.locks import exclusive
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
+from pipelines.tracking.names import check_folder
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, temporary_folder
 from storage.errors import ParamsError

@@ -5,7 +5,6 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
 
 import yaml
 
@@ -13,6 +12,7 @@ from pipelines.evaluation.metrics.names import TASKS, TaskName, check_gate, chec
 from pipelines.evaluation.splits import check_split
 from pipelines.params import FILENAME, Params
 from pipelines.runtime.own_code import code_of, import_paths
+from pipelines.tracking.names import check_folder
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
 from storage.redact import mask
@@ -30,17 +30,6 @@ def check(ws: Workspace) -> None:
     _check_shares(params)
     check_metric_names(params)
     check_gate(params, _likely_tasks(params), None, [name for name, _ in params.ingest.by_domain if name is not None])
-
-
-def check_folder(ws: Workspace) -> None:
-    """Raises ParamsError for a folder whose packages MLflow could neither make nor load: it decodes a path as if it
-    were a URL, and doesn't take the URL either."""
-    if escape := re.search("%[0-9A-Fa-f]{2}", str(ws.root)):
-        folder = next(part for part in (*reversed(ws.root.parents), ws.root) if escape[0] in part.name)
-        raise ParamsError(
-            f"{folder}: MLflow takes {escape[0]!r} in a folder's name for the character {unquote(escape[0])!r}, and "
-            "would not find the packaged model in it. Rename that folder."
-        )
 
 
 def check_shards(ws: Workspace) -> None:
