@@ -133,6 +133,16 @@ def test_what_later_stages_would_ask_for_in_vain_is_told_first(
         check(opened(tmp_path, **sections))
 
 
+def test_a_job_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both by `shardline repro` and by a flow, which open a recipe so."""
+    (tmp_path / ".dvc").mkdir()
+    opened(tmp_path, **gated("bits_per_bite", mode="min"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match=r"promote.gate.metric='bits_per_bite'"):
+        open_recipe(None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".dvc", "params.yaml"]
+
+
 @pytest.mark.parametrize(
     "sections",
     [
