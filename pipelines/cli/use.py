@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import USE, Named, Recipe, RecipeOption, app, one_of
+from pipelines.cli.app import USE, AsJson, Named, Recipe, RecipeOption, app, one_of
 
 Alias = Annotated[str, typer.Option(help="champion, candidate, or a version number.")]
 
@@ -46,9 +46,10 @@ def generate(
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Images, or CSV files with the features' columns.")],
     alias: Alias = "champion",
+    as_json: AsJson = False,
     recipe: RecipeOption = None,
 ) -> None:
     """Classify files with a registered model: one line a file (or a row), label and probability."""
     from pipelines.release import predict as run
 
-    run(recipe, files, alias=alias)
+    run(recipe, files, alias=alias, as_json=as_json)

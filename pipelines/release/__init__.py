@@ -37,8 +37,10 @@ def generate(
     print_text(recipe, prompt, alias, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
 
 
-def predict(recipe: str | None, files: Sequence[Path], *, alias: str = "champion") -> None:
+def predict(
+    recipe: str | None, files: Sequence[Path], *, alias: str = "champion", as_json: bool = False,
+) -> None:  # fmt: skip
     """Print a registered model's answer for each file, or row of a CSV file. See `print_predictions`."""
     from pipelines.release.prediction import print_predictions
 
-    print_predictions(recipe, files, alias)
+    print_predictions(recipe, files, alias, as_json=as_json)
