@@ -21,19 +21,22 @@ Answer = dict[str, Any]  # {"label", "probability"} or {"value"}
 TASKS = ("classification", "regression")
 
 
-def print_predictions(recipe: str | None, files: Sequence[Path], alias: str, *, as_json: bool = False) -> None:
+def print_predictions(
+    recipe: str | None, files: Sequence[Path], alias: str, *, changed_code: bool = False, as_json: bool = False
+) -> None:
     """Print a line for each image, or for each row of a CSV file: name, answer, probability, separated by tabs; or all
     of it as one JSON value, which takes memory for all of it.
 
     Raises SourceError for a missing file, DataError for one that cannot be read, ParamsError when there is no such
-    model or version, TrackingError when MLflow cannot be reached.
+    model or version, or its own code has changed since (unless `changed_code`), TrackingError when MLflow cannot be
+    reached.
     """
     for file in files:
         if not file.is_file():
             what = "is a folder; name the files in it" if file.is_dir() else "no such file"
             raise SourceError(f"{file}: {what}.")
     model = resolve_model(recipe, TASKS, inputs=_inputs(files))
-    served, version = load_version(model, alias)
+    served, version = load_version(model, alias, changed_code=changed_code)
     print(f"{model.name} version {version.version}", file=sys.stderr)
     if as_json:
         rows = [{"name": name} | answer for name, answer in predictions(served, files)]

@@ -7,13 +7,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.caches import open_cache
 from pipelines.models import save_model
 from pipelines.models.importing import import_named, importable, refuse_data
-from pipelines.own_code import digests
+from pipelines.own_code import code_behind, digests
 from pipelines.params import suggestion
 from pipelines.params.flat import flat
 from pipelines.progress import say
@@ -116,6 +117,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[Handoff]:
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
     task, config = aim(params, manifest)
+    config = replace(config, code=code_behind(params.model.name, ws))
     if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
     device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)
