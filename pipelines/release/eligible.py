@@ -6,7 +6,7 @@ import os
 
 from pipelines.own_code import changed_since
 from pipelines.release.identity import ARTIFACTS, OWN_CODE
-from pipelines.tracking.lineage import uncommitted
+from pipelines.tracking.lineage import uncommitted, unknown_to_git
 from pipelines.workspace import Workspace
 
 #: What DVC sets in the environment of an experiment's stages.
@@ -27,6 +27,12 @@ def why_not(ws: Workspace) -> str | None:
         return (
             f"{_some(changed)} differ from the last commit, so that no commit would say what the model "
             "comes from; it stays with its run. To register it: commit, `shardline repro`"
+        )
+    if unknown := unknown_to_git(ws):
+        return (
+            f"git does not know {_some(unknown)}, code of your own that the recipe runs, so that no commit would say "
+            "what the model comes from; it stays with its run. To register it: "
+            f"`git add {' '.join(unknown[:3])}` (--force what is ignored), commit, `shardline repro`"
         )
     if different := _other_code(ws):
         return (

@@ -13,6 +13,7 @@ from training_samples import make_points, without_mlflow
 from pipelines.evaluation import evaluate
 from pipelines.release import generate, package, predict, promote
 from pipelines.release.eligible import waits
+from pipelines.tracking import connect
 from pipelines.training import train
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
@@ -225,6 +226,28 @@ def test_a_model_is_neither_packaged_nor_registered_in_other_code(root, database
     (root / "layers.py").write_text(TANH)
     assert waits(ws)
     assert promote(ws)["aliases"] == {"candidate": 1, "champion": 1}
+
+
+@pytest.mark.parametrize("ignored", ["", "layers.py\n"])
+def test_own_code_that_git_does_not_know_registers_nothing(root, database, ignored):
+    ws = make(root, database)
+    committed()
+    git("rm", "--quiet", "--cached", "layers.py")
+    (root / ".gitignore").write_text((root / ".gitignore").read_text() + ignored)
+    git("commit", "--quiet", "--all", "--message", "without it")
+    assert git("status", "--short") == ("" if ignored else "?? layers.py")
+    (root / "notes.py").write_text("")  # no stage runs it
+    result = release(ws, 0.9)
+    assert result["version"] is None
+    assert "git does not know layers.py, code of your own" in result["decision"]["reason"]
+    assert "`git add layers.py`" in result["decision"]["reason"]
+    git("add", "--force", "layers.py")
+    assert promote(ws)["version"] is None, "what is staged is not committed"
+    git("commit", "--quiet", "--message", "known")
+    assert waits(ws)
+    assert promote(ws)["version"] == 1
+    version = connect(ws).client.get_model_version("table_test", "1")
+    assert version.tags["git.dirty"] == "false"
 
 
 def test_two_packages_in_one_process_do_not_share_a_module(root, database, tmp_path, monkeypatch):
