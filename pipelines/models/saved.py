@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class ModelConfig:
 
     model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
     manifest: digest of the shards manifest; samples: of text, whether it learnt from windows or whole documents;
-    documents: whether those that share a window are kept apart.
+    documents: whether those that share a window are kept apart; code: of a model of the user's own, its files when the
+    training began, path from the recipe's folder → digest.
     """
 
     model: dict[str, Any]
@@ -39,6 +40,7 @@ class ModelConfig:
     manifest: str
     samples: str = "windows"
     documents: bool = False
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def window(self) -> int | None:
@@ -67,7 +69,7 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
     """Write `state` and `config` into `folder`, each file whole or absent; the same always gives the same bytes."""
     write_atomically(folder / WEIGHTS, encode_tensors(state))
     values = {"format": FORMAT, **asdict(config)}
-    for name, usual in (("samples", "windows"), ("documents", False)):
+    for name, usual in (("samples", "windows"), ("documents", False), ("code", {})):
         if values[name] == usual:  # as files have always been, so that older versions read them
             del values[name]
     text = json.dumps(values, indent=2, sort_keys=True)
@@ -76,7 +78,7 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
 
 def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
     """Raises FormatError for a folder without a model, or of an unknown format; ParamsError for one whose model is
-    neither Shardline's nor of the user's `own` code."""
+    neither Shardline's nor of the user's `own` code, or was trained with other code than that."""
     file = folder / CONFIG
     try:
         values = json.loads(file.read_text())
@@ -96,7 +98,7 @@ def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
         name, _ = str(config.model["name"]), dict(config.model["args"])
     except (TypeError, KeyError, ValueError) as error:
         raise _malformed(file, error) from error
-    own.check(name, file)
+    own.check(name, file, config.code)
     return config
 
 
@@ -108,7 +110,7 @@ def load_model(folder: Path, own: Own = NOBODY) -> tuple[nn.Module, ModelConfig]
     """The model in `folder`, on the CPU and in evaluation mode. Its configuration may name Shardline's models and the
     user's `own` code (by default none), and nothing else is imported.
 
-    Raises FormatError, ParamsError (code that is gone, or not to be imported).
+    Raises FormatError, ParamsError (code that is gone, not to be imported, or not what it was trained with).
     """
     config = load_config(folder, own)
     file = folder / WEIGHTS

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.console.progress import say, stepping
 from pipelines.evaluation.stage import numbers
-from pipelines.release.fingerprint import METADATA, Fingerprint, evaluation
+from pipelines.release.fingerprint import METADATA, OWN_CODE, Fingerprint, evaluation
 from pipelines.release.logged_model import log_package
 from pipelines.runtime.locks import exclusive
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
@@ -47,13 +47,13 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
 
     Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
-    or its metrics, ParamsError when the model is not the recipe's, or what was packaged does not answer its own input
-    example.
+    or its metrics, ParamsError when the model is not the recipe's, was trained with other code than today's, or what
+    was packaged does not answer its own input example.
     """
-    from pipelines.models.importing import Own
     from pipelines.models.saved import load_config
+    from pipelines.runtime.own_code import AGAIN, own
 
-    config = load_config(ws.model, Own.of(ws.params))
+    config = load_config(ws.model, own(ws, f"The model in {ws.model}", AGAIN))
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
     one = exclusive(ws.state / "package.lock", ws.package)
@@ -83,7 +83,7 @@ def _fill(
         "split": ws.params.evaluate.split,
         "metrics": metrics,
     }
-    facts |= fingerprint.tags()
+    facts |= fingerprint.tags() | ({OWN_CODE: config.code} if config.code else {})
     begin("save the model")
     _save(ws, folder, config, signature, facts)
     begin("ask it its input example")
