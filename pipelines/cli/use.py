@@ -6,9 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import USE, Named, Recipe, RecipeOption, app, one_of
+from pipelines.cli.app import USE, AsJson, Named, Recipe, RecipeOption, app, one_of
 
 Alias = Annotated[str, typer.Option(help="champion, candidate, or a version number.")]
+ChangedCode = Annotated[
+    bool,
+    typer.Option(
+        "--changed-code", help="Run the version through today's code of its model, though it was trained with other."
+    ),
+]
 
 
 @app.command(rich_help_panel=USE)
@@ -32,6 +38,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the likeliest K tokens only.")] = 40,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     alias: Alias = "champion",
+    changed_code: ChangedCode = False,
     recipe: Named = None,
     option: Recipe = None,
 ) -> None:
@@ -39,16 +46,21 @@ def generate(
     from pipelines.serving import generate as run
 
     chosen = one_of(recipe, option)
-    run(chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias)
+    run(
+        chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias,
+        changed_code=changed_code,
+    )  # fmt: skip
 
 
 @app.command(rich_help_panel=USE)
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Images, or CSV files with the features' columns.")],
     alias: Alias = "champion",
+    changed_code: ChangedCode = False,
+    as_json: AsJson = False,
     recipe: RecipeOption = None,
 ) -> None:
     """Classify files with a registered model: one line a file (or a row), label and probability."""
     from pipelines.serving import predict as run
 
-    run(recipe, files, alias=alias)
+    run(recipe, files, alias=alias, changed_code=changed_code, as_json=as_json)
