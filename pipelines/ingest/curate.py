@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipelines.ingest import duplicates
 from pipelines.ingest.content import SPLITS, input_digests, sample_digests, splits, to_arrow
-from pipelines.ingest.curated import CONTENT, ID, Writer, blocks
+from pipelines.ingest.curated import CONTENT, ID, OWN, TOGETHER, Writer
 from pipelines.ingest.domains import Records, by_domain, mark, named, outside, salt
 from pipelines.ingest.quarantine import rows_of
 from pipelines.ingest.readers import KINDS, READERS, detect
@@ -83,15 +83,13 @@ class CurateStage:
             )
 
     def work(self, item: Item) -> Result:
-        """Read the group's files, one at a time, and write a Parquet object for each split."""
+        """Read the group's files, one at a time and piece by piece, and write a Parquet object for each split."""
         kind, aside = KINDS[item.payload["reader"]], list[dict[str, Any]]()
         with ExitStack() as stack:
             writers = [stack.enter_context(closing(Writer(self.zone))) for _ in SPLITS]
             for file in item.payload["files"]:
-                rows = self._read(file, item)
-                aside += rows.quarantined
-                if rows.ids:
-                    self._share_out(rows, kind, writers)
+                for table in self._tables(file, item, aside):
+                    self._share_out(table, kind, writers)
             about = {"after": item.payload["after"], **mark(item.payload.get("domain"))}
             records = [
                 {**writer.publish(kind), "split": split, **about}
@@ -100,28 +98,37 @@ class CurateStage:
             ]
         return Result(item.key, records, aside)
 
-    def _read(self, file: dict[str, Any], item: Item) -> Rows:
-        """The rows of a raw file, whose bytes are let go of."""
-        domain = item.payload.get("domain")
-        data = self.source.read(file["path"], file["digest"])
-        whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
-        del data
-        return named(READERS[item.payload["reader"]](outside(domain, file["name"]), whole, self.params), domain)
+    def _tables(self, file: dict[str, Any], item: Item, aside: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        """The rows of a raw file with their names and the reader's digests, about TOGETHER bytes at a time; what is set
+        aside is added to `aside`."""
+        domain, tables, size = item.payload.get("domain"), list[pa.Table](), 0
+        with self.source.opened(file["path"], file["digest"]) as opened:
+            pieces = READERS[item.payload["reader"]](outside(domain, file["name"]), opened, self.params)
+            for rows in (named(piece, domain) for piece in pieces):
+                aside += rows.quarantined
+                if not rows.ids:
+                    continue
+                tables.append(_with_names(rows))
+                size += tables[-1].nbytes
+                if size > TOGETHER:
+                    yield pa.concat_tables(tables)
+                    tables, size = [], 0
+        if tables:
+            yield pa.concat_tables(tables)
 
-    def _share_out(self, rows: Rows, kind: str, writers: Sequence[Writer]) -> None:
+    def _share_out(self, table: pa.Table, kind: str, writers: Sequence[Writer]) -> None:
         """Give the writer of each of SPLITS its rows, in their order. A sample's split is a function of the seed and of
         what a model sees of it."""
-        table, inputs = rows.table, input_digests(rows.table, kind)
+        samples = table.drop_columns([name for name in OWN if name in table.column_names])
+        inputs = input_digests(samples, kind)
         if self.params.deduplicate:
-            table = table.add_column(0, CONTENT, to_arrow(sample_digests(table, inputs, rows.content)))
-        table = table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))
+            content = to_arrow(sample_digests(samples, inputs, table[CONTENT]))
+            table = table.set_column(1, CONTENT, content)
         found = splits(inputs, self.seed, self.params.split)
-        for block in blocks(table):
-            part = table[block]
-            for number, writer in enumerate(writers):
-                mine = np.flatnonzero(found[block] == number)
-                if len(mine):
-                    writer.write(part if len(mine) == len(part) else part.take(pa.array(mine)))
+        for number, writer in enumerate(writers):
+            mine = np.flatnonzero(found == number)
+            if len(mine):
+                writer.write(table if len(mine) == len(table) else table.take(pa.array(mine)))
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]:
         """The curated manifest, a row an object, and the list of what is left out of it."""
@@ -153,3 +160,9 @@ class CurateStage:
             record |= {"rows": rows - len(left_out), "left_out": duplicates.pack(rows, left_out)}
         by_line = [reader not in ("text", "image_folder") for reader in readers]
         return len(found.left_out), [*duplicates.listed(self.zone, records, found, by_line)]
+
+
+def _with_names(rows: Rows) -> pa.Table:
+    """The samples, below OWN's columns."""
+    table = rows.table if rows.content is None else rows.table.add_column(0, CONTENT, rows.content)
+    return table.add_column(0, ID, pa.array(rows.ids, pa.large_string()))

@@ -1,11 +1,12 @@
-"""Readers: the bytes of a raw file → typed rows, and what had to be set aside.
+"""Readers: a raw file → typed rows, piece by piece, and what had to be set aside.
 
-An author of a reader writes one function `(name, bytes, params) → Rows`. Names, splits, deduplication, Parquet and the
-quarantine are the stage's.
+An author of a reader writes one function `(name, open file, params) → iterator of Rows`. Names, splits, deduplication,
+Parquet and the quarantine are the stage's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 from pipelines.ingest.images import read_image
 from pipelines.ingest.readers.csv_rows import read_csv
@@ -18,7 +19,7 @@ from storage.errors import DataError
 
 __all__ = ["KINDS", "READERS", "Rows", "detect"]
 
-Reader = Callable[[str, bytes, Curate], Rows]
+Reader = Callable[[str, BinaryIO, Curate], Iterator[Rows]]
 
 READERS: dict[str, Reader] = {
     "text": read_text,

@@ -11,13 +11,16 @@ from contextlib import nullcontext
 import numpy as np
 import pyarrow as pa
 import pytest
+from whole_files import whole
 
-from pipelines.ingest.readers import READERS, detect
+from pipelines.ingest import readers
+from pipelines.ingest.readers import detect
 from pipelines.params import Curate
 from storage.errors import DataError
 
 TEXT = b"a,y\n" + b"1,u\n" * 50
 PARAMS = Curate(label="y")
+READERS = {name: whole(read) for name, read in readers.READERS.items()}
 
 
 def zipped() -> bytes:
