@@ -14,7 +14,8 @@ class Rows:
     an entry stands for another number of samples than 1. Each row of a file is in one of its pieces, kept or set aside;
     there may be pieces without samples.
 
-    `content`, where it is asked for (`curate.deduplicate`), is an Arrow array of type binary(16), without nulls: a
+    `content`, looked at where duplicates are looked for (`curate.deduplicate`; None: what `table` has is all that the
+    file holds), is an Arrow array of type binary(16), without nulls: a
     digest for each sample of all that the file holds of it, before features are chosen. Of a CSV record's or a JSONL
     line's bytes without the line end, of all columns of a Parquet row, of a whole file's bytes; of tables with the
     columns' names, where some are no features. Equal ones have equal digests in every file of that kind, on every

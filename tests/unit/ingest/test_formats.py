@@ -13,14 +13,13 @@ import pyarrow as pa
 import pytest
 from whole_files import whole
 
-from pipelines.ingest import readers
 from pipelines.ingest.readers import detect
-from pipelines.params import Curate
+from pipelines.params import Curate, data
 from storage.errors import DataError
 
 TEXT = b"a,y\n" + b"1,u\n" * 50
 PARAMS = Curate(label="y")
-READERS = {name: whole(read) for name, read in readers.READERS.items()}
+READERS = {name: whole(member().read) for name, member in data.READERS.members.items()}
 
 
 def zipped() -> bytes:
