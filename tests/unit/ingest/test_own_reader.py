@@ -1,12 +1,13 @@
 """A reader of the user's own: one file beside params.yaml, and nothing else."""
 
 import json
+import re
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
-from conftest import TINY, Run, make_project, write_params
+from conftest import REPOSITORY, TINY, Run, make_project, write_params
 
 from pipelines.ingest import data_stage
 from pipelines.ingest.curated import read_whole
@@ -19,43 +20,8 @@ from pipelines.params.registry import Named, Registry
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
 
-READER = '''
-"""Tables whose columns have fixed widths; the last is the label."""
-
-import pyarrow as pa
-
-from pipelines.ingest.quarantine import Aside
-from pipelines.ingest.readers import Reader
-from pipelines.ingest.rows import Rows
-
-
-class FixedWidth(Reader):
-    kind = "table"
-    widths: list[int]
-    """Characters of each column."""
-
-    def read(self, name, file, params):
-        aside, ids, rows = Aside(params.max_quarantined), [], []
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(self.row(line.decode().rstrip()))
-                ids.append(f"{name}:{number}")
-            except ValueError as error:
-                aside.add(f"{name}:{number}", str(error))
-            if len(rows) == 3:
-                yield Rows(ids, pa.Table.from_pylist(rows), aside.new())
-                ids, rows = [], []
-        if rows:
-            yield Rows(ids, pa.Table.from_pylist(rows), aside.new())
-        yield Rows.none(aside)
-
-    def row(self, line):
-        cells = []
-        for width in self.widths:
-            cells.append(line[:width].strip())
-            line = line[width:]
-        return {f"f{place}": float(cell) for place, cell in enumerate(cells[:-1])} | {"label": cells[-1]}
-'''
+PAGE = (REPOSITORY / "docs" / "your-own-data.md").read_text()
+(READER,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "FixedWidth" in code)
 LINES = "".join(f"{row:5d}{row % 7 / 4:6.2f} {'uv'[row % 2]}\n" for row in range(40)) + "    x  1.00 u\n    0  0.00 u\n"
 
 
