@@ -54,6 +54,19 @@ def window(data: bytes, start: int, ahead: int) -> Window:
     return found
 
 
+@given(st.text("a\r\n", max_size=20).map(str.encode), st.integers(1, 5))
+def test_a_window_knows_lines_whatever_of_them_it_has(data: bytes, ahead: int) -> None:
+    lines = data.splitlines(keepends=True)
+    for first in range(len(lines) + 1):
+        file, place = Window(io.BytesIO(data), ahead), 0
+        for line in lines[:first]:
+            assert file.more()
+            file.skip_line()
+            place += len(line)
+            assert file.place == place
+        assert file.count_lines() == len(lines) - first
+
+
 @given(st.lists(SCRAPS, max_size=40).map(b"".join), BLOCKS)
 @example(b'1,"x,y\n2,x,y\n', 5)
 @example(b'1,"x\r\ny",z\r\n2,"",z\r', 3)
@@ -149,10 +162,12 @@ LINES = st.one_of(
 )
 
 
-@given(st.lists(LINES), st.sampled_from([b"\n", b"\r\n", b"\r"]), BLOCKS, st.booleans())
+@given(st.lists(LINES), st.sampled_from([b"\n", b"\r\n", b"\r"]), BLOCKS, st.booleans(), st.booleans())
 def test_each_line_of_jsonl_is_kept_or_set_aside_or_blank(
-    lines: list[bytes], end: bytes, block: int, mark: bool
+    lines: list[bytes], end: bytes, block: int, mark: bool, far: bool
 ) -> None:
+    """`far`: behind what is looked at first."""
+    lines = [b" " * 4100 * far, *lines]
     data = b"\xef\xbb\xbf" * mark + end.join(lines)
     found = read_jsonl("t.jsonl", data, PARAMS, block)
     kept, aside = places(found)

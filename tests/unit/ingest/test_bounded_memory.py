@@ -5,7 +5,7 @@ import json
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -142,7 +142,7 @@ def test_rows_are_the_same_however_few_are_in_memory(
     options = {"label": "y", "features": ["a", "b"]} if form != "jsonl" else {}
     write_params(tmp_path, {**TINY, "ingest": {"sources": ["in"]}, "curate": options})
 
-    def made() -> tuple[object, ...]:
+    def made() -> tuple[list[Any], dict[str, int], bytes]:
         ws = Workspace.open(tmp_path)
         for name in ("ingest", "curate"):
             run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)
@@ -154,6 +154,7 @@ def test_rows_are_the_same_however_few_are_in_memory(
         return tables, manifest.header["counts"], aside
 
     first = made()
+    assert sum(first[1].values()) == len(rows) + (form == "jsonl")
     for module in (curate, curated):
         monkeypatch.setattr(module, "TOGETHER", 1000)
     monkeypatch.setattr(lake, "_VERIFIED", 100)
