@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipelines.params import Params
+from pipelines.params.data import READERS
 from pipelines.reproduce.dvc_process import outs
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
@@ -30,6 +31,7 @@ _APART = {".venv", "site-packages", "dist-packages"}  # folders of installed pac
 
 #: What runs the code of each setting. A model's code is in the package, too.
 STAGES = {
+    "curate.reader": ("curate",),
     "model.name": ("train", "evaluate", "package"),
     "train.loss": ("train",),
     "train.entrypoint": ("train",),
@@ -40,7 +42,8 @@ STAGES = {
 
 def import_paths(params: Params) -> Iterator[tuple[str, str]]:
     """Settings that are import paths, package.module:name, or a script.py."""
-    named = [("model.name", params.model.name), ("train.loss", params.train.loss)]
+    named = [("curate.reader", READERS.name_of(params.curate.reader))]
+    named += [("model.name", params.model.name), ("train.loss", params.train.loss)]
     named.append(("train.entrypoint", params.train.entrypoint or ""))
     metrics = params.evaluate.metrics
     named += [("evaluate.metrics", metric if isinstance(metric, str) else metric.name) for metric in metrics]

@@ -11,13 +11,15 @@ from contextlib import nullcontext
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.whole_files import whole
 
-from pipelines.ingest.readers import READERS, detect
-from pipelines.params import Curate
+from pipelines.ingest.readers import detect
+from pipelines.params import Curate, data
 from storage.errors import DataError
 
 TEXT = b"a,y\n" + b"1,u\n" * 50
 PARAMS = Curate(label="y")
+READERS = {name: whole(member().read) for name, member in data.READERS.members.items()}
 
 
 def zipped() -> bytes:

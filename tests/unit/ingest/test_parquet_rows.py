@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from support.whole_files import whole
 
-from pipelines.ingest.readers.parquet_rows import read_parquet
+from pipelines.ingest.readers import parquet_rows
 from pipelines.params import Curate
 from storage.errors import DataError
 
+read_parquet = whole(parquet_rows.read_parquet)
 TABLE = Curate(label="y", features=["a"])
 
 
