@@ -5,15 +5,16 @@ stored once, and a reader needs no lock. A remote object may be compressed at re
 bytes, and its name ends in `.zst`.
 """
 
+import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from blake3 import blake3
@@ -233,6 +234,61 @@ class Zone:
         self.reader.read_into(path, 0, out)
         return out
 
+    @contextmanager
+    def opened(self, path: str, digest: str) -> Iterator[BinaryIO]:
+        """Object `path` as a file, to be read and sought in as often as one likes. All of it is checked against
+        `digest` first; a mismatch is read once more, then DigestError.
+
+        It takes 64 MiB of memory at most, unless it is compressed. One that is larger is read where it lies, or, where
+        it is remote, from a copy in the system's temporary folder.
+        """
+        size = self._size(path)
+        if size is None:
+            raise missing_object(self.describe(path))
+        if size <= _VERIFIED or is_compressed(path):
+            data = self.read(path, digest, size)
+            whole = data.obj if isinstance(data.obj, bytes) else bytes(data)  # a local file isn't copied
+            del data
+            yield io.BytesIO(whole)
+        elif self.root is not None:
+            with readable(self.describe(path)), (self.root / path).open("rb") as file:
+                self._check_twice(path, digest, lambda: _pieces(file))
+                file.seek(0)
+                yield file
+        else:
+            with temporary_file(Path(gettempdir()), _INCOMING, 0o600) as spool, spool.open("rb+") as copy:
+                self._check_twice(path, digest, lambda: self._copied(path, size, copy))
+                copy.seek(0)
+                yield copy
+
+    def _check_twice(self, path: str, digest: str, read: Callable[[], Iterator[Buffer]]) -> None:
+        found = ""
+        for _ in range(2):
+            hasher = blake3()
+            for piece in read():
+                hasher.update(piece)
+            if (found := hasher.hexdigest()) == digest:
+                return
+        raise DigestError(self.describe(path), digest, found)
+
+    def _copied(self, path: str, size: int, copy: BinaryIO) -> Iterator[Buffer]:
+        """The pieces of a remote object, which are written to `copy`."""
+        copy.seek(0)
+        for piece in self._remote_pieces(path, size):
+            with storage_errors(gettempdir()):
+                copy.write(piece)
+            yield piece
+        with storage_errors(gettempdir()):
+            copy.flush()
+
+    def _remote_pieces(self, path: str, size: int) -> Iterator[memoryview]:
+        """A remote object, piece by piece, each in the same memory."""
+        out = memoryview(bytearray(min(size, _VERIFIED)))
+        for start in range(0, size, _VERIFIED):
+            piece = out[: min(_VERIFIED, size - start)]
+            self.reader.read_into(path, start, piece)
+            yield piece
+
     def verify(self, path: str, digest: str, plain_bytes: int | None = None) -> None:
         """Check object `path` against `digest`; raises DigestError, or LakeError when it is missing. Plain objects take
         64 MiB of memory at most, compressed ones what they take in the lake. Of these, not more than `plain_bytes` are
@@ -251,10 +307,8 @@ class Zone:
             if self.root is not None:
                 return digest_file(self.root / path)
             size = self.reader.size(path)
-        hasher, out = blake3(), memoryview(bytearray(min(size, _VERIFIED)))
-        for start in range(0, size, _VERIFIED):
-            piece = out[: min(_VERIFIED, size - start)]
-            self.reader.read_into(path, start, piece)
+        hasher = blake3()
+        for piece in self._remote_pieces(path, size):
             hasher.update(piece)
         return hasher.hexdigest()
 
@@ -295,6 +349,12 @@ class Zone:
     def sweep_temporaries(self) -> int:
         """Remove the temporary files that killed processes left behind. Returns how many."""
         return sweep_temporaries(self._waiting, _TEMPORARY)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """A file from its beginning on."""
+    file.seek(0)
+    return iter(lambda: file.read(_CHUNK), b"")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from storage.lake import Zone
 ID = "sample_id"  # names a sample
 CONTENT = "sample_content"  # of 128 bits; rows where it is equal are duplicates
 OWN = (ID, CONTENT)  # no feature may have these names
-_TOGETHER = 64 << 20  # bytes of rows that are written at once, and of a file that stays in memory
+TOGETHER = 64 << 20  # bytes of rows that are written at once, and of a file that stays in memory
 _CHUNK = 4 << 20  # bytes copied at a time
 
 
@@ -37,7 +37,7 @@ class Writer:
         self._bytes = 0
         with storage_errors(zone.folder):
             zone.folder.mkdir(parents=True, exist_ok=True)
-        self._file = SpooledTemporaryFile(_TOGETHER, dir=str(zone.folder))  # noqa: SIM115 - `close` closes it
+        self._file = SpooledTemporaryFile(TOGETHER, dir=str(zone.folder))  # noqa: SIM115 - `close` closes it
         self._parquet: pyarrow.parquet.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
@@ -54,7 +54,7 @@ class Writer:
         self.rows += table.num_rows
         self._waiting.append(table)
         self._bytes += table.nbytes
-        if self._bytes >= _TOGETHER:
+        if self._bytes >= TOGETHER:
             self._flush()
 
     def publish(self, kind: str) -> dict[str, Any]:
@@ -92,12 +92,6 @@ class Writer:
 
 def _listed(schema: pa.Schema) -> str:
     return ", ".join(name for name in schema.names if name not in OWN)
-
-
-def blocks(table: pa.Table) -> Iterator[slice]:
-    """Rows of `table` that are written together."""
-    size = max(1, table.num_rows * _TOGETHER // max(table.nbytes, 1))
-    return (slice(start, start + size) for start in range(0, table.num_rows, size))
 
 
 def read_whole(zone: Zone, record: dict[str, Any]) -> pa.Table:

@@ -47,6 +47,12 @@ class Aside:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.rows, self.entries = limit, 0, list[Entry]()
+        self._told = 0
+
+    def new(self) -> list[Entry]:
+        """The entries since this was asked last."""
+        entries, self._told = self.entries[self._told :], len(self.entries)
+        return entries
 
     def add(self, name: str, reason: str, rows: int = 1) -> None:
         """Raises DataError once there are more than `limit` and GATHERED."""

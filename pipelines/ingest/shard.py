@@ -119,21 +119,22 @@ class ShardStage:
 
     def work(self, item: Item) -> Result:
         """Read the group, put its rows in a keyed random order, and write them as shards of about `target_mb`."""
-        tables, kept, before = list[pa.Table](), list[NDArray[np.int64]](), 0
-        for member in item.payload["objects"]:
-            tables.append(read_whole(self.source, member))
-            kept.append(before + _kept(tables[-1].num_rows, member))
-            before += tables[-1].num_rows
-        order = _shuffled(np.concatenate(kept), item.payload["mix"])
-        table = pa.concat_tables(tables).take(pa.array(order))
-        del tables
         records = []
-        for shard in _encode(table, item.payload["kind"], item.payload["facts"], self.params):
+        for shard in _encode(*self._read(item), item.payload["kind"], item.payload["facts"], self.params):
             stored = self.zone.publish(shard.data, SUFFIX, self._compression)
             stats = json.dumps(shard.moments, sort_keys=True) if shard.moments else None
             about = {"split": item.payload["split"], "tokens": shard.tokens, "stats": stats}
             records.append({**asdict(stored), "rows": shard.rows, **about, **mark(item.payload.get("domain"))})
         return Result(item.key, records)
+
+    def _read(self, item: Item) -> tuple[pa.Table, NDArray[np.int64]]:
+        """The group's rows, and the order of those that are kept."""
+        tables, kept, before = list[pa.Table](), list[NDArray[np.int64]](), 0
+        for member in item.payload["objects"]:
+            tables.append(read_whole(self.source, member))
+            kept.append(before + _kept(tables[-1].num_rows, member))
+            before += tables[-1].num_rows
+        return pa.concat_tables(tables), _shuffled(np.concatenate(kept), item.payload["mix"])
 
     def build(self, items: Sequence[Item], results: Sequence[Result]) -> tuple[Manifest, list[dict[str, Any]]]:
         """The shards manifest, with the spec: what a model may know of the data. Nothing is left out here."""
@@ -175,14 +176,20 @@ def _shuffled(rows: NDArray[np.int64], key: str) -> NDArray[np.int64]:
     return rows[np.argsort(words, kind="stable")]
 
 
-def _encode(table: pa.Table, kind: str, facts: dict[str, Any], params: Shard) -> Iterator[Encoded]:
+def _encode(
+    table: pa.Table, order: NDArray[np.int64], kind: str, facts: dict[str, Any], params: Shard
+) -> Iterator[Encoded]:
+    """The rows `order` of `table` as shards."""
     if kind == "text":
-        texts = [text.as_buffer() for text in table["text"]]
+        rows = [text.as_buffer() for text in table["text"]]
+        texts = [rows[row] for row in order.tolist()]  # documents are never copied but into their shard
+        names = table[ID].take(pa.array(order))
         sizes = np.fromiter((2 * (text.size + 1) for text in texts), np.int64, len(texts))
         for start, stop in _cuts(sizes, params.target_mb):
-            ids = table[ID][start:stop].to_pylist()
+            ids = names[start:stop].to_pylist()
             yield encode_documents([memoryview(text) for text in texts[start:stop]], ids, params.pack_len)
         return
+    table = table.take(pa.array(order))
     labels = _labels(table["label"], facts)
     if kind == "image":
         height, width, channels = image_shape(table, params)

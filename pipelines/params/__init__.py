@@ -8,12 +8,12 @@ from pipelines.params.batch_ramp import check_ramp
 from pipelines.params.data import Curate, Ingest, Lake, Shard, Split, Stream
 from pipelines.params.describe import describe
 from pipelines.params.domains import check_names
-from pipelines.params.load import FILENAME, load_params
+from pipelines.params.load import load_params
 from pipelines.params.recipe import Params
 from pipelines.params.release import Evaluate, Gate, Metric, Package, Promote
 from pipelines.params.running import Cache, Compute, HotCache, NodeCache
 from pipelines.params.schema.names import suggestion
-from pipelines.params.schema.section import NAME, Section
+from pipelines.params.schema.section import FILENAME, NAME, Section
 from pipelines.params.train.checkpoints import Checkpoints
 from pipelines.params.train.communication import Communication
 from pipelines.params.train.launching import Launching

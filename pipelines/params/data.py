@@ -3,10 +3,11 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.params.batch_ramp import Ramp, check_ramp
 from pipelines.params.domains import Mixture, Sources
+from pipelines.params.schema.registry import Named, Registry
 from pipelines.params.schema.section import Section
 from storage.redact import mask
 
@@ -77,11 +78,15 @@ class Split(Section):
         return self
 
 
+READERS = Registry("curate.reader", "pipelines.ingest.readers.members", ("auto",))
+
+
 class Curate(Section):
     """raw → curated: typed, validated, deduplicated, split."""
 
-    reader: Literal["auto", "text", "image_folder", "csv", "jsonl", "parquet"] = "auto"
-    """What the raw files are. auto: by their suffix (text for source code and prose)."""
+    reader: Annotated[str | Named, AfterValidator(READERS.check), READERS] = "auto"
+    """What the raw files are. auto: by their suffix (text for source code and prose). Or an import path
+    package.module:Class of a reader of your own, with its parameters: {name, args} (docs/your-own-data.md)."""
     text_field: str = "text"
     """The field of a JSONL line that holds a document."""
     label: str | None = None

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from pipelines.params.recipe import Params
 from pipelines.params.schema.choice import choices, section_of
+from pipelines.params.schema.registry import Registry
 
 
 def describe() -> list[tuple[str, str, str, str]]:
@@ -22,7 +23,9 @@ def describe() -> list[tuple[str, str, str, str]]:
                 visit(annotation, f"{prefix}{name}.")
                 continue
             options = choices(annotation)
-            shown = " | ".join(options) or _type(annotation)
+            family = next((meta for meta in field.metadata if isinstance(meta, Registry)), None)
+            names = [*family.words, *family.members, "package.module:Class"] if family else list(options)
+            shown = " | ".join(names) or _type(annotation)
             limits = ", ".join(
                 f"{sign} {getattr(meta, attribute)}"
                 for meta in field.metadata
@@ -34,6 +37,8 @@ def describe() -> list[tuple[str, str, str, str]]:
             rows.append((prefix + name + of, f"{shown} {limits}".strip(), default, field.description or ""))
             for option, section in options.items():
                 visit(section, f"{prefix}{name}.", f" ({option})")
+            for member, section in family.members.items() if family else ():
+                visit(section, f"{prefix}{name}.args.", f" ({member})")
             if inner := section_of(annotation):
                 visit(inner, f"{prefix}{name}.")
 

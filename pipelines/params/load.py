@@ -9,10 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pipelines.params.recipe import Params
 from pipelines.params.schema.choice import choices, section_of
 from pipelines.params.schema.names import suggestion
+from pipelines.params.schema.section import FILENAME
 from storage.errors import ParamsError
-
-FILENAME = "params.yaml"
-
 
 #: Parameters that were renamed: former name → present one. A file that has a former one is told so.
 RENAMED = {"train.network": "train.communication"}

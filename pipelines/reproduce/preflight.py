@@ -11,6 +11,7 @@ import yaml
 from pipelines.evaluation.metrics.names import TASKS, TaskName, check_gate, check_metric_names
 from pipelines.evaluation.splits import check_split
 from pipelines.params import FILENAME, Params
+from pipelines.params.data import READERS
 from pipelines.runtime.own_code import code_of, import_paths
 from pipelines.tracking.names import check_folder
 from pipelines.workspace import Workspace
@@ -71,7 +72,9 @@ def _vain(setting: str, why: str) -> ParamsError:
 
 def _likely_tasks(params: Params) -> tuple[TaskName, ...]:
     """What the data will set as a task, by the reader or by the sources' suffixes; all where these don't say."""
-    reader: str = params.curate.reader
+    reader = READERS.name_of(params.curate.reader)
+    if ":" in reader:
+        return TASKS
     if reader == "auto":
         names = [PurePosixPath(source) for _, sources in params.ingest.by_domain for source in sources]
         if any(not re.fullmatch(r"\.\w+", name.suffix) or "::" in str(name) for name in names):
@@ -79,7 +82,7 @@ def _likely_tasks(params: Params) -> tuple[TaskName, ...]:
         from pipelines.ingest.readers import detect
 
         reader = detect(map(str, names))
-    if reader in ("text", "jsonl"):
+    if READERS.members[reader].kind == "text":  # type: ignore[attr-defined]
         return ("language",)
     return ("classification",) if params.curate.target == "class" else ("regression",)
 

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipelines.params import Params
+from pipelines.params.data import READERS
 from pipelines.workspace import Workspace
 from storage.digest import digest_file
 from storage.errors import ParamsError
@@ -34,6 +35,7 @@ AGAIN = (
 
 #: What runs the code of each setting. A model's code is in the package, too.
 STAGES = {
+    "curate.reader": ("curate",),
     "model.name": ("train", "evaluate", "package"),
     "train.loss": ("train",),
     "train.entrypoint": ("train",),
@@ -44,7 +46,8 @@ STAGES = {
 
 def import_paths(params: Params) -> Iterator[tuple[str, str]]:
     """Settings that are import paths, package.module:name, or a script.py."""
-    named = [("model.name", params.model.name), ("train.loss", params.train.loss)]
+    named = [("curate.reader", READERS.name_of(params.curate.reader))]
+    named += [("model.name", params.model.name), ("train.loss", params.train.loss)]
     named.append(("train.entrypoint", params.train.entrypoint or ""))
     metrics = params.evaluate.metrics
     named += [("evaluate.metrics", metric if isinstance(metric, str) else metric.name) for metric in metrics]

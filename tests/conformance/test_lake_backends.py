@@ -1,5 +1,6 @@
 """One suite over every backend of the lake: a zone's objects behave alike, wherever they lie."""
 
+import io
 import os
 import pickle
 import signal
@@ -184,6 +185,29 @@ def test_other_bytes_are_told_by_their_digest(zone: Zone, damage: Damage, how: C
             zone.read(stored.path, stored.digest)
         with pytest.raises(DigestError, match=f"{stored.path}.*{stored.digest}"):
             zone.verify(stored.path, stored.digest)
+
+
+@pytest.mark.parametrize("at_once", [64 << 20, 1 << 20], ids=["in memory", "as a file"])
+@pytest.mark.parametrize("how", ["none", "zstd"])
+def test_an_opened_object_is_checked_and_can_be_sought_in(
+    zone: Zone, damage: Damage, how: Compression, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.lake._VERIFIED", at_once)
+    monkeypatch.setattr("storage.lake.gettempdir", lambda: str(tmp_path))
+    stored = zone.publish(NOISE, ".bin", how)
+    with zone.opened(stored.path, stored.digest) as file:
+        assert file.read(10) == NOISE[:10]
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == NOISE[-10:]
+        file.seek(0)
+        assert file.read() == NOISE
+        assert isinstance(file, io.BytesIO) == (at_once > len(NOISE) or stored.path.endswith(".zst"))
+    assert list(tmp_path.glob("*.tmp")) == []
+    damage(stored.path, NOISE[:-1] + b"x")
+    with pytest.raises(DigestError, match=f"{stored.path}.*{stored.digest}"), zone.opened(stored.path, stored.digest):
+        pass
+    with pytest.raises(LakeError, match=r"none\.bin"), zone.opened("objects/none.bin", stored.digest):
+        pass
 
 
 def test_commit_keeps_what_is_not_beside_the_manifest(zone: Zone) -> None:

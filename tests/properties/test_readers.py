@@ -10,16 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.whole_files import whole
 
 from pipelines.ingest.quarantine import rows_of
-from pipelines.ingest.readers import row_digests
-from pipelines.ingest.readers.csv_rows import read_csv
-from pipelines.ingest.readers.jsonl_rows import read_jsonl
-from pipelines.ingest.readers.parquet_rows import read_parquet
+from pipelines.ingest.readers import csv_rows, jsonl_rows, parquet_rows, row_digests
 from pipelines.ingest.readers.records import Grammar, records
+from pipelines.ingest.readers.window import Window
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
+read_csv = whole(csv_rows.read_csv)
+read_jsonl = whole(jsonl_rows.read_jsonl)
+read_parquet = whole(parquet_rows.read_parquet)
 PARAMS = Curate(label="y", features=["a"], max_quarantined=10_000, null_values=["NA"])
 HEADER = b"a,note,y\n"
 #: Bytes of which anything may come: quotes out of place, line ends of all kinds, what is no UTF-8, marks amid the file.
@@ -40,7 +42,29 @@ def places(rows: Rows) -> tuple[list[int], list[int]]:
 
 def told(rows: Rows) -> list[Any]:
     assert rows.content is not None
-    return [rows.ids, rows.table.to_pydict(), rows.quarantined, rows.content.to_pylist()]
+    aside = sorted(rows.quarantined, key=lambda entry: line_of(entry["name"]))
+    return [rows.ids, rows.table.to_pylist(), aside, rows.content.to_pylist()]
+
+
+def window(data: bytes, start: int, ahead: int) -> Window:
+    """One of a file of which `start` bytes have been read."""
+    found = Window(io.BytesIO(data), ahead)
+    found.need(start)
+    found.start = start
+    return found
+
+
+@given(st.text("a\r\n", max_size=20).map(str.encode), st.integers(1, 5))
+def test_a_window_knows_lines_whatever_of_them_it_has(data: bytes, ahead: int) -> None:
+    lines = data.splitlines(keepends=True)
+    for first in range(len(lines) + 1):
+        file, place = Window(io.BytesIO(data), ahead), 0
+        for line in lines[:first]:
+            assert file.more()
+            file.skip_line()
+            place += len(line)
+            assert file.place == place
+        assert file.count_lines() == len(lines) - first
 
 
 @given(st.lists(SCRAPS, max_size=40).map(b"".join), BLOCKS)
@@ -50,7 +74,8 @@ def test_each_line_is_of_one_record_or_set_aside_or_blank(body: bytes, block: in
     damaged: list[int] = []
     lines = body.splitlines()
     owners = [0] * len(lines)
-    for part in records(HEADER + body, len(HEADER), 1, Grammar(","), lambda line, _: damaged.append(line), block):
+    file = window(HEADER + body, len(HEADER), block)
+    for part in records(file, 1, Grammar(","), lambda line, _: damaged.append(line), block):
         for start, end, line, span in zip(part.starts, part.ends, part.lines, part.spans, strict=True):
             record = part.data[start:end]
             assert record.splitlines() == lines[line - 1 : line - 1 + span]
@@ -61,6 +86,25 @@ def test_each_line_is_of_one_record_or_set_aside_or_blank(body: bytes, block: in
         owners[line - 1] += 1
     assert {*owners} <= {0, 1}
     assert all(owner or not line for owner, line in zip(owners, lines, strict=True))
+
+
+@given(st.lists(SCRAPS, max_size=40).map(b"".join), BLOCKS, st.integers(1, 40), st.integers(20, 60), st.integers(2, 9))
+def test_records_are_the_same_however_little_of_the_file_is_in_memory(
+    body: bytes, block: int, ahead: int, largest: int, fields: int
+) -> None:
+    """A record that is too large included, and the rest of its line."""
+
+    def found(block: int, ahead: int) -> tuple[list[tuple[bytes, int, int]], list[int]]:
+        damaged: list[int] = []
+        file, taken = window(HEADER + body, len(HEADER), ahead), []
+        for part in records(file, 1, Grammar(",", 1 << 20, largest), lambda at, _: damaged.append(at), block):
+            assert len(part.data) <= 3 * (block + largest + ahead + 3)
+            for start, end, line, span in zip(part.starts, part.ends, part.lines, part.spans, strict=True):
+                assert end - start <= largest
+                taken.append((part.data[start:end], int(line), int(span)))
+        return taken, damaged
+
+    assert found(min(block, largest), ahead) == found(largest, 1 << 20)
 
 
 @given(st.lists(SCRAPS, max_size=40).map(b"".join), BLOCKS)
@@ -118,15 +162,17 @@ LINES = st.one_of(
 )
 
 
-@given(st.lists(LINES), st.sampled_from([b"\n", b"\r\n", b"\r"]), BLOCKS, st.booleans())
+@given(st.lists(LINES), st.sampled_from([b"\n", b"\r\n", b"\r"]), BLOCKS, st.booleans(), st.booleans())
 def test_each_line_of_jsonl_is_kept_or_set_aside_or_blank(
-    lines: list[bytes], end: bytes, block: int, mark: bool
+    lines: list[bytes], end: bytes, block: int, mark: bool, far: bool
 ) -> None:
+    """`far`: behind what is looked at first."""
+    lines = [b" " * 4100 * far, *lines]
     data = b"\xef\xbb\xbf" * mark + end.join(lines)
     found = read_jsonl("t.jsonl", data, PARAMS, block)
     kept, aside = places(found)
     assert sorted([*kept, *aside]) == [number for number, line in enumerate(lines, 1) if line.strip()]
-    assert found.table["text"].to_pylist() == [json.loads(lines[line - 1])["text"] for line in kept]
+    assert found.table.to_pylist() == [{"text": json.loads(lines[line - 1])["text"]} for line in kept]
     assert told(read_jsonl("t.jsonl", data, PARAMS)) == told(found)
 
 
@@ -145,10 +191,11 @@ def test_each_row_of_parquet_is_kept_or_set_aside(cells: list[tuple[float | None
     assert kept == [row for row, fine in enumerate(good, 1) if fine]
     assert aside == [row for row, fine in enumerate(good, 1) if not fine]
     labels = {"u": "u", " u": "u", "1": "1", "1.0": "1"}
-    assert found.table.to_pydict() == {
-        "a": [cells[row - 1][0] for row in kept],
-        "label": [labels[cells[row - 1][1] or ""] for row in kept],
-    }
+    assert found.table.to_pylist() == [
+        {"a": cells[row - 1][0], "label": labels[cells[row - 1][1] or ""]} for row in kept
+    ]
+    for batch, held in ((1, 0), (2, 30), (3, 1 << 20)):
+        assert told(read_parquet("t.parquet", file.getvalue(), PARAMS, batch, held)) == told(found)
 
 
 NESTED = st.fixed_dictionaries(

@@ -23,7 +23,7 @@ from pipelines.ingest.duplicates.content import Digests, from_arrow
 from storage.lake import Zone
 
 NAMED = 100  # rows of a file in a split
-_AT_ONCE = 16 << 20  # rows that are compared at a time, in about 1 GiB
+_AT_ONCE = 8 << 20  # rows that are compared at a time, in about 0.5 GiB
 _READERS = 8  # objects that are read at a time
 
 Entry = dict[str, Any]
@@ -61,9 +61,12 @@ def _part(zone: Zone, records: Records, starts: Ints, part: int, parts: int) -> 
     """The digests that fall into a part, and the numbers of their rows."""
 
     def chosen(number: int) -> tuple[Digests, Ints]:
-        digests = from_arrow(read_column(zone, records[number], CONTENT))
-        where = np.flatnonzero(digests[:, 0] % np.uint64(parts) == part)
-        return digests[where], where + starts[number]
+        before, found = starts[number], [(np.zeros((0, 2), np.uint64), np.zeros(0, np.int64))]
+        for digests in map(from_arrow, read_column(zone, records[number], CONTENT).chunks):
+            where = np.flatnonzero(digests[:, 0] % np.uint64(parts) == part)
+            found.append((digests[where], where + before))
+            before += len(digests)
+        return np.concatenate([digests for digests, _ in found]), np.concatenate([rows for _, rows in found])
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="shardline-duplicates") as pool:
         digests, rows = zip(*pool.map(chosen, range(len(records))), strict=True)

@@ -4,19 +4,21 @@ Arrow reads a block of whole records at once, and of it only the columns that ar
 wrong, the block is read again record by record, so that each is kept or set aside for itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.ingest.quarantine import Aside, uncountable
+from pipelines.ingest.quarantine import Aside
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.columns import Columns, chosen, typed
-from pipelines.ingest.readers.formats import foreign
-from pipelines.ingest.readers.lines import BOM, breaks, count_lines, next_line
+from pipelines.ingest.readers.formats import is_text
+from pipelines.ingest.readers.lines import breaks, next_line
 from pipelines.ingest.readers.records import BLOCK, LARGEST, Grammar, Records, records, text_of
-from pipelines.ingest.readers.table import Table
+from pipelines.ingest.readers.table import rows_of_batch
+from pipelines.ingest.readers.window import AHEAD, Window, skip_mark
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
@@ -26,43 +28,50 @@ _WIDE = 32  # rows at least of a block, as long as the header
 Wrong = dict[int, tuple[str, int]]  # row → reason, how many lines it takes up
 
 
-def read_csv(name: str, data: bytes, params: Curate, block: int = BLOCK) -> Rows:
+def read_csv(name: str, file: BinaryIO, params: Curate, block: int | None = None) -> Iterator[Rows]:
     """Records as `records.py` defines them, comma- (or, in .tsv, tab-) separated. A record is named by the line on
-    which it begins; one that is set aside counts the lines that it takes up: a lost quote may have joined rows."""
-    aside = Aside(params.max_quarantined)
+    which it begins; one that is set aside counts the lines that it takes up: a lost quote may have joined rows.
+
+    A piece has the records of about `block` bytes; None: 1 MiB, or some rows as long as the header where that is more.
+    """
+    aside, window = Aside(params.max_quarantined), Window(file, block or AHEAD)
     grammar = Grammar("\t" if name.lower().endswith(".tsv") else ",")
-    if found := foreign(data):
-        reason, lines = found
-        if lines is None:
-            raise uncountable(name, reason)
-        aside.add(name, reason, lines)
-        return _nothing(aside)
+    if not is_text(name, window, aside):
+        yield Rows.none(aside)
+        return
+    line = _first_line(window)
     try:
-        header, start, line = _header(data, grammar)
+        header, lines = _header(window, grammar)
     except ValueError as error:
-        aside.add(name, str(error), max(count_lines(data) - 1, 1))
-        return _nothing(aside)
+        aside.add(name, str(error), max(line - 1 + window.count_lines() - 1, 1))
+        yield Rows.none(aside)
+        return
     form = _Form.of(grammar.delimiter, header, chosen(name, header, params))
-    table = Table(name, form.columns, aside)
-    size = max(block, min(_WIDE * start, LARGEST))
-    for part in records(data, start, line, form.grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
+    size = block or max(BLOCK, min(_WIDE * window.place, LARGEST))
+    for part in records(window, line + lines, form.grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
         batch, wrong = _at_once(part, form) or _one_by_one(part, form)
         digests = row_digests.of_spans(part.data, part.starts, part.ends) if params.deduplicate else None
         if digests is not None and params.features:  # else all columns are features, which are compared by name
             digests = row_digests.below(header, digests)
-        table.add(batch, part.lines, wrong, digests)
-    return table.rows(params.deduplicate)
+        yield rows_of_batch(name, batch, part.lines, wrong, digests, aside)
+    yield Rows.none(aside)
 
 
-def _nothing(aside: Aside) -> Rows:
-    return Rows([], pa.table({}), aside.entries)
+def _first_line(window: Window) -> int:
+    """The first line that isn't blank, to which a new window goes."""
+    skip_mark(window)
+    line = 1
+    while window.more() and window.data[window.start] in b"\r\n":
+        window.need(2)
+        window.start, line = next_line(window.data, window.start)[1], line + 1
+    return line
 
 
-def _header(data: bytes, grammar: Grammar) -> tuple[list[str], int, int]:
-    """The names of the columns, where the next line begins and which it is. Raises ValueError."""
-    start, line = len(BOM) if data.startswith(BOM) else 0, 1
-    while start < len(data) and data[start] in b"\r\n":
-        start, line = next_line(data, start)[1], line + 1
+def _header(window: Window, grammar: Grammar) -> tuple[list[str], int]:
+    """The names of the columns, and how many lines they take up, after which the window stands. Raises ValueError; then
+    it stands before them."""
+    window.need(LARGEST + 2)
+    data, start = window.data, window.start
     match = grammar.record.match(data, start, start + LARGEST)
     end = match.end() if match else start
     if end == start and end == len(data):
@@ -75,7 +84,8 @@ def _header(data: bytes, grammar: Grammar) -> tuple[list[str], int, int]:
         names = [text_of(field).decode() for field in grammar.fields(match[0])]
     except UnicodeDecodeError as error:
         raise ValueError(f"the header is not UTF-8 ({error.reason}): convert the file to UTF-8") from error
-    return names, next_line(data, end)[1], line + breaks(match[0]) + 1
+    window.start = next_line(data, end)[1]
+    return names, breaks(match[0]) + 1
 
 
 @dataclass(frozen=True)

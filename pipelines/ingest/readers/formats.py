@@ -3,6 +3,9 @@
 import codecs
 import zlib
 
+from pipelines.ingest.quarantine import Aside, uncountable
+from pipelines.ingest.readers.window import Window
+
 _TABLE = "export its tables as CSV or Parquet first"
 _ARRAY = "save what is in it as CSV or Parquet first"
 _PICTURE = "a picture: set curate.reader to image_folder, or leave it out with ingest.exclude"
@@ -50,15 +53,27 @@ _TAR = 257, (b"ustar\x0000", b"ustar  \x00")  # where and what
 _LOOKED_AT = 4096
 
 
-def foreign(data: bytes) -> tuple[str, int | None] | None:
-    """Why `data`, by how it begins, is no text in UTF-8, and how many lines are lost where that is known; None where it
-    may be some."""
+def is_text(name: str, window: Window, aside: Aside) -> bool:
+    """Whether a file may be lines of text in UTF-8. Else it is set aside with the number of its lines, or DataError is
+    raised where nobody knows how many rows it holds."""
+    window.need(_LOOKED_AT)
+    if (found := foreign(window.data)) is None:
+        return True
+    reason, in_lines = found
+    if not in_lines:
+        raise uncountable(name, reason)
+    aside.add(name, reason, max(sum(piece.count(b"\n") for piece in window.rest()), 1))
+    return False
+
+
+def foreign(data: bytes) -> tuple[str, bool] | None:
+    """Why `data`, by how it begins, is no text in UTF-8, and whether its lines can be counted; None where it may be
+    some."""
     begin = data[:_LOOKED_AT]
     if reason := _format(begin):
-        return reason, None
+        return reason, False
     if begin.startswith((b"\xff\xfe", b"\xfe\xff")) or _every_second_is_zero(begin):
-        reason = "not UTF-8 but UTF-16 or UTF-32: convert it (iconv -f UTF-16 -t UTF-8)"
-        return reason, max(data.count(b"\n"), 1)
+        return "not UTF-8 but UTF-16 or UTF-32: convert it (iconv -f UTF-16 -t UTF-8)", True
     return None
 
 

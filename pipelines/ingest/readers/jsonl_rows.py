@@ -1,55 +1,52 @@
 """JSON Lines: a document a line."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.ingest.quarantine import Aside, uncountable
+from pipelines.ingest.quarantine import Aside
 from pipelines.ingest.readers import row_digests
-from pipelines.ingest.readers.formats import foreign
-from pipelines.ingest.readers.lines import BOM, Ints, line_ends, whole_crlf
+from pipelines.ingest.readers.formats import is_text
+from pipelines.ingest.readers.lines import Ints, line_ends, whole_crlf
+from pipelines.ingest.readers.window import AHEAD, Window, skip_mark
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
 _BLOCK = 1 << 20
-_SCHEMA = pa.schema({"text": pa.large_string()})
 
 
-def read_jsonl(name: str, data: bytes, params: Curate, block: int = _BLOCK) -> Rows:
-    """The field `curate.text_field` of each line, which is a JSON object."""
-    aside = Aside(params.max_quarantined)
-    if found := foreign(data):
-        reason, lines = found
-        if lines is None:
-            raise uncountable(name, reason)
-        aside.add(name, reason, lines)
-        return Rows([], _SCHEMA.empty_table(), aside.entries)
-    ids, texts = list[str](), list[pa.Array]()
-    digests = list[pa.FixedSizeBinaryArray]()
-    start, line = len(BOM) if data.startswith(BOM) else 0, 1
-    while start < len(data):
-        starts, ends, after = _lines(data, start, block)
-        documents, kept = _texts(name, data, starts, ends, line, params.text_field, aside)
-        texts.append(pa.array(documents, pa.large_string()))
-        ids += [f"{name}:{line + row}" for row in kept]
-        if params.deduplicate:
-            rows = np.array(kept, np.int64)
-            digests.append(row_digests.of_spans(data, starts[rows], ends[rows]))
-        start, line = after, line + len(starts)
-    table = pa.table({"text": pa.chunked_array(texts, pa.large_string())})
-    digest = pa.chunked_array(digests, pa.binary(16)).combine_chunks() if params.deduplicate else None
-    return Rows(ids, table, aside.entries, digest)
+def read_jsonl(name: str, file: BinaryIO, params: Curate, block: int | None = None) -> Iterator[Rows]:
+    """The field `curate.text_field` of each line, which is a JSON object. A piece has the lines of about `block` bytes
+    (None: 1 MiB), or one that is longer."""
+    aside, window = Aside(params.max_quarantined), Window(file, block or AHEAD)
+    if not is_text(name, window, aside):
+        yield Rows.none(aside)
+        return
+    skip_mark(window)
+    line = 1
+    while window.more():
+        starts, ends = _lines(window, block or _BLOCK)
+        documents, kept = _texts(name, window.data, starts, ends, line, params.text_field, aside)
+        rows = np.array(kept, np.int64)
+        digests = row_digests.of_spans(window.data, starts[rows], ends[rows]) if params.deduplicate else None
+        table = pa.table({"text": pa.array(documents, pa.large_string())})
+        yield Rows([f"{name}:{line + row}" for row in kept], table, aside.new(), digests)
+        line += len(starts)
 
 
-def _lines(data: bytes, start: int, size: int) -> tuple[Ints, Ints, int]:
-    """Starts and ends of the lines of a block, and where the next block starts."""
+def _lines(window: Window, size: int) -> tuple[Ints, Ints]:
+    """Starts and ends of the lines of a block, behind which the window goes; their bytes stay in its data."""
     while True:
+        window.need(size + 2)  # so that `stop` is the end of the data at the end of the file alone
+        data, start = window.data, window.start
         stop = whole_crlf(data, start + size)
         ends, after = line_ends(data, start, stop)
         if len(ends):
-            return np.concatenate([[start], after[:-1]]), ends, int(after[-1])
+            window.start = int(after[-1])
+            return np.concatenate([[start], after[:-1]]), ends
         size *= 4
 
 

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-BOM = b"\xef\xbb\xbf"  # with which some programs begin UTF-8
 _END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -37,11 +36,6 @@ def next_line(data: bytes, start: int) -> tuple[int, int]:
     """Where the line that begins at `start` ends, and where the next one begins."""
     found = _END.search(data, start)
     return found.span() if found else (len(data), len(data))
-
-
-def count_lines(data: bytes) -> int:
-    """How many lines there are, from the first byte on."""
-    return sum(1 for _ in _END.finditer(data)) + (data[-1:] not in (b"", b"\n", b"\r"))
 
 
 def breaks(data: bytes) -> int:

@@ -4,25 +4,42 @@ A header is a struct in Thrift's compact protocol (https://github.com/apache/thr
 field 2 has the bytes of the unpacked page and field 3 those of the packed one, which follows.
 """
 
+from typing import BinaryIO
+
+_HEADERS = 1 << 10, 1 << 20  # bytes of a page that are read for its header: mostly enough; at most
 _UNPACKED, _PACKED = 2, 3
 _DEEPEST = 8  # structs within structs; Parquet's headers have three
 _BOOLEANS, _BYTE, _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 
 
-def claimed(data: bytes, start: int, stop: int) -> int:
-    """Bytes of all unpacked pages of the column chunk data[start:stop], up to the first header that is none: there a
-    reader stops, too."""
+def claimed(file: BinaryIO, start: int, stop: int) -> int:
+    """Bytes of all unpacked pages of the column chunk from `start` to `stop` in a file, up to the first header that is
+    none: there a reader stops, too. Reads a little of each page."""
     total = 0
     while start < stop:
         try:
-            fields, start = _struct(data, start)
+            fields, size = _header(file, start, stop)
         except (IndexError, ValueError):
             break
+        start += size
         unpacked, packed = fields.get(_UNPACKED, -1), fields.get(_PACKED, -1)
         if unpacked < 0 or packed < 0:
             break
         total, start = total + unpacked, start + packed
     return total
+
+
+def _header(file: BinaryIO, start: int, stop: int) -> tuple[dict[int, int], int]:
+    """The integers of the header at `start`, and its bytes. Raises IndexError, ValueError."""
+    for most in _HEADERS:
+        file.seek(start)
+        data = file.read(min(most, stop - start))
+        try:
+            return _struct(data, 0)
+        except (IndexError, ValueError):
+            if len(data) < most or most == _HEADERS[-1]:
+                raise
+    raise AssertionError("one of the sizes is the last")
 
 
 def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, int], int]:

@@ -1,4 +1,14 @@
-"""Parquet: a row a sample."""
+"""Parquet: a row a sample.
+
+Of a row group either all rows are read or none, so its rows are held back until its end is in sight. Where they are
+more than HELD bytes, the group is read to its end once before they are let out, and only then for its rows.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -8,57 +18,140 @@ from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.columns import Columns, chosen, typed
 from pipelines.ingest.readers.parquet_pages import claimed
-from pipelines.ingest.readers.table import Table
+from pipelines.ingest.readers.table import rows_of_batch
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 from storage.errors import DataError
 
-_BATCH = 65_536  # rows at a time
+HELD = 64 << 20  # bytes of rows
+_BATCH = 65_536  # rows at a time at most,
+_TOGETHER = 16 << 20  # and bytes, by what the footer says
+_PAGES = 1 << 20  # bytes of a column that are read at a time
 _NAME = 100  # bytes of memory for the name of a row
 _TIMES = 50  # its own size: what a file may always take
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)  # OSError: a page that does not unpack
 
-Batch = tuple[pa.RecordBatch, dict[int, str], pa.Array | None]
 
-
-def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
+def read_parquet(name: str, file: BinaryIO, params: Curate, batch: int = _BATCH, held: int = HELD) -> Iterator[Rows]:
     """A row is named by its number, from 1 on. Of a damaged file those row groups are kept that can be read; one that
-    can't counts its rows, and so does a file that would take too much memory."""
+    can't counts its rows, and so does a file that would take too much memory. A piece has `batch` rows at most."""
     aside = Aside(params.max_quarantined)
     try:
-        file = _opened(data)
-        names = file.schema_arrow.names
+        parquet = _opened(file)
+        names = parquet.schema_arrow.names
     except _DAMAGED as error:
-        raise uncountable(name, f"not a Parquet file: {error}") from error
-    with file:
+        raise uncountable(name, f"not a Parquet file: {_damage(error)}") from error
+    with parquet:
         columns = chosen(name, names, params)
-        _check_types(name, columns, file.schema_arrow)
-        table = Table(name, columns, aside)
+        _check_types(name, columns, parquet.schema_arrow)
         wanted = None if params.deduplicate else columns.needed
-        if reason := _too_large(file, data, wanted, params.max_unpacked_mb):
-            aside.add(name, reason, file.metadata.num_rows)
-            return table.rows(params.deduplicate)
+        if reason := _too_large(parquet, file, wanted, params.max_unpacked_mb):
+            aside.add(name, reason, parquet.metadata.num_rows)
+            yield Rows.none(aside)
+            return
         first = 1
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            try:
-                batches = _batches(file, group, wanted, columns, bool(params.features))
-            except _DAMAGED as error:
-                aside.add(f"{name}:{first}", f"a row group that cannot be read: {error}", rows)
-                batches = []
-            for number, (batch, reasons, digests) in enumerate(batches):
-                lines = np.arange(len(batch)) + first + number * _BATCH
-                table.add(batch, lines, {row: (reason, 1) for row, reason in reasons.items()}, digests)
-            first += rows
-        return table.rows(params.deduplicate)
+        for number in range(parquet.num_row_groups):
+            group = _Group(parquet, number, wanted, batch)
+            yield from _rows(name, group, first, columns, params, aside, held)
+            first += group.told
+    yield Rows.none(aside)
 
 
-def _opened(data: bytes) -> pyarrow.parquet.ParquetFile:
+def _rows(
+    name: str, group: "_Group", first: int, columns: Columns, params: Curate, aside: Aside, held: int
+) -> Iterator[Rows]:
+    """Those of a row group, which begins at row `first`, or none, where all of it is set aside."""
+    waiting, size, sound = list[_Typed](), 0, False
+    batches = group.batches()
+    try:
+        for batch in batches:
+            waiting.append(_typed(batch, columns, params))
+            size += waiting[-1].bytes
+            if size > held:
+                group.check()
+                sound = True
+                break
+    except _DAMAGED as error:
+        aside.add(f"{name}:{first}", f"a row group that cannot be read: {_damage(error)}", group.told)
+        yield Rows.none(aside)
+        return
+    for typed_rows in waiting:
+        yield typed_rows.rows(name, first, aside)
+        first += len(typed_rows.batch)
+    waiting.clear()
+    for batch in batches if sound else ():
+        typed_rows = _typed(batch, columns, params)
+        yield typed_rows.rows(name, first, aside)
+        first += len(batch)
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """Rows, why some are no good, and the digests of all."""
+
+    batch: pa.RecordBatch
+    reasons: dict[int, str]
+    digests: pa.FixedSizeBinaryArray | None
+
+    @property
+    def bytes(self) -> int:
+        return int(self.batch.nbytes) + 16 * len(self.batch) + _NAME * len(self.reasons)
+
+    def rows(self, name: str, first: int, aside: Aside) -> Rows:
+        """The rows, the first of which is row `first`."""
+        wrong = {row: (reason, 1) for row, reason in self.reasons.items()}
+        return rows_of_batch(name, self.batch, np.arange(len(self.batch)) + first, wrong, self.digests, aside)
+
+
+def _typed(batch: pa.RecordBatch, columns: Columns, params: Curate) -> _Typed:
+    names = batch.schema.names
+    rows, reasons = typed(columns, [batch.column(names.index(name)) for name in columns.needed])
+    digests = row_digests.of_rows(batch) if params.deduplicate else None
+    if digests is not None and params.features:  # else all columns are features, which are compared by name
+        digests = row_digests.below(names, digests)
+    return _Typed(rows, reasons, digests)
+
+
+class _Group:
+    """Row group `number` of a file, of which the columns `wanted` are read (None: all)."""
+
+    def __init__(self, file: pyarrow.parquet.ParquetFile, number: int, wanted: list[str] | None, rows: int) -> None:
+        group = file.metadata.row_group(number)
+        self.told = group.num_rows
+        self._file, self._number, self._wanted = file, number, wanted
+        self._rows = max(1, min(rows, self.told * _TOGETHER // max(group.total_byte_size, 1)))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All of its rows. Raises one of _DAMAGED, at the latest after them."""
+        found = 0
+        for batch in self._file.iter_batches(self._rows, [self._number], columns=self._wanted, use_threads=False):
+            yield batch
+            found += len(batch)
+        if found != self.told:
+            raise OSError(f"it holds {found} rows, the file's footer says {self.told}")
+
+    def check(self) -> None:
+        """Read it to its end. Raises one of _DAMAGED."""
+        for _ in self.batches():
+            pass
+
+
+def _opened(file: BinaryIO) -> pyarrow.parquet.ParquetFile:
     """Texts are read as indices of those that differ, as they lie in the file: a long one may be named many times."""
-    with pyarrow.parquet.ParquetFile(pa.BufferReader(data)) as file:
-        leaves = [file.schema.column(number) for number in range(len(file.schema))]
+    whole = file.getvalue() if isinstance(file, io.BytesIO) else None
+    source = pa.PythonFile(file, "r") if whole is None else pa.BufferReader(whole)
+    with pyarrow.parquet.ParquetFile(source) as opened:
+        leaves = [opened.schema.column(number) for number in range(len(opened.schema))]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    return pyarrow.parquet.ParquetFile(pa.BufferReader(data), read_dictionary=texts, pre_buffer=False)
+    buffer = _PAGES if whole is None else 0
+    return pyarrow.parquet.ParquetFile(source, read_dictionary=texts, pre_buffer=False, buffer_size=buffer)
+
+
+def _damage(error: Exception) -> Exception:
+    """`error`, where the file's bytes are at fault. Raises it where the system could not read them."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return error
 
 
 def _check_types(name: str, columns: Columns, schema: pa.Schema) -> None:
@@ -94,10 +187,12 @@ def _is_number(kind: pa.DataType) -> bool:
     )  # fmt: skip
 
 
-def _too_large(file: pyarrow.parquet.ParquetFile, data: bytes, wanted: list[str] | None, limit: float) -> str | None:
+def _too_large(
+    parquet: pyarrow.parquet.ParquetFile, file: BinaryIO, wanted: list[str] | None, limit: float
+) -> str | None:
     """Why the file's rows would take too much memory, by what its footer and its pages say."""
-    metadata, schema = file.metadata, file.schema
-    roots = set(file.schema_arrow.names if wanted is None else wanted)
+    metadata, schema, size = parquet.metadata, parquet.schema, file.seek(0, os.SEEK_END)
+    roots = set(parquet.schema_arrow.names if wanted is None else wanted)
     leaves = [n for n in range(metadata.num_columns) if schema.column(n).path.split(".")[0] in roots
               or schema.column(n).path in roots]  # fmt: skip
     needs, packed = metadata.num_rows * _NAME, 0
@@ -108,32 +203,14 @@ def _too_large(file: pyarrow.parquet.ParquetFile, data: bytes, wanted: list[str]
             starts = (chunk.data_page_offset, chunk.dictionary_page_offset or 0)
             start = min(place for place in starts if place > 0) if max(starts) > 0 else 0
             packed += max(0, chunk.total_compressed_size)
-            if packed > len(data):
-                return f"its columns have {packed:,} bytes, the file {len(data):,}: it is damaged"
-            pages = claimed(data, start, start + chunk.total_compressed_size)
+            if packed > size:
+                return f"its columns have {packed:,} bytes, the file {size:,}: it is damaged"
+            pages = claimed(file, start, start + chunk.total_compressed_size)
             needs += max(chunk.total_uncompressed_size, pages, chunk.num_values * width)
-    most = max(limit * (1 << 20), _TIMES * len(data))
+    most = max(limit * (1 << 20), _TIMES * size)
     if needs <= most:
         return None
     return (
         f"its {metadata.num_rows:,} rows would take {needs / (1 << 20):,.0f} MiB of memory, more than "
         f"{most / (1 << 20):,.0f}: cut it into smaller files, or raise curate.max_unpacked_mb"
     )
-
-
-def _batches(
-    file: pyarrow.parquet.ParquetFile, group: int, wanted: list[str] | None, columns: Columns, by_name: bool
-) -> list[Batch]:
-    """All rows of a row group, _BATCH at a time. `by_name`: some columns are no features, which are told by name."""
-    batches = list[Batch]()
-    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=wanted, use_threads=False):
-        names = batch.schema.names
-        rows, reasons = typed(columns, [batch.column(names.index(name)) for name in columns.needed])
-        digests = row_digests.of_rows(batch) if wanted is None else None
-        if digests is not None and by_name:
-            digests = row_digests.below(names, digests)
-        batches.append((rows, reasons, digests))
-    told, found = file.metadata.row_group(group).num_rows, sum(len(batch) for batch, _, _ in batches)
-    if found != told:
-        raise OSError(f"it holds {found} rows, the file's footer says {told}")
-    return batches

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.ingest.readers.lines import Ints, breaks, line_ends, next_line, whole_crlf
+from pipelines.ingest.readers.window import Window
 
 BLOCK = 1 << 20
 MOST = 65_536  # records of a block
@@ -35,10 +36,11 @@ class Records:
 
 class Grammar:
     """What a record and its fields are, with `delimiter` between fields. A record that is looked for one by one has at
-    most `most` fields: else each line of a hostile file might cost the reading of all that follow."""
+    most `most` fields: else each line of a hostile file might cost the reading of all that follow. None has more than
+    `largest` bytes (None: LARGEST)."""
 
-    def __init__(self, delimiter: str, most: int = 1 << 20) -> None:
-        self.delimiter, self.most = delimiter, most
+    def __init__(self, delimiter: str, most: int = 1 << 20, largest: int | None = None) -> None:
+        self.delimiter, self.most, self.largest = delimiter, most, largest or LARGEST
         end = rb"[%s\r\n]" % delimiter.encode()
         field = rb'(?:"[^"]*+(?:""[^"]*+)*+"(?=%s|\Z)|(?!")[^%s*+)' % (end, end[1:])
         self.record = re.compile(rb"%s(?:%s%s){0,%d}+" % (field, delimiter.encode(), field, most - 1))
@@ -63,37 +65,39 @@ def text_of(field: bytes) -> bytes:
     return field[1:-1].replace(b'""', b'"') if field.startswith(b'"') else field
 
 
-def records(
-    data: bytes, start: int, line: int, grammar: Grammar, damaged: Damaged, block: int = BLOCK
-) -> Iterator[Records]:
-    """All records from `start` on, where `line` begins, about `block` bytes at a time."""
-    while start < len(data):
-        found = _at_once(data, start, line, grammar, block) or _one_by_one(data, start, line, grammar, damaged, block)
-        part, start, line = found
+def records(window: Window, line: int, grammar: Grammar, damaged: Damaged, block: int = BLOCK) -> Iterator[Records]:
+    """All records of what is left in `window`, where `line` begins, about `block` bytes at a time. There must be a byte
+    before them. The window never holds much more than a block and the largest record."""
+    while window.more():
+        found = _at_once(window, line, grammar, block) or _one_by_one(window, line, grammar, damaged, block)
+        part, line = found
         if len(part.starts):
             yield part
 
 
-def _at_once(data: bytes, start: int, line: int, grammar: Grammar, size: int) -> tuple[Records, int, int] | None:
-    """The records of a block, where the next one starts, and on which line. None where a quote out of place, or a
-    record of more than LARGEST, comes first."""
+def _at_once(window: Window, line: int, grammar: Grammar, size: int) -> tuple[Records, int] | None:
+    """The records of a block, and on which line the next one starts. None where a quote out of place, or a record of
+    more than the largest, comes first."""
     while True:
+        window.need(size + 2)  # so that `stop` is the end of the data at the end of the file alone
+        data, start = window.data, window.start
         stop = whole_crlf(data, start + size)
         at, after = line_ends(data, start, stop)
         outside, in_place = _outside(data, start, stop, at, grammar)
         outside = outside[:MOST]
         if len(outside):
             break
-        if stop == len(data) or not in_place or size >= LARGEST:
+        if stop == len(data) or not in_place or size >= grammar.largest:
             return None
-        size *= 4
+        size = min(4 * size, grammar.largest)
     ends, nexts = at[outside], after[outside]
     starts = np.concatenate([[start], nexts[:-1]])
     spans = np.diff(outside, prepend=-1)
     lines = line + np.concatenate([[0], outside[:-1] + 1])
     filled = ends > starts
     part = Records(data, starts[filled], ends[filled], lines[filled], spans[filled])
-    return part, int(nexts[-1]), line + int(outside[-1]) + 1
+    window.start = int(nexts[-1])
+    return part, line + int(outside[-1]) + 1
 
 
 def _outside(data: bytes, start: int, stop: int, at: Ints, grammar: Grammar) -> tuple[Ints, bool]:
@@ -113,14 +117,14 @@ def _outside(data: bytes, start: int, stop: int, at: Ints, grammar: Grammar) -> 
     return np.flatnonzero(outside), first > stop
 
 
-def _one_by_one(
-    data: bytes, start: int, line: int, grammar: Grammar, damaged: Damaged, size: int
-) -> tuple[Records, int, int]:
+def _one_by_one(window: Window, line: int, grammar: Grammar, damaged: Damaged, size: int) -> tuple[Records, int]:
     """As `_at_once`, whatever comes."""
     parts, lines, spans = list[bytes](), list[int](), list[int]()
+    window.need(size + grammar.largest + 2)
+    data, start = window.data, window.start
     stop = min(start + size, len(data))
     while start < stop:
-        limit = min(start + LARGEST, len(data))
+        limit = min(start + grammar.largest, len(data))
         match = grammar.record.match(data, start, limit)
         end = match.end() if match else start
         if match and (end == len(data) or data[end] in b"\r\n"):
@@ -132,8 +136,12 @@ def _one_by_one(
         else:
             span, after = 1, next_line(data, start)[1]
             damaged(line, grammar.fault(data, end, limit))
-        start, line = after, line + span
+        window.start, start, line = start, after, line + span
+    if start == len(data) and not window.ended:
+        window.skip_line()  # a damaged one, which may go on
+    else:
+        window.start = start
     sizes = np.array([len(part) for part in parts], np.int64)
     ends = np.cumsum(sizes + 1)
     joined = b"\n" + b"\n".join(parts)
-    return Records(joined, ends - sizes, ends, np.array(lines, np.int64), np.array(spans, np.int64)), start, line
+    return Records(joined, ends - sizes, ends, np.array(lines, np.int64), np.array(spans, np.int64)), line

@@ -43,6 +43,11 @@ def of_rows(batch: pa.RecordBatch) -> pa.FixedSizeBinaryArray:
     return _stored([_of_fields(batch.columns, len(batch))])
 
 
+def of_table(table: pa.Table) -> pa.ChunkedArray:
+    """The same of a table's rows."""
+    return pa.chunked_array([of_rows(batch) for batch in table.to_batches()], pa.binary(16))
+
+
 def below(header: Sequence[str], digests: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
     """The same of rows below such a header: equal rows of columns with other names are others."""
     names = np.frombuffer(bytes.fromhex(digest_json(list(header)))[:16], "<u8")

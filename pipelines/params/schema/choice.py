@@ -17,8 +17,9 @@ SHORT = BeforeValidator(_by_name)
 def choices(annotation: Any) -> dict[str, type[BaseModel]]:
     """Name → section of a field's annotation; empty where it is no such choice."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    parts = tuple(part for part in parts if part is not type(None))
     sections = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
-    if not sections or not all("name" in section.model_fields for section in sections):
+    if not sections or sections != [*parts] or not all("name" in section.model_fields for section in sections):
         return {}
     return {section.model_fields["name"].default: section for section in sections}
 

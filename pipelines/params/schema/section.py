@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
+FILENAME = "params.yaml"
+
 
 class Section(BaseModel):
     """A section of params.yaml: immutable, strict about types, closed to unknown names."""

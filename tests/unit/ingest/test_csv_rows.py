@@ -3,13 +3,14 @@
 import tracemalloc
 
 import pytest
+from support.whole_files import whole
 
 from pipelines.ingest.quarantine import GATHERED
-from pipelines.ingest.readers import records
-from pipelines.ingest.readers.csv_rows import read_csv
+from pipelines.ingest.readers import csv_rows, records
 from pipelines.params import Curate
 from storage.errors import DataError
 
+read_csv = whole(csv_rows.read_csv)
 TABLE = Curate(label="y", features=["a"])
 NO_END = "a quoted field does not end: a quote is missing, or one within it is not doubled"
 

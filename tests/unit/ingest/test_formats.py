@@ -22,13 +22,15 @@ import pyarrow.orc
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from support.whole_files import whole
 
-from pipelines.ingest.readers import READERS, detect
-from pipelines.params import Curate
+from pipelines.ingest.readers import detect
+from pipelines.params import Curate, data
 from storage.errors import DataError
 
 TEXT = b"a,y\n" + b"1,u\n" * 50
 PARAMS = Curate(label="y")
+READERS = {name: whole(member().read) for name, member in data.READERS.members.items()}
 
 
 def zipped() -> bytes:

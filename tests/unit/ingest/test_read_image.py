@@ -4,10 +4,13 @@ import io
 
 import numpy as np
 from PIL import Image
+from support.whole_files import whole
 
-from pipelines.ingest.readers.images import read_image
+from pipelines.ingest.readers import images
 from pipelines.params import Curate
 from storage.images import MAX_PIXELS
+
+read_image = whole(images.read_image)
 
 
 def saved(image: Image.Image, kind: str, **settings: object) -> bytes:

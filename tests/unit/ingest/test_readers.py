@@ -1,24 +1,23 @@
 """Readers: what becomes rows, what is set aside and why."""
 
 import io
-import sys
-import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.whole_files import whole
 
-from pipelines.ingest.readers import detect
-from pipelines.ingest.readers.csv_rows import read_csv
-from pipelines.ingest.readers.jsonl_rows import read_jsonl
+from pipelines.ingest.readers import csv_rows, detect, jsonl_rows, parquet_rows, text
 from pipelines.ingest.readers.lines import line_ends
-from pipelines.ingest.readers.parquet_rows import read_parquet
-from pipelines.ingest.readers.text import read_text
 from pipelines.params import Curate
 from storage.errors import DataError
 
+read_csv = whole(csv_rows.read_csv)
+read_jsonl = whole(jsonl_rows.read_jsonl)
+read_parquet = whole(parquet_rows.read_parquet)
+read_text = whole(text.read_text)
 TABLE = Curate(label="y")
 AS_WRITTEN = Curate(label="y", null_values=[])
 
@@ -78,30 +77,6 @@ def test_csv_values_may_hold_line_breaks_wherever_arrow_cuts_the_file() -> None:
     rows = read_csv("t.csv", data, TABLE.model_copy(update={"features": ["a"]}))
     assert rows.table["a"].to_pylist() == list(range(40_000))
     assert not rows.quarantined
-
-
-def test_jsonl_takes_the_memory_of_its_texts_once() -> None:
-    data = b"".join(b'{"text": "%d %s"}\n' % (line, b"word " * 400) for line in range(2000))
-    read_jsonl("t.jsonl", data[:4000], Curate())  # imports what it needs
-    tracemalloc.start()
-    try:
-        assert len(read_jsonl("t.jsonl", data, Curate()).ids) == 2000
-        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(data)
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_table_takes_little_more_of_python_s_memory_than_the_names_of_its_rows() -> None:
-    """Its cells are never Python's strings or numbers all at once."""
-    data = b"a,b,c,d,y\n" + b"0.12345,-1.98765,12.5,0.000012,cat\n" * 60_000
-    read_csv("t.csv", data[:4000], TABLE)  # imports what it needs
-    tracemalloc.start()
-    try:
-        names = read_csv("t.csv", data, TABLE).ids
-        peak, blocks = tracemalloc.get_traced_memory()[1], 3 << 20
-        assert peak < 1.2 * sum(8 + sys.getsizeof(name) for name in names) + blocks
-    finally:
-        tracemalloc.stop()
 
 
 def test_jsonl_keeps_good_lines() -> None:

@@ -1,0 +1,1 @@
+"""Shardline's readers, a module each; `curate.reader` finds them by their `name`."""
