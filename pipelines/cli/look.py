@@ -13,13 +13,16 @@ Zone = Literal["raw", "curated", "shards"]
 def profile(
     recipe: Named = None,
     steps: Annotated[
-        int | None, typer.Option(min=2, max=100_000, help="Steps that are measured; about 5 s of them by default.")
+        int | None, typer.Option(min=2, max=100_000, help="Steps to measure; by default as many as take about 5 s.")
     ] = None,
-    warm_up: Annotated[int, typer.Option(min=2, help="Steps before, which don't count.")] = 10,
+    warm_up: Annotated[int, typer.Option(min=2, help="Warm-up steps before the measured ones.")] = 10,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Where a training step's time goes, what to change and what to expect of it. Leaves the training's state alone."""
+    """Measure where a training step's time goes; say what to change and what to expect of it.
+
+    Leaves the recipe's outputs and checkpoints alone.
+    """
     from pipelines.diagnosis.profiling import profile as run
 
     with aside(as_json):
@@ -30,7 +33,7 @@ def profile(
 
 @app.command(rich_help_panel=LOOK)
 def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
-    """This machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
+    """Check this machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
     from pipelines.diagnosis.doctor import doctor as run
 
     if recipe is not None or option is not None:
@@ -40,7 +43,7 @@ def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None)
 
 @app.command(rich_help_panel=LOOK)
 def recipes(as_json: AsJson = False) -> None:
-    """The recipes of this project: what they make of which sources, and how far each has come."""
+    """List the recipes of this project: sources, model, version of the shards, whether a model was promoted."""
     from pipelines.inspect import list_recipes, show_recipes
 
     if as_json:
@@ -51,10 +54,12 @@ def recipes(as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=LOOK)
 def params(
-    section: Annotated[str | None, typer.Argument(help="Only names that start with this: train, stream.lanes.")] = None,
+    section: Annotated[
+        str | None, typer.Argument(help="Only parameters whose names start with this: train, stream.lanes.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every parameter: type, range, default and meaning."""
+    """List every parameter: type, range, default and meaning."""
     from pipelines.inspect import list_params, show_params
 
     if as_json:
@@ -65,12 +70,12 @@ def params(
 
 @app.command(rich_help_panel=LOOK)
 def show(
-    zone: Annotated[Zone, typer.Argument(help="Zone.")] = "shards",
+    zone: Annotated[Zone, typer.Argument(help="Zone to show.")] = "shards",
     recipe: Named = None,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """What a zone's manifest holds: version, lineage, splits, objects."""
+    """Show what a zone's manifest holds: version, lineage, splits, objects."""
     from pipelines.inspect import describe_zone, show_zone
 
     ws = workspace(recipe, option)
@@ -82,7 +87,7 @@ def show(
 
 @app.command(rich_help_panel=LOOK)
 def verify(
-    zone: Annotated[Zone | None, typer.Argument(help="Zone; all of them by default.")] = None,
+    zone: Annotated[Zone | None, typer.Argument(help="Zone to verify; by default all of them.")] = None,
     recipe: Named = None,
     as_json: AsJson = False,
     option: Recipe = None,
@@ -99,13 +104,15 @@ def verify(
 
 @app.command(rich_help_panel=LOOK)
 def replay(
-    step: Annotated[int, typer.Option(min=1, help="Of the training, counted from 1.")],
+    step: Annotated[int, typer.Option(min=1, help="Step of the training to repeat, counted from 1.")],
     recipe: Named = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every sample of the batch, not the worst ten.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every sample of the batch, instead of the ten with the largest loss.")
+    ] = False,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
+    """Repeat one training step: show the loss of its samples, its gradient norm, and where values stop being finite."""
     from pipelines.training.replay import show_replay
 
     show_replay(workspace(recipe, option), step, everything=everything, as_json=as_json)
@@ -114,11 +121,11 @@ def replay(
 @app.command(rich_help_panel=LOOK)
 def ui(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is for this machine only.")
+        str, typer.Option(help="Address to listen on; the default can be reached from this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
 ) -> None:
-    """Browse the runs and the registry: MLflow's UI over the project's store."""
+    """Open MLflow's UI over the project's store: runs, curves and the model registry."""
     from pipelines.tracking.ui import open_ui
 
     open_ui(host, port)
