@@ -56,3 +56,10 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}, anchor
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/decisions"])
+def test_every_page_is_in_the_index_of_its_folder(folder: str) -> None:
+    index = REPOSITORY / folder / "README.md"
+    linked = set(re.findall(r"\]\(([\w.-]+\.md)[)#]", index.read_text()))
+    assert {page.name for page in index.parent.glob("*.md") if page != index} - linked == set()
