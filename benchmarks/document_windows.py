@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.ingest.packing import best_fit
+from pipelines.ingest.encoders.packing import best_fit
 from pipelines.models import build_model, task_of
-from pipelines.streaming.documents import documents_of
+from pipelines.streaming.gather.document_ids import documents_of
 from pipelines.workspace import Workspace
 from storage.shards import Shard
 

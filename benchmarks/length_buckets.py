@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.ingest.encode import SEPARATOR, VOCABULARY, encode_documents
-from pipelines.progress import say
+from pipelines.console.progress import say
+from pipelines.ingest.encoders.encode import SEPARATOR, VOCABULARY, encode_documents
 from pipelines.streaming import Stream
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -107,8 +107,8 @@ def training(folder: Path) -> None:
     import torch
 
     from pipelines.models import task_of
+    from pipelines.models.architectures.transformer import Transformer
     from pipelines.models.tasks import IGNORED
-    from pipelines.models.transformer import Transformer
 
     data, seq_len = publish(folder, functions()), 1024
     task, device = task_of(SPEC, counts_vary=True), torch.device("cpu")

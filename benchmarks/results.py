@@ -43,8 +43,8 @@ def summary(results: dict[str, dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if place in (2, 3) else "left")
     for name, result in results.items():
         for place, bar in enumerate(result["bars"]):
-            verdict = "[green]reached[/green]" if bar["reached"] else "[red]missed[/red]"
-            table.add_row(name if not place else "", bar["what"], _wanted(bar), f"{bar['found']:.3g}", verdict)
+            bottleneck = "[green]reached[/green]" if bar["reached"] else "[red]missed[/red]"
+            table.add_row(name if not place else "", bar["what"], _wanted(bar), f"{bar['found']:.3g}", bottleneck)
     return table
 
 
@@ -63,8 +63,8 @@ def _markdown(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         for place, bar in enumerate(result["bars"]):
             link = f"[{name}](#{name})" if not place else ""
-            verdict = "reached" if bar["reached"] else "**missed**"
-            lines.append(f"| {link} | {bar['what']} | {_wanted(bar)} | {bar['found']:.3g} | {verdict} |")
+            bottleneck = "reached" if bar["reached"] else "**missed**"
+            lines.append(f"| {link} | {bar['what']} | {_wanted(bar)} | {bar['found']:.3g} | {bottleneck} |")
     for name, result in results.items():
         lines += ["", f"### {name}", "", SENTENCES[name], ""]
         lines += [_row(result["columns"]), _row(["---"] * len(result["columns"]))]

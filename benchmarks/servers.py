@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.setting import Setting
-from storage.cache.embedded import Embedded
-from tests.servers import s3_server, wait_for
+from storage.cache.hot.embedded import Embedded
+from tests.support.servers import s3_server, wait_for
 
 BUCKET = "benchmarks"
 Env = dict[str, str]

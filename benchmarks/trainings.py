@@ -20,12 +20,12 @@ import numpy as np
 import torch
 import yaml
 
-from pipelines.progress import say
+from pipelines.console.progress import say
 from pipelines.training.loop import fit, forward_backward
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
+from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
-from pipelines.training.signals import StopRequest, stop_on_signals
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted
 from storage.manifest import Manifest

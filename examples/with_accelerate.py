@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from pipelines.training.handoff import Handoff
+from pipelines.training.trainer.job import TrainerJob
 
 
-def train(job: Handoff, clip_norm: float = 1.0) -> None:
+def train(job: TrainerJob, clip_norm: float = 1.0) -> None:
     settings = job.params.train
     accelerator = Accelerator(cpu=job.device.type == "cpu")
     model = job.build_model()

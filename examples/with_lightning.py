@@ -8,10 +8,10 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from pipelines.training.handoff import Handoff
+from pipelines.training.trainer.job import TrainerJob
 
 
-def train(job: Handoff, clip_norm: float = 1.0) -> None:
+def train(job: TrainerJob, clip_norm: float = 1.0) -> None:
     settings = job.params.train
     module = Module(job)
     checkpoints = ModelCheckpoint(
@@ -43,7 +43,7 @@ def train(job: Handoff, clip_norm: float = 1.0) -> None:
 
 
 class Module(pl.LightningModule):
-    def __init__(self, job: Handoff) -> None:
+    def __init__(self, job: TrainerJob) -> None:
         super().__init__()
         self.job, self.model = job, job.build_model()
 
@@ -70,7 +70,7 @@ class Module(pl.LightningModule):
 class StopOnSignal(pl.Callback):
     """Leaves after the step in which a rank was told to, with a checkpoint of that step."""
 
-    def __init__(self, job: Handoff) -> None:
+    def __init__(self, job: TrainerJob) -> None:
         self.job = job
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
 
 if TYPE_CHECKING:  # a packaged model brings this module, and needs no trainer
-    from pipelines.training.handoff import Handoff
-    from pipelines.training.loader import Loader
+    from pipelines.training.data.loader import Loader
+    from pipelines.training.trainer.job import TrainerJob
 
 
 class Llama(nn.Module):
@@ -39,7 +39,7 @@ class Llama(nn.Module):
         return self.llama(input_ids=tokens).logits
 
 
-def train(job: Handoff) -> None:
+def train(job: TrainerJob) -> None:
     settings = job.params.train
     arguments = TrainingArguments(
         output_dir=str(job.checkpoint_folder),
@@ -62,7 +62,7 @@ def train(job: Handoff) -> None:
 
 
 class OurTrainer(Trainer):
-    def __init__(self, job: Handoff, **options: Any) -> None:
+    def __init__(self, job: TrainerJob, **options: Any) -> None:
         super().__init__(**options)
         self.job = job
 
@@ -90,7 +90,7 @@ class Place(TrainerCallback, ExportableState):
 class Follow(TrainerCallback):
     """Logs, validates, and leaves after the step in which a rank was told to, with a checkpoint of that step."""
 
-    def __init__(self, job: Handoff) -> None:
+    def __init__(self, job: TrainerJob) -> None:
         self.job = job
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: dict[str, float], **_: Any) -> None:
@@ -108,7 +108,7 @@ class Follow(TrainerCallback):
         return control
 
 
-def newest(job: Handoff) -> str | None:
+def newest(job: TrainerJob) -> str | None:
     """The newest checkpoint that is whole."""
     found = [file.parent for file in job.checkpoint_folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(found, key=lambda folder: int(folder.name.split("-")[1]))) if found else None

@@ -4,9 +4,9 @@ from typing import Any
 
 from prefect import flow
 
-from flows.batches import run_data_stage
-from flows.parameters import RECIPE, Recipe
-from flows.steps import by_hand
+from flows.tasks.batches import run_data_stage
+from flows.tasks.parameters import RECIPE, Recipe
+from flows.tasks.steps import by_hand
 
 
 @flow(name="curate", flow_run_name="curate {recipe}", persist_result=False)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect.client.orchestration import get_client
 
-from flows.steps import DVC
+from flows.tasks.steps import DVC
 
 
 async def prepare() -> dict[str, str]:

@@ -4,11 +4,11 @@ from typing import Any
 
 from prefect import flow
 
-from flows.commands import run_stage
-from flows.parameters import RECIPE, Recipe
-from flows.report import read_json
-from flows.steps import by_hand, open_recipe
-from pipelines.writer import exclusive
+from flows.tasks.commands import run_stage
+from flows.tasks.parameters import RECIPE, Recipe
+from flows.tasks.report import read_json
+from flows.tasks.steps import by_hand, open_recipe
+from pipelines.reproduce.writer import exclusive
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe}", persist_result=False)

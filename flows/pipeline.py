@@ -16,23 +16,23 @@ from typing import Any
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
-from flows.commands import run_by_dvc
 from flows.curate import curate
 from flows.evaluate import evaluate
 from flows.ingest import ingest
-from flows.parameters import RECIPE, Force, Push, Recipe, ReleaseStage, Retries
 from flows.release import release
-from flows.report import Outcome, publish_summary
 from flows.shard import shard
-from flows.steps import DVC, RETRY, STEP, by_hand, open_recipe
+from flows.tasks.commands import run_by_dvc
+from flows.tasks.parameters import RECIPE, Force, Push, Recipe, ReleaseStage, Retries
+from flows.tasks.report import Outcome, publish_summary
+from flows.tasks.steps import DVC, RETRY, STEP, by_hand, open_recipe
 from flows.train import train
 from flows.version import version
 from flows.warm import warm
-from pipelines import versions
-from pipelines.caches import is_cached, keep_embedded
-from pipelines.repro import summary
+from pipelines.caching.tiers import is_cached, keep_embedded
+from pipelines.reproduce import status
+from pipelines.reproduce.repro import summary
+from pipelines.reproduce.writer import exclusive
 from pipelines.workspace import Workspace
-from pipelines.writer import exclusive
 
 UP_TO_DATE = "up to date"
 
@@ -60,7 +60,7 @@ def run_stale(ws: Workspace, recipe: str, outcomes: dict[str, Outcome], *, force
     stale = find_stale(recipe)
     for reason in find_new_sources(recipe) if "ingest" not in stale else []:
         stale["ingest"] = [reason]
-    stages = versions.stages(ws)
+    stages = status.stages(ws)
     for stage, command in stages.items():
         if stage not in stale and not force:
             outcomes[stage] = Outcome(UP_TO_DATE)
@@ -96,13 +96,13 @@ def run_one(recipe: str, stage: str, command: str, retries: int) -> None:
 @task(name="ask DVC", tags={DVC}, **STEP, **RETRY)
 def find_stale(recipe: str) -> dict[str, list[str]]:
     """Stage → what changed since it was recorded."""
-    return versions.stale(open_recipe(recipe))
+    return status.stale(open_recipe(recipe))
 
 
 @task(name="ask sources", **STEP, **RETRY)
 def find_new_sources(recipe: str) -> list[str]:
     """What changed in the sources since they were ingested."""
-    return versions.stale_sources(open_recipe(recipe))
+    return status.stale_sources(open_recipe(recipe))
 
 
 if __name__ == "__main__":

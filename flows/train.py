@@ -5,11 +5,11 @@ Prefect is imported here only: `shardline train` and its ranks are processes of 
 
 from prefect import flow
 
-from flows.commands import run_stage
-from flows.parameters import RECIPE, Recipe, Retries, RetryDelay
-from flows.report import link_run
-from flows.steps import by_hand, open_recipe
-from pipelines.writer import exclusive
+from flows.tasks.commands import run_stage
+from flows.tasks.parameters import RECIPE, Recipe, Retries, RetryDelay
+from flows.tasks.report import link_run
+from flows.tasks.steps import by_hand, open_recipe
+from pipelines.reproduce.writer import exclusive
 
 
 @flow(name="train", flow_run_name="train {recipe}", persist_result=False)

@@ -3,10 +3,10 @@
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
-from flows.parameters import RECIPE, Push, Recipe, Stages
-from flows.steps import DVC, RETRY, STEP, by_hand, open_recipe, record
-from pipelines import versions
-from pipelines.writer import exclusive
+from flows.tasks.parameters import RECIPE, Push, Recipe, Stages
+from flows.tasks.steps import DVC, RETRY, STEP, by_hand, open_recipe, record
+from pipelines.reproduce import status
+from pipelines.reproduce.writer import exclusive
 
 
 @flow(name="version", flow_run_name="version {recipe}", persist_result=False)
@@ -24,8 +24,8 @@ def version(recipe: Recipe = RECIPE, stages: Stages = [], push: Push = True) -> 
 def push_outs(recipe: str) -> str:
     """Upload what the default remote lacks."""
     ws = open_recipe(recipe)
-    remote = versions.remote(ws)
-    pushed = f"{versions.push(ws)} to {remote}" if remote else "not pushed: DVC has no default remote"
+    remote = status.remote(ws)
+    pushed = f"{status.push(ws)} to {remote}" if remote else "not pushed: DVC has no default remote"
     get_run_logger().info(pushed)
     return pushed
 

@@ -5,10 +5,10 @@ import shlex
 from prefect import flow, task
 from prefect.logging import get_run_logger
 
-from flows.commands import explain, on_leash
-from flows.parameters import RECIPE, Recipe, Tier
-from flows.steps import RETRY, STEP, by_hand, open_recipe
-from pipelines.caches import keep_embedded
+from flows.tasks.commands import explain, supervised
+from flows.tasks.parameters import RECIPE, Recipe, Tier
+from flows.tasks.steps import RETRY, STEP, by_hand, open_recipe
+from pipelines.caching.tiers import keep_embedded
 
 
 @flow(name="warm", flow_run_name="warm {recipe}", persist_result=False)
@@ -24,7 +24,7 @@ def fill(recipe: str, tier: str) -> str:
     """`shardline cache warm`, in a process of its own."""
     ws = open_recipe(recipe)
     command = ["shardline", "cache", "warm", "--tier", tier]
-    code, tail = on_leash(command, ws.root, get_run_logger().info)
+    code, tail = supervised(command, ws.root, get_run_logger().info)
     explain(shlex.join(command), ws, code, tail)
     return tail[-1] if tail else ""
 

@@ -16,7 +16,7 @@ A message says what happened, to which thing, the likely cause, and the setting 
 looks like one is masked when the exception is made.
 """
 
-from storage.secret import mask
+from storage.redact import mask
 
 
 class ShardlineError(Exception):

@@ -19,14 +19,14 @@ import fsspec
 from blake3 import blake3
 from typing_extensions import Buffer
 
-from storage import compression
 from storage.atomic import atomic_path, storage_errors, sweep_temporaries, sync_folder, temporary_file
-from storage.compression import Compression, is_compressed
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.manifest import FILENAME, Manifest
-from storage.remote import TIMEOUT, RangeReader, missing_object
-from storage.secret import mask
+from storage.objects import compression
+from storage.objects.compression import Compression, is_compressed
+from storage.objects.retries import TIMEOUT, RangeReader, missing_object
+from storage.redact import mask
 
 ZONES = ("raw", "curated", "shards")
 OBJECTS = "objects"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from hypothesis import settings
-from servers import S3, s3_server
+from support.servers import S3, s3_server
 
 REPOSITORY = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

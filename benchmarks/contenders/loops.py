@@ -29,10 +29,10 @@ from benchmarks.contender import listen
 from benchmarks.questions.step_data import workspace
 from pipelines.streaming import Batch, Times
 from pipelines.training.loop import fit
-from pipelines.training.rank import reporting
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.session import Session, open_session
-from pipelines.training.signals import StopRequest
+from pipelines.training.worker import reporting
 
 READY = 32  # batches at hand
 STEPS = 10**9  # of the schedule

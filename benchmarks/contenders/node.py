@@ -9,8 +9,8 @@ from benchmarks.contender import listen, touch
 from benchmarks.contenders.ours import remote, settings
 from benchmarks.works import load
 from pipelines.streaming import Stream
-from storage.cache.hot import HotCache
-from storage.cache.node import NodeCache
+from storage.cache.hot.cache import HotCache
+from storage.cache.node.cache import NodeCache
 from storage.cache.tiered import Tiered
 
 

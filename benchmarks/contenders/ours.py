@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.contender import Batch, Epoch, later, serve
 from benchmarks.works import SHARD_BYTES, Work
 from pipelines.streaming import Stream
-from storage.cache.hot import HotCache
-from storage.cache.node import NodeCache
+from storage.cache.hot.cache import HotCache
+from storage.cache.node.cache import NodeCache
 from storage.cache.tiered import Tiered
 from storage.lake import Zone
 from storage.manifest import FORMATS, Manifest

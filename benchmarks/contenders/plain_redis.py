@@ -11,7 +11,7 @@ import redis
 
 from benchmarks.contender import Batch, Epoch, serve
 from benchmarks.works import Work
-from storage.cache.receive import get_into
+from storage.cache.hot.receive import get_into
 
 PIPELINED = 16  # GETs of 1 MiB sent together
 

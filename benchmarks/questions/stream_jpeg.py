@@ -12,7 +12,7 @@ from benchmarks.outcome import Outcome
 from benchmarks.questions.race import race
 from benchmarks.rounds import PEERS, Entrant
 from benchmarks.setting import Setting
-from pipelines.streaming.decode import cores
+from pipelines.runtime.cores import cores
 
 
 def ask(setting: Setting) -> Outcome:

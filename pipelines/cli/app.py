@@ -66,7 +66,7 @@ def print_json(value: Any) -> None:
     """As a program reads it."""
     import json
 
-    from pipelines.progress import say
+    from pipelines.console.progress import say
 
     say(json.dumps(value, indent=2))
 

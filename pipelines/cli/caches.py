@@ -25,7 +25,7 @@ def warm(
     option: Recipe = None,
 ) -> None:
     """Fetch the shards of the train split into the caches, in the order in which training will read them."""
-    from pipelines.warm import warm_and_say
+    from pipelines.caching.warm import warm_and_say
 
     warm_and_say(workspace(recipe, option), tier, rank, world)
 
@@ -33,7 +33,7 @@ def warm(
 @cache.command("show")
 def show(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """Show what the node cache and the hot cache hold: bytes, shards, budget, hit ratio."""
-    from pipelines.warm import show as run
+    from pipelines.caching.warm import show as run
 
     run(workspace(recipe, option), as_json)
 
@@ -50,6 +50,6 @@ def drop(
     option: Recipe = None,
 ) -> None:
     """Remove this recipe's shards from the caches. The lake keeps them."""
-    from pipelines.warm import drop as run
+    from pipelines.caching.warm import drop as run
 
     run(workspace(recipe, option), tier, everything)

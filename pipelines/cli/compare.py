@@ -9,7 +9,7 @@ import typer
 from pipelines.cli.app import USE, AsJson, Named, Recipe, app, aside, print_json, workspace
 
 if TYPE_CHECKING:
-    from pipelines.training.comparison.contest import Entry
+    from pipelines.experiments.comparison.contest import Entry
 
 compare = typer.Typer(
     no_args_is_help=True, help="Train a recipe in several ways and compare the results; its outputs stay as they are."
@@ -43,7 +43,7 @@ def optimizers(
 
     Makes a table, a plot, and an MLflow run with a child run for each.
     """
-    from pipelines.training.comparison import compare_optimizers as run
+    from pipelines.experiments.comparison import compare_optimizers as run
 
     here = out.absolute() if out else None  # the recipe's folder becomes the current one
     with aside(as_json):
@@ -52,7 +52,7 @@ def optimizers(
 
 
 @compare.command()
-def network(
+def communication(
     recipe: Named = None,
     ranks: Annotated[int, typer.Option(min=2, help="Ranks on this machine, each with a copy of the model.")] = 2,
     only: Annotated[
@@ -66,11 +66,11 @@ def network(
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Train a recipe on several ranks with each way to average gradients (train.network).
+    """Train a recipe on several ranks with each way to average gradients (train.communication).
 
     Makes a table and a plot of loss against bytes sent, and an MLflow run with a child run for each.
     """
-    from pipelines.training.comparison import compare_network as run
+    from pipelines.experiments.comparison import compare_communication as run
 
     here = out.absolute() if out else None
     with aside(as_json):
@@ -81,7 +81,7 @@ def network(
 @compare.command()
 def schedules(recipe: Named = None, out: Out = None, option: Recipe = None) -> None:
     """Plot the learning rate of every schedule over the recipe's steps. Trains nothing."""
-    from pipelines.training.comparison import compare_schedules as run
+    from pipelines.experiments.comparison import compare_schedules as run
 
     here = out.absolute() if out else None
     run(workspace(recipe, option), here)
@@ -102,7 +102,7 @@ def batch(
 
     Shows samples per second and peak memory of each size.
     """
-    from pipelines.training.largest import find_batch as run
+    from pipelines.experiments.batch_size import find_batch as run
 
     with aside(as_json):
         trials = run(workspace(recipe, option), most, memory_mb)

@@ -20,9 +20,9 @@ def run_dvc(context: typer.Context) -> None:
     Commands that change the recipe (`shardline dvc exp run`) wait until no other process is at work there. `metrics
     show`, `plots diff` and the like show this recipe alone.
     """
-    from pipelines.look import is_look, look
-    from pipelines.repro import open_recipe
-    from pipelines.writer import exclusive
+    from pipelines.reproduce.repro import open_recipe
+    from pipelines.reproduce.views import is_look, look
+    from pipelines.reproduce.writer import exclusive
 
     ws = open_recipe(None)
     if is_look(context.args):
@@ -34,8 +34,8 @@ def run_dvc(context: typer.Context) -> None:
 @app.command(rich_help_panel=LOOK)
 def experiments(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """List the recipe's DVC experiments: the metric of its gate, and the parameters in which they differ."""
-    from pipelines.look import experiments as run
-    from pipelines.training.comparison.report import show as show_table
+    from pipelines.experiments.comparison.report import show as show_table
+    from pipelines.reproduce.views import experiments as run
 
     rows = run(workspace(recipe, option))
     if as_json:
@@ -56,7 +56,7 @@ def plots(
     recipe: RecipeOption = None,
 ) -> None:
     """Plot the recipe's curves in one HTML page that needs no network, unlike that of `dvc plots`."""
-    from pipelines.look import draw
+    from pipelines.reproduce.views import draw
 
     here = out.absolute() if out else None
     ws = workspace(recipe)

@@ -5,10 +5,10 @@ import signal
 import sys
 from types import FrameType
 
-from pipelines import collector
 from pipelines.cli.app import app
+from pipelines.runtime import gc_tuning
 from storage.errors import Interrupted, ShardlineError
-from storage.secret import masked_traceback
+from storage.redact import masked_traceback
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _stop)
-    collector.rest()
+    gc_tuning.rest()
     try:
         app()
     except ShardlineError as error:

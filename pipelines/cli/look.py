@@ -23,18 +23,18 @@ def profile(
 
     Leaves the recipe's outputs and checkpoints alone.
     """
-    from pipelines.diagnosis.profiling import profile as run
+    from pipelines.profiling.profile import profile as run
 
     with aside(as_json):
-        verdict = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
+        bottleneck = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
     if as_json:
-        print_json(verdict.to_json())
+        print_json(bottleneck.to_json())
 
 
 @app.command(rich_help_panel=LOOK)
 def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """Check this machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
-    from pipelines.diagnosis.doctor import doctor as run
+    from pipelines.machine.doctor import doctor as run
 
     if recipe is not None or option is not None:
         workspace(recipe, option)  # goes to its folder
@@ -44,7 +44,7 @@ def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None)
 @app.command(rich_help_panel=LOOK)
 def recipes(as_json: AsJson = False) -> None:
     """List the recipes of this project: sources, model, version of the shards, whether a model was promoted."""
-    from pipelines.inspect import list_recipes, show_recipes
+    from pipelines.reproduce.inspect import list_recipes, show_recipes
 
     if as_json:
         print_json(list_recipes())
@@ -60,7 +60,7 @@ def params(
     as_json: AsJson = False,
 ) -> None:
     """List every parameter: type, range, default and meaning."""
-    from pipelines.inspect import list_params, show_params
+    from pipelines.reproduce.inspect import list_params, show_params
 
     if as_json:
         print_json(list_params(section))
@@ -76,7 +76,7 @@ def show(
     option: Recipe = None,
 ) -> None:
     """Show what a zone's manifest holds: version, lineage, splits, objects."""
-    from pipelines.inspect import describe_zone, show_zone
+    from pipelines.reproduce.inspect import describe_zone, show_zone
 
     ws = workspace(recipe, option)
     if as_json:
@@ -93,7 +93,7 @@ def verify(
     option: Recipe = None,
 ) -> None:
     """Read every object again and compare its digest with the manifest's."""
-    from pipelines.inspect import report_damage, verify_zones
+    from pipelines.reproduce.inspect import report_damage, verify_zones
 
     with aside(as_json):
         found = verify_zones(workspace(recipe, option), zone)
@@ -113,7 +113,7 @@ def replay(
     option: Recipe = None,
 ) -> None:
     """Repeat one training step: show the loss of its samples, its gradient norm, and where values stop being finite."""
-    from pipelines.training.replay import show_replay
+    from pipelines.profiling.replay import show_replay
 
     show_replay(workspace(recipe, option), step, everything=everything, as_json=as_json)
 

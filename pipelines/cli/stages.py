@@ -11,7 +11,7 @@ from pipelines.cli.app import STAGES, Named, Recipe, app, workspace
 @contextmanager
 def _at_work(name: str, recipe: str | None, option: str | None, *, together: bool = False) -> Iterator[Any]:
     """The workspace of a stage that is at work in it: alone, or `together` with other processes of a training."""
-    from pipelines.writer import stage_at_work
+    from pipelines.reproduce.writer import stage_at_work
 
     ws = workspace(recipe, option)
     with stage_at_work(ws, name, shared=together and _one_of_several(ws)):
@@ -25,9 +25,9 @@ def _one_of_several(ws: Any) -> bool:
 
 
 def _data_stage(name: str, recipe: str | None, option: str | None) -> None:
+    from pipelines.console.progress import say
     from pipelines.ingest import data_stage
     from pipelines.ingest.stage import journal_of, run
-    from pipelines.progress import say
 
     with _at_work(name, recipe, option) as ws:
         say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
@@ -54,7 +54,7 @@ def shard(recipe: Named = None, option: Recipe = None) -> None:
 @app.command(rich_help_panel=STAGES)
 def train(recipe: Named = None, option: Recipe = None) -> None:
     """Train the model of params.yaml on the shards; an interrupted training resumes from its last checkpoint."""
-    from pipelines.preflight import check_shards
+    from pipelines.reproduce.preflight import check_shards
     from pipelines.training import train as run
 
     with _at_work("train", recipe, option, together=True) as ws:

@@ -21,7 +21,7 @@ def repro(
     ] = None,
 ) -> None:
     """Run the stale stages of a recipe (new sources, changed parameters, missing outputs); resume interrupted ones."""
-    from pipelines.repro import repro as run
+    from pipelines.reproduce.repro import repro as run
 
     sys.exit(run(one_of(recipe, option), force=force, until=until))
 
@@ -45,7 +45,7 @@ def generate(
     option: Recipe = None,
 ) -> None:
     """Write text with a registered language model."""
-    from pipelines.release import generate as run
+    from pipelines.serving import generate as run
 
     chosen = one_of(recipe, option)
     run(chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias)
@@ -58,6 +58,6 @@ def predict(
     recipe: RecipeOption = None,
 ) -> None:
     """Predict with a registered model. Prints a line per image or CSV row: label and probability, or the value."""
-    from pipelines.release import predict as run
+    from pipelines.serving import predict as run
 
     run(recipe, files, alias=alias)

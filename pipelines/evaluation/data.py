@@ -1,6 +1,7 @@
 """The shards of a split, in the manifest's order, without shuffling: each sample and each byte exactly once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import numpy.typing as npt
 
 from pipelines.evaluation.splits import check_split
 from pipelines.models import ModelConfig
-from pipelines.models.tasks import INPUTS
-from pipelines.streaming.decode import Decoder
+from pipelines.models.tasks import IGNORED, INPUTS
+from pipelines.streaming.gather.decode import Decoder
 from storage.errors import DataError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -75,3 +76,28 @@ def _meaning(fact: Any) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def cut_documents(shard: Shard, seq_len: int, separator: int | None) -> list[Array]:
+    """The shard's documents, each with the separator before it and, unless cut, the one that ends it: up to `seq_len` +
+    1 tokens. Without a separator, as they are."""
+    documents = [shard.tokens[start : min(end, start + seq_len + 1)] for start, end in pairwise(shard.offsets.tolist())]
+    if separator is None:
+        return documents
+    return [
+        document if len(document) > seq_len else np.append(document, np.array(separator, document.dtype))
+        for document in documents
+    ]
+
+
+def padded_batches(documents: Sequence[Array], batch: int) -> Iterator[tuple[Array, Array]]:
+    """Inputs and targets, int64 [≤ batch, longest]: every token but each document's first is a target once, the rest is
+    IGNORED. Documents of like length come together."""
+    rising = sorted(documents, key=len)
+    for first in range(0, len(rising), batch):
+        part = rising[first : first + batch]
+        width = max(1, len(part[-1]) - 1)
+        inputs, targets = np.zeros((len(part), width), np.int64), np.full((len(part), width), IGNORED)
+        for row, document in enumerate(part):
+            inputs[row, : len(document) - 1], targets[row, : len(document) - 1] = document[:-1], document[1:]
+        yield inputs, targets

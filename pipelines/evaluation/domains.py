@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
-from pipelines.evaluation.stage import numbers
+from pipelines.params.schema.flat import numbers
 from storage.manifest import Manifest
 
 Domain = str | None  # None: the shards have none

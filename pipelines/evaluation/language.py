@@ -32,19 +32,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.console.progress import progress, say
 from pipelines.evaluation.baselines import counts_of_streams, no_tokens, token_counts
-from pipelines.evaluation.charges import Charges, Compressed
-from pipelines.evaluation.chosen import Chosen
-from pipelines.evaluation.data import Array, open_split
+from pipelines.evaluation.data import Array, cut_documents, open_split, padded_batches
 from pipelines.evaluation.domains import domains_of, with_domains
+from pipelines.evaluation.metrics.custom import CustomMetrics
 from pipelines.evaluation.plots import bars
 from pipelines.evaluation.result import Evaluation
-from pipelines.evaluation.whole_documents import cut_documents, padded_batches
+from pipelines.evaluation.token_cost import Compressed, TokenCost
 from pipelines.models import ModelConfig, Task, task_of
 from pipelines.models.tasks import IGNORED, TOKENS
 from pipelines.models.tokens import why_no_bytes
-from pipelines.progress import progress, say
-from pipelines.streaming.documents import documents_of
+from pipelines.streaming.gather.document_ids import documents_of
 from storage.errors import ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -56,7 +55,7 @@ Questions = Iterator[tuple[Array, Array, dict[str, Tensor], int]]
 
 def measure_language(
     model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    chosen: Chosen, samples: str = "windows",
+    custom: CustomMetrics, samples: str = "windows",
 ) -> Evaluation:  # fmt: skip
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
@@ -65,17 +64,17 @@ def measure_language(
     task = task_of(spec, config.documents).for_model(model)
     if samples == "documents" and spec.get("pack_len") is not None:
         raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
-    charges = {d: Charges(no_tokens(vocabulary)) for d in domains_of(manifest, split)}
+    token_cost = {d: TokenCost(no_tokens(vocabulary)) for d in domains_of(manifest, split)}
     compressed, no_bytes = Compressed(), why_no_bytes(spec)
     if no_bytes:
         say(f"evaluate: no bits per byte and no compressors of these tokens: {no_bytes}.")
     with progress("evaluate", sum(manifest.select(split)["tokens"].to_pylist()), "tokens") as advance:
-        for domain, own in charges.items():
+        for domain, own in token_cost.items():
             for shard in open_split(zone, manifest, split, domain):
                 pieces, kept, cut = shown(shard, config.seq_len, batch, samples, task, separator, device)
                 own.firsts += samples == "windows" and bool(len(shard.tokens))
                 for inputs, targets, beside, alone in pieces:
-                    own.nats += cost(model, inputs, targets, device, chosen, beside)
+                    own.nats += cost(model, inputs, targets, device, custom, beside)
                     own.tokens += token_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
                     own.firsts += alone
                     advance(int((targets != IGNORED).sum()))
@@ -86,19 +85,19 @@ def measure_language(
     if task.documents is not None and task.documents.packed and train.ndim == 2:
         train[separator, separator] = 0  # what fills up packs
 
-    def metrics_of(own: Charges) -> dict[str, Any]:
+    def metrics_of(own: TokenCost) -> dict[str, Any]:
         figures = own.by_token(train) if no_bytes else own.by_byte(train)
         cut = {"cut_tokens" if no_bytes else "cut_bytes": own.cut}
         return figures | ({"samples": samples, **cut} if samples == "documents" else {})
 
-    metrics = metrics_of(reduce(add, charges.values()))
+    metrics = metrics_of(reduce(add, token_cost.values()))
     metrics["baseline"] |= compressed.metrics()
     metric, what = ("loss", "nats a token") if no_bytes else ("bits_per_byte", "bits per byte")
     rows = [{"name": "model", metric: metrics[metric]}]
     rows += [{"name": name, metric: block[metric]} for name, block in metrics["baseline"].items()]
     figure = partial(bars, rows, "name", metric, f"{what} of held-out documents (less is better)")
     result = Evaluation(metrics, {metric: rows}, {metric: figure})
-    of_domains = {domain: metrics_of(own) for domain, own in charges.items()}
+    of_domains = {domain: metrics_of(own) for domain, own in token_cost.items()}
     return with_domains(result, of_domains, metric, f"{what} by domain (less is better)")
 
 
@@ -153,15 +152,15 @@ def questions(shard: Shard, length: int, batch: int, task: Task, device: torch.d
 
 
 def cost(
-    model: nn.Module, inputs: Array, targets: Array, device: torch.device, chosen: Chosen | None = None,
+    model: nn.Module, inputs: Array, targets: Array, device: torch.device, custom: CustomMetrics | None = None,
     beside: Mapping[str, Tensor] | None = None,
 ) -> float:  # fmt: skip
     """Nats that the model spends on the targets, summed in float64."""
     logits = model(torch.from_numpy(inputs).to(device), **(beside or {})).float()
     answer = torch.from_numpy(targets).to(device)
-    if chosen:
+    if custom:
         counts = answer != IGNORED
-        chosen.update(logits[counts].cpu(), answer[counts].cpu())
+        custom.update(logits[counts].cpu(), answer[counts].cpu())
     each = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction="none", ignore_index=IGNORED)
     return float(each.cpu().double().sum())
 

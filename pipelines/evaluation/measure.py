@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import check_fits
 from pipelines.evaluation.language import measure_language
+from pipelines.evaluation.metrics.custom import CustomMetrics
 from pipelines.evaluation.result import Evaluation, rounded
 from pipelines.evaluation.samples import measure_classification, measure_regression
 from pipelines.models import ModelConfig
 from pipelines.params import Params
-from pipelines.training.device import pick_device, repeatable
+from pipelines.training.process.device import pick_device, repeatable
 from storage.lake import Zone
 from storage.manifest import Manifest
 
@@ -24,15 +24,15 @@ def measure(model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifes
     check_fits(config, manifest)
     task, split, batch = config.get_task(), params.evaluate.split, params.evaluate.batch_size
     device = pick_device(params.train.device)
-    chosen = Chosen(params.evaluate.metrics, config)
+    custom = CustomMetrics(params.evaluate.metrics, config)
     with repeatable(params.train, device), torch.inference_mode():
         model = model.to(device).eval()
         if task.name == "language":
             samples = config.samples if params.evaluate.samples == "auto" else params.evaluate.samples
-            result = measure_language(model, config, zone, manifest, split, batch, device, chosen, samples)
+            result = measure_language(model, config, zone, manifest, split, batch, device, custom, samples)
         elif task.name == "classification":
-            result = measure_classification(model, task, zone, manifest, split, batch, device, chosen)
+            result = measure_classification(model, task, zone, manifest, split, batch, device, custom)
         else:
-            result = measure_regression(model, task, zone, manifest, split, batch, device, chosen)
+            result = measure_regression(model, task, zone, manifest, split, batch, device, custom)
     about = {"task": task.name, "split": split, "manifest": manifest.digest}
-    return Evaluation(rounded(chosen.into(about | result.metrics)), result.tables, result.figures)
+    return Evaluation(rounded(custom.into(about | result.metrics)), result.tables, result.figures)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipelines.console.progress import track
 from pipelines.evaluation.baselines import Counts, majority
-from pipelines.evaluation.chosen import Chosen
 from pipelines.evaluation.data import Array, open_split, sample_batches
 from pipelines.evaluation.domains import Domain, domains_of, with_domains
+from pipelines.evaluation.metrics.custom import CustomMetrics
 from pipelines.evaluation.plots import matrix, scatter
 from pipelines.evaluation.result import Evaluation
 from pipelines.models import Task
-from pipelines.progress import track
 from storage.lake import Zone
 from storage.manifest import Manifest
 
@@ -24,7 +24,7 @@ SCATTERED = 2000  # points of the regression's plot, at most
 
 def measure_classification(
     model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    chosen: Chosen,
+    custom: CustomMetrics,
 ) -> Evaluation:  # fmt: skip
     """Accuracy, cross-entropy in nats, F1 by class and their mean, confusion matrix; beside the commonest class."""
     classes: list[str] = manifest.header["spec"]["classes"]
@@ -36,7 +36,7 @@ def measure_classification(
         answers = _answers(model, task, inputs, labels, device).float().cpu()
         right = answers.log_softmax(-1).double()[torch.arange(len(labels)), torch.from_numpy(labels)]
         nats[domain] -= float(right.sum())
-        chosen.update(answers.softmax(-1), torch.from_numpy(labels).long())
+        custom.update(answers.softmax(-1), torch.from_numpy(labels).long())
         np.add.at(confusions[domain], (labels, answers.argmax(-1).numpy()), 1)
     train = _label_counts(zone, manifest, task, len(classes))
     confusion = np.sum(list(confusions.values()), axis=0)
@@ -106,14 +106,14 @@ def _label_counts(zone: Zone, manifest: Manifest, task: Task, classes: int) -> C
 
 def measure_regression(
     model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    chosen: Chosen,
+    custom: CustomMetrics,
 ) -> Evaluation:  # fmt: skip
     """Root mean square error, mean absolute error and R² in the target's unit, beside the train split's mean."""
     found: dict[Domain, list[tuple[Array, Array]]] = {domain: [] for domain in domains_of(manifest, split)}
     batches = ((d, *pair) for d in found for pair in sample_batches(zone, manifest, split, task.target, batch, d))
     for domain, inputs, targets in track(batches, "evaluate", unit="batches"):
         answer = _answers(model, task, inputs, targets, device).float().cpu()
-        chosen.update(answer, torch.from_numpy(targets).float())
+        custom.update(answer, torch.from_numpy(targets).float())
         found[domain].append((answer.double().numpy(), targets.astype(np.float64)))
     known = [shard.column(task.target).astype(np.float64) for shard in open_split(zone, manifest, "train")]
     mean = float(np.concatenate(known).mean())

@@ -5,7 +5,8 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipelines.progress import say
+from pipelines.console.progress import say
+from pipelines.params.schema.flat import numbers
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 
@@ -56,17 +57,6 @@ def _record(ws: Workspace, result: "Evaluation") -> str | None:
         run.log_dataset(zone.manifest(), zone, split)
         run.log_artifact(ws.plots(FOLDER), f"plots/{FOLDER}")
         return run.url
-
-
-def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested dictionaries, by dotted name."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            found[prefix + name] = value
-    return found
 
 
 def _summary(metrics: dict[str, Any]) -> str:

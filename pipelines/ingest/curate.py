@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.ingest import duplicates
-from pipelines.ingest.content import SPLITS, input_digests, sample_digests, splits, to_arrow
 from pipelines.ingest.curated import CONTENT, ID, Writer, blocks
 from pipelines.ingest.domains import Records, by_domain, mark, named, outside, salt
+from pipelines.ingest.duplicates import duplicates
+from pipelines.ingest.duplicates.content import SPLITS, input_digests, sample_digests, splits, to_arrow
 from pipelines.ingest.quarantine import rows_of
 from pipelines.ingest.readers import KINDS, READERS, detect
 from pipelines.ingest.rows import Rows

@@ -8,16 +8,16 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from pipelines.ingest.domains import mark, salt
-from pipelines.ingest.sources import list_sources
+from pipelines.ingest.sources.listing import list_sources
 from pipelines.ingest.stage import Item, Result
 from pipelines.params import Ingest
 from pipelines.workspace import Workspace
-from storage.compression import is_compressed
 from storage.digest import digest_json
 from storage.errors import ShardlineError, SourceError
 from storage.lake import Zone
 from storage.manifest import Manifest
-from storage.secret import mask
+from storage.objects.compression import is_compressed
+from storage.redact import mask
 
 VERSION = 1  # of what `work` makes; raise it when the same input gives another object
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from pipelines.ingest.curated import ID, read_whole
 from pipelines.ingest.domains import Records, by_domain, inside, mark, salt
-from pipelines.ingest.duplicates import kept_rows
-from pipelines.ingest.encode import (
+from pipelines.ingest.duplicates.duplicates import kept_rows
+from pipelines.ingest.encoders.encode import (
     SEPARATOR,
     VOCABULARY,
     Encoded,
@@ -36,11 +36,11 @@ from pipelines.ingest.encode import (
 from pipelines.ingest.stage import Item, Result, group
 from pipelines.params import Shard
 from pipelines.workspace import Workspace
-from storage.compression import Compression
 from storage.digest import digest_json, keyed_uint64
 from storage.errors import DataError, FormatError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
+from storage.objects.compression import Compression
 from storage.shards import SUFFIX
 
 VERSION = 4  # of what `work` makes; raise it when the same input gives another object

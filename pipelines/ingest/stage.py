@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.executors import Executor, choose_executor
+from pipelines.console.formats import human_bytes
+from pipelines.console.progress import progress
 from pipelines.ingest.quarantine import GATHERED, first_of, rows_of, too_many
-from pipelines.locks import alone
 from pipelines.params import Compute
-from pipelines.progress import progress
+from pipelines.runtime.executors import Executor, choose_executor
+from pipelines.runtime.locks import exclusive
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, write_atomically
 from storage.digest import canonical_json, digest_bytes, digest_file, keyed_uint64
@@ -115,7 +116,7 @@ def run(stage: DataStage, journal: Path, compute: Compute, executor: Executor | 
 def at_work(stage: DataStage, journal: Path) -> AbstractContextManager[None]:
     """From plan to commit, for one run of a stage at a time: a commit removes what its manifest doesn't name, which
     another run may have just made. (`writer.exclusive` is around whole jobs, which start stages as processes.)"""
-    return alone(journal.with_suffix(".lock"), stage.zone.folder)
+    return exclusive(journal.with_suffix(".lock"), stage.zone.folder)
 
 
 def pending(stage: DataStage, items: Sequence[Item], journal: Path) -> dict[str, Result]:
@@ -243,12 +244,3 @@ def group(names: Iterable[str], average: int, *salt: Any) -> list[list[int]]:
         if keyed_uint64("group", *salt, name) % average == 0 or len(groups[-1]) >= 4 * average:
             groups.append([])
     return [positions for positions in groups if positions]
-
-
-def human_bytes(count: float) -> str:
-    """1536 → '1.5 KiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -15,7 +15,7 @@ def keep_stage(self, stage: int, stages: int) -> list[str]
     float32 tensor with as many rows as there are samples. Returns the names of parameters that the first and the
     last stage both hold. Raises ValueError with the equation when there are too few layers.
 
-def wire(self, inputs: Tensor) -> Tensor
+def stage_output(self, inputs: Tensor) -> Tensor
     An empty tensor on the meta device, shaped as what passes from stage to stage for these inputs.
 """
 
@@ -31,10 +31,10 @@ class TensorParallel(Protocol):
 
 
 @runtime_checkable
-class Staged(Protocol):
+class PipelineParallel(Protocol):
     def keep_stage(self, stage: int, stages: int) -> list[str]: ...
 
-    def wire(self, inputs: Tensor) -> Tensor: ...
+    def stage_output(self, inputs: Tensor) -> Tensor: ...
 
 
 def units_of(model: nn.Module) -> list[nn.Module]:

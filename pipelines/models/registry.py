@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.models.cnn import CNN
+from pipelines.models.architectures.cnn import CNN
+from pipelines.models.architectures.mlp import MLP
+from pipelines.models.architectures.resnet import ResNet
+from pipelines.models.architectures.transformer import Transformer
+from pipelines.models.architectures.vit import ViT
 from pipelines.models.importing import import_named
-from pipelines.models.mlp import MLP
-from pipelines.models.resnet import ResNet
-from pipelines.models.transformer import Transformer
-from pipelines.models.vit import ViT
 from pipelines.params import suggestion
 from storage.errors import ParamsError
 

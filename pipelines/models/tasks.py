@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.models.documents import Documents
+from pipelines.models.document_mask import Documents
 from storage.errors import DataError, ParamsError
 
 TOKENS = "tokens"  # the array of a token batch

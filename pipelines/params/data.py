@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.params.batch_ramp import Ramp, check_ramp
 from pipelines.params.domains import Mixture, Sources
-from pipelines.params.ramp import Ramp, check_ramp
-from pipelines.params.section import Section
-from storage.secret import mask
+from pipelines.params.schema.section import Section
+from storage.redact import mask
 
 #: What was meant as a URL and is none: s3//bucket, s3:/bucket.
 _HALF_A_URL = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?|memory)(?!://)[:/]+")

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipelines.params.choice import choices, section_of
 from pipelines.params.recipe import Params
+from pipelines.params.schema.choice import choices, section_of
 
 
 def describe() -> list[tuple[str, str, str, str]]:

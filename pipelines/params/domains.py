@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from pipelines.params.section import NAME
-from pipelines.params.suggestion import suggestion
+from pipelines.params.schema.names import suggestion
+from pipelines.params.schema.section import NAME
 
 
 def _sources(value: Any) -> Any:

@@ -6,12 +6,16 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.params.choice import choices, section_of
 from pipelines.params.recipe import Params
-from pipelines.params.suggestion import suggestion
+from pipelines.params.schema.choice import choices, section_of
+from pipelines.params.schema.names import suggestion
 from storage.errors import ParamsError
 
 FILENAME = "params.yaml"
+
+
+#: Parameters that were renamed: former name → present one. A file that has a former one is told so.
+RENAMED = {"train.network": "train.communication"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,7 +50,9 @@ def _explain(file: Path, error: ValidationError) -> str:
     lines = [f"{file}: {error.error_count()} invalid parameter{'s' * (error.error_count() > 1)}"]
     for item in error.errors(include_url=False):
         place, option = _place(item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and place in RENAMED:
+            lines.append(f"  {place}: is called {RENAMED[place]} now. Rename it; its values mean the same")
+        elif item["type"] == "extra_forbidden":
             near = suggestion(str(item["loc"][-1]), _siblings(item["loc"]))
             lines.append(f"  {place}: unknown parameter{option and f' of {option}'}{near}")
         elif item["type"] == "union_tag_invalid":

@@ -8,8 +8,8 @@ from pipelines.params.data import Curate, Ingest, Lake, Shard, Stream
 from pipelines.params.domains import check_names
 from pipelines.params.release import Evaluate, Package, Promote
 from pipelines.params.running import Cache, Compute
-from pipelines.params.section import NAME, Section
-from pipelines.params.training import Model, Train
+from pipelines.params.schema.section import NAME, Section
+from pipelines.params.train.training import Model, Train
 
 #: With these in the environment, a cluster says how many ranks there are, whatever the parameters say.
 COUNTED_ELSEWHERE = ("PET_NNODES", "PET_NPROC_PER_NODE", "WORLD_SIZE")

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipelines.params.names import ImportPath
-from pipelines.params.section import NAME, Section
+from pipelines.params.schema.names import ImportPath
+from pipelines.params.schema.section import NAME, Section
 
 
 class Metric(Section):

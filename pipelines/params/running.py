@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.params.launching import Launching
-from pipelines.params.section import NAME, Section
+from pipelines.params.schema.section import NAME, Section
+from pipelines.params.train.launching import Launching
 
 
 class Compute(Launching):

@@ -1,16 +1,14 @@
-"""Release: from a trained model to one that serves. package → promote → generate, predict.
+"""Release: from a trained model to a registered one. package → promote.
 
 The functions import what they need when they are called: this package is part of every packaged model.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.workspace import Workspace
 
-__all__ = ["generate", "package", "predict", "promote"]
+__all__ = ["package", "promote"]
 
 
 def package(ws: "Workspace") -> dict[str, Any]:
@@ -25,20 +23,3 @@ def promote(ws: "Workspace") -> dict[str, Any]:
     from pipelines.release.promotion import promote_package
 
     return promote_package(ws)
-
-
-def generate(
-    recipe: str | None, prompt: str, *, tokens: int = 300, temperature: float = 0.8, top_k: int | None = 40,
-    seed: int = 0, alias: str = "champion",
-) -> None:  # fmt: skip
-    """Print `prompt` and what a registered language model writes after it. See `print_text`."""
-    from pipelines.release.generation import print_text
-
-    print_text(recipe, prompt, alias, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
-
-
-def predict(recipe: str | None, files: Sequence[Path], *, alias: str = "champion") -> None:
-    """Print a registered model's answer for each file, or row of a CSV file. See `print_predictions`."""
-    from pipelines.release.prediction import print_predictions
-
-    print_predictions(recipe, files, alias)

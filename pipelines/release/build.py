@@ -17,11 +17,12 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.evaluation.stage import numbers
-from pipelines.locks import alone
-from pipelines.progress import say, stepping
-from pipelines.release.identity import METADATA, Identity, evaluation
-from pipelines.release.logged import log_package
+from pipelines.console.formats import human_bytes
+from pipelines.console.progress import say, stepping
+from pipelines.params.schema.flat import numbers
+from pipelines.release.fingerprint import METADATA, Fingerprint, evaluation
+from pipelines.release.logged_model import log_package
+from pipelines.runtime.locks import exclusive
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, temporary_folder
@@ -29,18 +30,18 @@ from storage.errors import ParamsError
 
 if TYPE_CHECKING:
     from pipelines.models.saved import ModelConfig
-    from pipelines.release.interface import Interface
+    from pipelines.release.signature import Signature
 
 #: What of Shardline a package carries, below the repository's root.
 CODE = (
     "pipelines/__init__.py", "pipelines/params", "pipelines/models",
-    "pipelines/release/__init__.py", "pipelines/release/served.py",
+    "pipelines/release/__init__.py", "pipelines/models/predictor.py",
     "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py", "storage/number_text.py",
-    "storage/secret.py",
+    "storage/redact.py",
 )  # fmt: skip
 Begin = Callable[[str], None]
 SOURCE = Path(__file__).resolve().parents[2]
-ENTRY = Path(__file__).with_name("entry.py")
+ENTRY = Path(__file__).with_name("pyfunc.py")
 
 
 def build_package(ws: Workspace) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     config = load_config(ws.model, Own.of(ws.params))
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
-    one = alone(ws.state / "package.lock", ws.package)
+    one = exclusive(ws.state / "package.lock", ws.package)
     with one, stepping("package", 4) as begin, run, _fresh_folder(ws) as folder:
         _fill(ws, folder, config, metrics, run, begin)
         begin("log it to the run")
@@ -70,12 +71,12 @@ def build_package(ws: Workspace) -> dict[str, Any]:
 def _fill(
     ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run, begin: Begin
 ) -> None:
-    from pipelines.release.interface import interface_of
+    from pipelines.models.predictor import kind_of
     from pipelines.release.model_card import Facts, write_card
-    from pipelines.release.served import kind_of
+    from pipelines.release.signature import signature_of
 
-    interface = interface_of(config.spec)
-    identity = Identity.of(ws.model, metrics, ws.params.package.model_dump() | {"recipe": ws.params.recipe})
+    signature = signature_of(config.spec)
+    fingerprint = Fingerprint.of(ws.model, metrics, ws.params.package.model_dump() | {"recipe": ws.params.recipe})
     facts = {
         "task": config.task,
         "inputs": kind_of(config.spec),
@@ -83,11 +84,11 @@ def _fill(
         "split": ws.params.evaluate.split,
         "metrics": metrics,
     }
-    facts |= identity.tags()
+    facts |= fingerprint.tags()
     begin("save the model")
-    _save(ws, folder, config, interface, facts)
+    _save(ws, folder, config, signature, facts)
     begin("ask it its input example")
-    parameters, example = _try_out(folder, interface)
+    parameters, example = _try_out(folder, signature)
     begin("model card")
     train = ws.metrics("train")
     card = Facts(
@@ -100,11 +101,11 @@ def _fill(
     write_card(folder, card)
 
 
-def _save(ws: Workspace, folder: Path, config: "ModelConfig", interface: "Interface", facts: Mapping[str, Any]) -> None:
+def _save(ws: Workspace, folder: Path, config: "ModelConfig", signature: "Signature", facts: Mapping[str, Any]) -> None:
     """The MLflow model, with `facts` in its metadata."""
     import mlflow.pyfunc
 
-    from pipelines.release.interface import requirements
+    from pipelines.release.signature import requirements
 
     with tempfile.TemporaryDirectory() as code, tempfile.TemporaryDirectory() as own:
         entry = shutil.copyfile(ENTRY, Path(own) / ENTRY.name)  # MLflow copies permissions too: these are the umask's
@@ -118,8 +119,8 @@ def _save(ws: Workspace, folder: Path, config: "ModelConfig", interface: "Interf
                     "config": (ws.model / "config.json").as_uri(),
                 },
                 code_paths=sorted(str(path) for path in Path(code).iterdir()),
-                signature=interface.signature,
-                input_example=interface.example,
+                signature=signature.signature,
+                input_example=signature.example,
                 pip_requirements=requirements(needed),
                 metadata={METADATA: dict(facts)},
             )
@@ -208,15 +209,15 @@ def _copy_python(source: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.relative_to(source))
 
 
-def _try_out(folder: Path, interface: "Interface") -> tuple[int, str]:
+def _try_out(folder: Path, signature: "Signature") -> tuple[int, str]:
     """Load the package as a server would and ask its input example: (parameters of the model, the answer as text)."""
     import mlflow.pyfunc
 
     path = list(sys.path)
     try:
         loaded = mlflow.pyfunc.load_model(str(folder))
-        answer = loaded.predict(interface.example_input, params=interface.example_params)
-        parameters = loaded.unwrap_python_model().served.parameters
+        answer = loaded.predict(signature.example_input, params=signature.example_params)
+        parameters = loaded.unwrap_python_model().predictor.parameters
     except Exception as error:
         raise ParamsError(
             f"The packaged model does not answer its own input example: {type(error).__name__}: {error}. "
@@ -261,4 +262,4 @@ def _put_in_place(folder: Path, target: Path) -> None:
 
 def _size(folder: Path) -> str:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return f"{size / 1e6:.1f} MB"
+    return human_bytes(size)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.release.model_card import WHAT
 from pipelines.tracking import Store
-from pipelines.tracking.changes import KIND, TRAINING
-from pipelines.tracking.note import NOTE, command, decision, gate, result, run_link, run_note, table
+from pipelines.tracking.pages.descriptions import NOTE, command, decision, gate, result, run_link, run_note, table
+from pipelines.tracking.pages.run_names import KIND, TRAINING
 from pipelines.tracking.store import cause, warn
 from pipelines.workspace import Workspace
-from storage.secret import without_login
+from storage.redact import without_login
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

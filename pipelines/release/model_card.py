@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.models.predictor import Kind
 from pipelines.params import Params
-from pipelines.params.flat import flat
-from pipelines.release.served import Kind
-from storage.secret import mask_value
+from pipelines.params.schema.flat import flat
+from storage.redact import mask_value
 
 WHAT = {
     ("language", "text"): "Writes on from a text, byte by byte",

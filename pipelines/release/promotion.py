@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.evaluation.stage import numbers
-from pipelines.progress import say, stepping
+from pipelines.console.progress import say, stepping
+from pipelines.params.schema.flat import numbers
 from pipelines.release.descriptions import describe_promotion
-from pipelines.release.eligible import why_not
+from pipelines.release.eligibility import why_not
+from pipelines.release.fingerprint import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation
 from pipelines.release.gate import Decision, judge
-from pipelines.release.identity import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation
-from pipelines.release.logged import log_package
+from pipelines.release.logged_model import log_package
 from pipelines.release.registry import (
     CANDIDATE,
     CHAMPION,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pipelines.params import FILENAME
-from pipelines.release.identity import ARTIFACTS
+from pipelines.release.fingerprint import ARTIFACTS
 from pipelines.tracking import Store, connect
 from pipelines.tracking.store import cause, patient
 from pipelines.workspace import Workspace, project_root, recipe_folder, recipes
 from storage.errors import ParamsError, TrackingError
-from storage.secret import without_login
+from storage.redact import without_login
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from pipelines.release.served import Served
+    from pipelines.models.predictor import Predictor
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 TASK, INPUTS = "task", "inputs"  # tags of a registered model
@@ -155,17 +155,17 @@ def get_version(model: Registered, alias: str) -> "ModelVersion":
     raise ParamsError(f"Model {model.name!r} has no version {alias!r}. Aliases: {known}; set --alias.{hint}")
 
 
-def load_version(model: Registered, alias: str) -> "tuple[Served, ModelVersion]":
+def load_version(model: Registered, alias: str) -> "tuple[Predictor, ModelVersion]":
     """A version, ready to answer. A model of the user's own is imported where the recipe of this checkout names it."""
     from pipelines.models import Own
-    from pipelines.release.served import Served
+    from pipelines.models.predictor import Predictor
 
     version = get_version(model, alias)
     project = project_root()
     recipe = recipes(project).get(model.recipe or "", project)
     own = Own.of(Workspace.open(recipe).params, recipe, project) if (recipe / FILENAME).is_file() else Own()
     with version_files(model.store, version) as folder:
-        return Served.load(folder / ARTIFACTS, own=own), version
+        return Predictor.load(folder / ARTIFACTS, own=own), version
 
 
 @contextmanager

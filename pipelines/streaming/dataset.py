@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pipelines.params import check_names, suggestion
 from pipelines.streaming.arrays import Ints, int64
-from pipelines.streaming.decode import Decoder
-from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
+from pipelines.streaming.gather.decode import Decoder
+from pipelines.streaming.gather.fields import Blobs, Field, Fixed, Images, Tokens
+from pipelines.streaming.gather.whole_documents import WholeDocuments
 from pipelines.streaming.order import Mixture, Order, Rest, Weight
-from pipelines.streaming.whole_documents import WholeDocuments
 from storage.cache import Tiered
 from storage.digest import digest_json
 from storage.errors import DataError, ParamsError

@@ -19,7 +19,7 @@ from pipelines.streaming.arrays import Ints
 from storage.cache import Tiered
 from storage.errors import Cancelled
 from storage.lake import StoredObject
-from storage.remote import until
+from storage.objects.retries import until
 
 DEFAULT_AHEAD = 256 << 20  # bytes
 _THREADS = 4

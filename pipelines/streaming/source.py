@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.runtime.cores import cores
 from pipelines.streaming.arrays import Arrays, Ints
-from pipelines.streaming.decode import cores
-from pipelines.streaming.gather import Block, Gatherer
+from pipelines.streaming.gather.gatherer import Block, Gatherer
 from pipelines.streaming.order import Batches
 from pipelines.streaming.prefetch import Prefetcher, close_items
 
@@ -155,7 +155,7 @@ class Source:
     def makers(self) -> int:
         """How many threads had better `load` at once, half as much each. Small samples have a thread that plans them
         instead."""
-        return 1 if self.gatherer.alone or self._small or cores() < 2 else 2
+        return 1 if self.gatherer.serial or self._small or cores() < 2 else 2
 
     def load(self, group: Group) -> list[Batch]:
         """The group's batches."""

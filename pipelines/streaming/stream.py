@@ -13,11 +13,11 @@ from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 
-from pipelines.streaming.buffers import Allocate, allocate, buffers_from
 from pipelines.streaming.dataset import Unit, chosen, digest_of, order_of, same_fields
 from pipelines.streaming.feed import Feed
 from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
-from pipelines.streaming.gather import DEFAULT_MEMORY, Gatherer
+from pipelines.streaming.gather.buffers import Allocate, allocate, buffers_from
+from pipelines.streaming.gather.gatherer import DEFAULT_MEMORY, Gatherer
 from pipelines.streaming.meter import Meter
 from pipelines.streaming.options import check_options, whole
 from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Ramp, Weight
@@ -173,13 +173,13 @@ class Stream:
         """Refused: a DataLoader that took a stream for a list would know no state, and begin with epoch 0 each time."""
         raise TypeError(
             f"A stream is no list, so it has no [{index!r}]. For torch's DataLoader, write StreamLoader(stream, "
-            "num_workers=…) in its place (from pipelines.training.stream_loader); stream.batch(i) is batch i of the "
-            "epoch."
+            "num_workers=…) in its place (from pipelines.training.data.stream_loader); stream.batch(i) is batch i "
+            "of the epoch."
         )
 
     def __iter__(self) -> Iterator[Batch]:
         """What is left before `epochs`. See the class for a loop that begins at the end."""
-        with self._alone():
+        with self._exclusive():
             if self.is_at_end() and not self._nothing_left:
                 self._go(0, 0)
         return iter(self.__next__, None)  # without Python code of its own between a batch and the loop
@@ -191,7 +191,7 @@ class Stream:
 
     def __next__(self) -> Batch:
         """The next batch, if need be of the next epoch. Raises StopIteration at the end as often as it is asked."""
-        with self._alone():
+        with self._exclusive():
             if not self._ready:
                 self._ready.extend(self._next_group())
             batch = self._ready[0]
@@ -234,11 +234,11 @@ class Stream:
         batch now gets Cancelled."""
         if (feed := self._feed) is not None:
             feed.interrupt()
-        with self._alone():
+        with self._exclusive():
             self._restart()
             self._source.gatherer.close()
 
-    def _alone(self) -> threading.RLock:
+    def _exclusive(self) -> threading.RLock:
         """The lock under which one thread at a time moves the stream. A forked process has its own: of the parent's,
         another thread may be the holder."""
         process = os.getpid()
@@ -280,7 +280,7 @@ class Stream:
         """Go to the start of `epoch`. Where the stream is there already, what it has prepared is kept. Raises
         ParamsError for an epoch that the stream doesn't have."""
         self._checked(epoch)
-        with self._alone():
+        with self._exclusive():
             self._go(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -298,7 +298,7 @@ class Stream:
         saved = State.from_json(state)
         saved.check(self._digest, self._order_settings())
         saved.check_place(self._source.epochs, self.epochs)
-        with self._alone():
+        with self._exclusive():
             self._restart()
             self._go(saved.epoch, saved.step)
             self._nothing_left = self.is_at_end()
@@ -306,7 +306,7 @@ class Stream:
     def passed(self, epoch: int, step: int) -> None:
         """Go past batch `step` of `epoch`, which was taken by `batch`. Raises ParamsError where another one is next,
         since the stream was moved meanwhile: this one would come twice, or others not at all."""
-        with self._alone():
+        with self._exclusive():
             if self._place != (epoch, step):
                 raise ParamsError(
                     f"Batch {step} of epoch {epoch} is due in this iteration, but batch {self._place[1]} of epoch "

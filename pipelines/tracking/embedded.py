@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.progress import progress
+from pipelines.console.progress import progress
 from pipelines.workspace import STATE
 from storage.atomic import sync_folder
 

@@ -6,13 +6,13 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from pipelines.own_code import PIPELINE, differ_in_code_alone
 from pipelines.params import FILENAME
+from pipelines.runtime.own_code import PIPELINE, differ_in_code_alone
 from pipelines.workspace import Workspace, recipes
 from storage.digest import digest_file
 from storage.lake import ZONES, Zone
 from storage.manifest import Manifest
-from storage.secret import mask
+from storage.redact import mask
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

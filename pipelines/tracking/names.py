@@ -15,7 +15,7 @@ _GROUPS = {
     re.compile(r"(lr|gradient_norm|batch_size)"): r"train/\1",
     re.compile(r"(padding|cut)_share"): r"stream/\1_share",
     re.compile(r"(\w+_per_second|wait_share)"): r"speed/\1",
-    re.compile(r"network_share|sent_mb_per_step"): r"network/\g<0>",
+    re.compile(r"communication_share|sent_mb_per_step"): r"communication/\g<0>",
     re.compile(r"(seconds|cost|energy_kwh)"): r"spent/\1",
 }
 

@@ -2,11 +2,11 @@
 
 import json
 
-from pipelines.tracking.address import Page, is_server, page, run_path
 from pipelines.tracking.embedded import database_of, has_run
+from pipelines.tracking.pages.links import Page, is_server, page, run_path
 from pipelines.workspace import Workspace
 from storage.errors import FormatError, TrackingError
-from storage.secret import without_login
+from storage.redact import without_login
 
 
 def recorded_run_id(ws: Workspace) -> str | None:

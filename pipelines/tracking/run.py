@@ -11,8 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipelines.tracking.address import page, run_path
-from pipelines.tracking.changes import (
+from pipelines.tracking.lineage import dataset_input, lineage_tags
+from pipelines.tracking.names import grouped, mlflow_name
+from pipelines.tracking.outbox import Call, Outbox
+from pipelines.tracking.pages.descriptions import NOTE, experiment_note, run_note
+from pipelines.tracking.pages.links import page, run_path
+from pipelines.tracking.pages.run_names import (
     CHANGED,
     KIND,
     PREVIOUS,
@@ -24,17 +28,13 @@ from pipelines.tracking.changes import (
     run_name,
     run_params,
 )  # fmt: skip
-from pipelines.tracking.lineage import dataset_input, lineage_tags
-from pipelines.tracking.names import grouped, mlflow_name
-from pipelines.tracking.note import NOTE, experiment_note, run_note
-from pipelines.tracking.outbox import Call, Outbox
 from pipelines.tracking.store import Store, cause, connect, warn
 from pipelines.tracking.system_metrics import SystemMetrics
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, TrackingError
 from storage.lake import Zone
 from storage.manifest import Manifest
-from storage.secret import mask, without_login
+from storage.redact import mask, without_login
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.tracking.embedded import artifacts_beside, create_database, database_of, relocate
-from pipelines.tracking.note import NOTE
+from pipelines.tracking.pages.descriptions import NOTE
 from pipelines.workspace import Workspace
 from storage.atomic import full_disk
 from storage.errors import TrackingError
-from storage.secret import mask, without_login
+from storage.redact import mask, without_login
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

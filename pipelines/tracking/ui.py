@@ -6,12 +6,12 @@ import os
 import socket
 import sys
 
-from pipelines.progress import say
-from pipelines.tracking.address import announce_ui, is_server
+from pipelines.console.progress import say
 from pipelines.tracking.embedded import database_of, embedded_uri, relocate
+from pipelines.tracking.pages.links import announce_ui, is_server
 from pipelines.workspace import INTO_THE_PROJECT, STATE, project_root, recipes
 from storage.errors import ParamsError
-from storage.secret import without_login
+from storage.redact import without_login
 
 #: What `mlflow ui` reads: the store, and what it needn't start or tell for one person.
 _STORE = "MLFLOW_BACKEND_STORE_URI"

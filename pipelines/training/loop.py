@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pipelines.streaming import Batch
 from pipelines.training import nonfinite
+from pipelines.training.data.targets import global_targets
 from pipelines.training.parallelism import share_buffers
-from pipelines.training.pulse import beat
+from pipelines.training.process.heartbeat import beat
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session
-from pipelines.training.signals import StopRequest
 from pipelines.training.step import take_step
-from pipelines.training.targets import global_targets
 from pipelines.training.validation import Sums, val_batches
 from storage.errors import Interrupted
 
@@ -32,7 +32,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         if not stopping and s.validation_due():
             stopping = validate(s, stop)
             report.validation(s.state)
-        if stopping and s.exchange.together(s.state.step, s.steps):
+        if stopping and s.gradient_sync.together(s.state.step, s.steps):
             s.save(wait=True)
             raise _interrupted(s, stop)
         if s.checkpoint_due():
@@ -41,7 +41,7 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
             return
 
         began, waited = perf_counter(), s.stream.wait_seconds
-        with s.exchange.timing(s.state.step):
+        with s.gradient_sync.timing(s.state.step):
             batch = next(batches)  # the last one's copy to the device is done: its loss is known
             outcome = take_step(s, partial(forward_backward, s, batch), stop)
         stopping |= outcome.stops > 0  # on any rank: so all of them leave after the same step
@@ -54,21 +54,21 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
         state.add_step(outcome.loss_sum, targets, batch.size)
         report.step(perf_counter() - began, s.stream.wait_seconds - waited, targets)
         if state.step % s.params.train.log_every == 0 or state.step == s.steps:
-            report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot(), s.exchange)
+            report.point(state.close_point(outcome.rate, outcome.norm), s.stream.meter.snapshot(), s.gradient_sync)
 
 
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
     targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
     inputs, targets = s.task.pair(batch.arrays, s.device)
-    count = global_targets(batch, s.task, s.ranks, s.hosts, s.layout.speaks)
+    count = global_targets(batch, s.task, s.ranks, s.hosts, s.layout.owns_loss)
     weight = s.layout.data_world / count  # gradients are averaged over the parts of the batch
 
     def objective(answers: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         loss = s.task.loss(answers, wanted, s.params.train.label_smoothing)
         return loss, s.scaler.scale(loss * weight)
 
-    s.runner.alone = s.exchange.alone(s.state.step)
+    s.runner.local = s.gradient_sync.is_local(s.state.step)
     most = -(-batch.size // s.layout.data_world)
     return s.runner.backward(inputs, targets, objective, most, s.task.beside(batch.arrays, s.device)), count
 
@@ -82,10 +82,10 @@ def validate(s: Session, stop: StopRequest) -> bool:
         for domain, batch in batches:
             inputs, targets = s.task.pair(batch.arrays, s.device)
             answers = s.runner.answers(inputs, s.task.beside(batch.arrays, s.device))
-            if answers is not None and s.layout.speaks:
+            if answers is not None and s.layout.owns_loss:
                 sums.loss[domain] += float(s.task.loss(answers, targets))
                 sums.hits[domain] += float(s.task.hits(answers, targets))
-            sums.count[domain] += global_targets(batch, s.task, s.ranks, s.hosts, s.layout.speaks)
+            sums.count[domain] += global_targets(batch, s.task, s.ranks, s.hosts, s.layout.owns_loss)
             beat(s.state.step)
             stopped = s.ranks.sum(bool(stop), device=s.device)[0] > 0
             if stopped:

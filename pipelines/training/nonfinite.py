@@ -1,7 +1,7 @@
 """What happens after a step whose loss or gradient is not finite: `train.nonfinite`."""
 
-from pipelines.params.step import BackOff, Skip
-from pipelines.progress import say
+from pipelines.console.progress import say
+from pipelines.params.train.step import BackOff, Skip
 from pipelines.streaming import Batch
 from pipelines.training.session import Session
 from pipelines.training.step import Outcome

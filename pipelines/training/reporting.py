@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.progress import Advance, say
+from pipelines.console.progress import Advance, say
 from pipelines.streaming import Times
 from pipelines.training.state import Point, TrainState
 
 if TYPE_CHECKING:
-    from pipelines.diagnosis.spending import Spending
+    from pipelines.machine.run_cost import RunCost
     from pipelines.tracking import Run
-    from pipelines.training.network import Exchange
+    from pipelines.training.communication import GradientSync
 
 
 #: Seconds between two looks at rates and shares of time, which are means over what lies between: a point of one costs
@@ -35,7 +35,7 @@ class Reporter:
     told: bool = False
     reported: int = 0
     times: Times = field(default_factory=Times)
-    spending: "Spending | None" = None
+    run_cost: "RunCost | None" = None
     planned: Callable[[int], dict[str, float]] = lambda step: {}
 
     def step(self, seconds: float, waited: float, work: int) -> None:
@@ -46,7 +46,7 @@ class Reporter:
         self.done += 1
         self.advance(1)
 
-    def point(self, point: Point, times: Times, exchange: "Exchange | None" = None) -> None:
+    def point(self, point: Point, times: Times, gradient_sync: "GradientSync | None" = None) -> None:
         """A point of the train curve; now and then, and at the end, with the rates since they were last told. `times`
         are of the stream's meter."""
         if self.run is None:
@@ -54,17 +54,17 @@ class Reporter:
         step, values = int(point["step"]), {name: value for name, value in point.items() if name != "step"}
         values |= self.planned(step - 1)
         if self.seconds >= RATES_EVERY or not self.told or step == self.steps:
-            values |= self._rates(times, exchange)
+            values |= self._rates(times, gradient_sync)
         self.run.log_metrics(values, step=step)
         self.advance(0, note=f"loss {point['train_loss']:.4f}")
 
-    def _rates(self, times: Times, exchange: "Exchange | None") -> dict[str, float]:
+    def _rates(self, times: Times, gradient_sync: "GradientSync | None") -> dict[str, float]:
         rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
         shares = (times - self.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
         rates |= {f"{part}_share": share for part, share in (times - self.times).of_documents().items()}
-        rates |= exchange.metrics(self.done, self.seconds) if exchange else {}
-        rates |= self.spending.note() if self.spending else {}
+        rates |= gradient_sync.metrics(self.done, self.seconds) if gradient_sync else {}
+        rates |= self.run_cost.note() if self.run_cost else {}
         self.times, self.told = times, True
         self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0
         return rates
@@ -82,10 +82,10 @@ class Reporter:
 
     def spent(self, step: int) -> str:
         """What the run took, in MLflow and as the end of a sentence; it is over then."""
-        if self.run is None or self.spending is None:
+        if self.run is None or self.run_cost is None:
             return ""
-        from pipelines.diagnosis.spending import sentence
+        from pipelines.machine.run_cost import sentence
 
-        found = self.spending.close()
+        found = self.run_cost.close()
         self.run.log_metrics(found, step=step)
         return f"; {sentence(found)}"

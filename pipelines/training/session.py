@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from pipelines.caches import open_cache
+from pipelines.caching.tiers import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
-from pipelines.own_code import digests
 from pipelines.params import Params
+from pipelines.runtime.own_code import digests
 from pipelines.streaming import Stream
 from pipelines.streaming.arrays import int64
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.place import Place, find_place
-from pipelines.training.device import Precision, host_memory, pick_device, repeatable
-from pipelines.training.ema import Average
-from pipelines.training.network import Exchange, Sampler, Wire
+from pipelines.training.communication import GradientSync, Sampler, Traffic
 from pipelines.training.optimizers import build_optimizer
-from pipelines.training.parallelism import Layout, Runner, SharedScaler, arrange, clip_, make_mesh
-from pipelines.training.pulse import collective_timeout
-from pipelines.training.ranks import Ranks, joined
+from pipelines.training.optimizers.ema import Average
+from pipelines.training.parallelism import Layout, Runner, SharedScaler, clip_, make_mesh, parallelize
+from pipelines.training.process.device import Precision, host_memory, pick_device, repeatable
+from pipelines.training.process.heartbeat import collective_timeout
+from pipelines.training.process.process_group import Ranks, joined
 from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
 from storage.cache import Tiered
@@ -51,7 +51,7 @@ class Session:
     config: ModelConfig
     model: nn.Module
     runner: Runner
-    exchange: Exchange
+    gradient_sync: GradientSync
     shared: list[Tensor]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -94,7 +94,7 @@ class Session:
             due = due and rules.keep_every is not None and step % rules.keep_every == 0
         due = due or best
         new = step > self._saved or (best and not self._rated)  # it may have been saved before it was evaluated
-        return due and new and self.exchange.together(step, self.steps)
+        return due and new and self.gradient_sync.together(step, self.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
@@ -149,7 +149,7 @@ class Session:
             "scaler": self.scaler.state_dict(),
         }
         chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
-        chunks |= self.exchange.saved()
+        chunks |= self.gradient_sync.saved()
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
         self.place.remember()
@@ -177,7 +177,7 @@ class Session:
         if self.average is not None:
             self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
         self.state = TrainState.from_json(saved.values["train"])
-        self.exchange.load(saved.chunks, self.state.step)
+        self.gradient_sync.load(saved.chunks, self.state.step)
         self.stream.load_state_dict(saved.values["stream"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(saved.values["scaler"])
@@ -240,20 +240,20 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         plain = config.build(params.seed).train()
         task = task.for_model(plain)
         parameters = sum(p.numel() for p in plain.parameters())
-        wire = Wire(layout.world)
-        arranged = arrange(plain, layout, mesh, train, device, precision)
-        model = arranged.model
+        traffic = Traffic(layout.world)
+        parallelized = parallelize(plain, layout, mesh, train, device, precision)
+        model = parallelized.model
         scaler = SharedScaler(device.type, enabled=precision.dtype is torch.float16)
         optimizer = build_optimizer(model, train)
         sampler = Sampler.of(device) if mesh is not None and ranks.leads else None
-        exchange = Exchange.of(train.network, arranged.module, optimizer, mesh, wire, sampler)
+        gradient_sync = GradientSync.of(train.communication, parallelized.module, optimizer, mesh, traffic, sampler)
         place = find_place(ws, checkpoint_key(manifest.digest, params, digests(ws, "train"))[:16], ranks)
         saver = stack.enter_context(
             closing(Saver(place.zone, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )
         session = Session(
-            params, ranks, layout, mesh, device, precision, task, config, model, arranged.runner, exchange,
-            arranged.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
+            params, ranks, layout, mesh, device, precision, task, config, model, parallelized.runner, gradient_sync,
+            parallelized.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
             samples=stream.rows, parameters=parameters,
             steps=train.steps or stream.steps_until(float(train.epochs or 0)),
             checkpoints=saver, place=place, hosts=ranks.host_group(device, timeout) if task.counts_vary else None,

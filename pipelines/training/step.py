@@ -7,12 +7,12 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from pipelines.training.device import seed_step
 from pipelines.training.optimizers import LineSearchOptimizer, set_learning_rate
-from pipelines.training.pulse import beat
-from pipelines.training.schedules import learning_rate
+from pipelines.training.optimizers.schedules import learning_rate
+from pipelines.training.process.device import seed_step
+from pipelines.training.process.heartbeat import beat
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.session import Session
-from pipelines.training.signals import StopRequest
 
 #: Leaves the gradients of the mean loss over the global batch; gives this rank's sum of losses, and the global number
 #: of targets.
@@ -43,28 +43,28 @@ def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
         outcome = _once(s, forward_backward, stop, rate)
     s.optimizer.zero_grad()
     s.checkpoints.settle()  # an optimiser that left the step out hasn't waited for it
-    s.exchange.meet(s.state.step + 1, s.steps)  # also after a step that was left out
+    s.gradient_sync.meet(s.state.step + 1, s.steps)  # also after a step that was left out
     if s.average is not None and outcome.finite:
         s.average.update(s.state.step + 1)
     return outcome
 
 
 def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) -> Outcome:
-    seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
-    with s.exchange.counting():
+    seed_step(s.params.seed, s.state.step, s.layout.rng_stream)
+    with s.gradient_sync.counting():
         loss, targets = forward_backward()
     s.scaler.unscale_(s.optimizer)
     length = s.clip()  # before the sum, for which a GPU is waited for: so this one costs no further wait
     loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
     norm = float(length)
     if not isfinite(loss_sum + norm):
-        s.exchange.forget(s.state.step + 1)
+        s.gradient_sync.forget(s.state.step + 1)
     finite = isfinite(loss_sum) and (isfinite(norm) or _overflowed(s.scaler))
-    if s.exchange.alone(s.state.step):  # each copy has a gradient of its own
+    if s.gradient_sync.is_local(s.state.step):  # each copy has a gradient of its own
         finite = s.ranks.sum(float(not finite), device=s.device)[0] == 0
     if finite:
         s.scaler.step(s.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
-    s.exchange.update(s.scaler)
+    s.gradient_sync.update(s.scaler)
     return Outcome(loss_sum, targets, rate, norm, stops, finite)
 
 
@@ -83,8 +83,8 @@ def _search(
         """The mean loss of the global batch, with the same dropout each time."""
         beat(s.state.step)  # such a step takes many passes
         optimizer.zero_grad()
-        seed_step(s.params.seed, s.state.step, s.layout.stream_of_chance)
-        with s.exchange.counting():
+        seed_step(s.params.seed, s.state.step, s.layout.rng_stream)
+        with s.gradient_sync.counting():
             loss, targets = forward_backward()
         loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
         if not first:

@@ -22,14 +22,14 @@ from typing_extensions import Buffer
 
 from storage.cache.arrival import Verifier, shared_memory
 from storage.cache.counters import Counters, Tally
-from storage.cache.hot import HotCache, OnRange
-from storage.cache.node import Claim, NodeCache
-from storage.cache.node_place import check_apart
-from storage.compression import decompress_into, is_compressed
+from storage.cache.hot.cache import HotCache, OnRange
+from storage.cache.node.cache import Claim, NodeCache
+from storage.cache.node.place import check_apart
 from storage.digest import digest_bytes, digest_file
 from storage.errors import Cancelled, DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.mapped import map_file, read_in
+from storage.objects.compression import decompress_into, is_compressed
 
 _BEHIND = 4  # shards that are written to the node cache while they are in use already
 _log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Proxy, certificate, redis_cluster, redis_sentinel, redis_server
+from support.servers import Proxy, certificate, redis_cluster, redis_sentinel, redis_server
 
 from storage.cache import HotCache, NodeCache, Tiered
-from storage.cache.embedded import Embedded
+from storage.cache.hot.embedded import Embedded
 from storage.lake import StoredObject, Zone
 
 pytestmark = pytest.mark.xdist_group("redis")

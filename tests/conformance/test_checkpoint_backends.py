@@ -9,12 +9,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from servers import S3, wait_for
+from support.servers import S3, wait_for
 from torch import nn
 
 from pipelines.params import Checkpoints as Rules
 from pipelines.training.checkpoints import Extra, Saver
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from storage.errors import LakeError
 from storage.lake import Zone
 from storage.named import NamedFiles

@@ -10,13 +10,13 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from servers import S3
+from support.servers import S3
 
-from storage.compression import Compression
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
 from storage.named import NamedFiles
+from storage.objects.compression import Compression
 
 pytestmark = pytest.mark.xdist_group("s3")
 

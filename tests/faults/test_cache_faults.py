@@ -18,16 +18,16 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from servers import Proxy, Redis, redis_cluster, redis_server, wait_for
+from support.servers import Proxy, Redis, redis_cluster, redis_server, wait_for
 
 from storage.cache import HotCache, NodeCache, Tiered
-from storage.cache import hot as hot_module
-from storage.cache import node as node_module
-from storage.cache.node import Claim
-from storage.cache.node_files import Files
-from storage.cache.node_place import make
-from storage.cache.push import BATCH
-from storage.cache.receive import get_into
+from storage.cache.hot import cache as hot_module
+from storage.cache.hot.push import BATCH
+from storage.cache.hot.receive import get_into
+from storage.cache.node import cache as node_module
+from storage.cache.node.cache import Claim
+from storage.cache.node.files import Files
+from storage.cache.node.place import make
 from storage.digest import digest_bytes
 from storage.errors import Cancelled, DigestError
 from storage.lake import StoredObject, Zone
@@ -35,7 +35,7 @@ from storage.lake import StoredObject, Zone
 pytestmark = pytest.mark.xdist_group("redis")
 
 PART = 1 << 20
-READER = [sys.executable, str(Path(__file__).parents[1] / "cache_reader.py")]
+READER = [sys.executable, str(Path(__file__).parents[1] / "support" / "cache_reader.py")]
 
 
 @pytest.fixture

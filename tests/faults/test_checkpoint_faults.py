@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import training_samples
 from conftest import REPOSITORY
-from training_samples import SIGNALLING, make_points
+from support import training_samples
+from support.training_samples import SIGNALLING, make_points
 
 #: `SIGNALLING`, which frees the disk in its 14th step where it is told to.
 FREEING = SIGNALLING.replace(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import shared_memory
 from conftest import TINY, Run, write_params, write_texts
+from support import shared_memory
 
 from storage.manifest import Manifest
 
@@ -130,7 +130,7 @@ def test_workers_end_with_a_killed_parent(run: Run, recipe: Path, environment: d
     """SIGKILL of the stage leaves no worker process behind, and none of the semaphores that they shared."""
     code = (
         "import os, signal, psutil\n"
-        "from pipelines.executors import PoolExecutor\n"
+        "from pipelines.runtime.executors import PoolExecutor\n"
         "import operator\n"
         "results = PoolExecutor(2, processes=True).map(operator.neg, range(50))\n"
         "next(results)\n"

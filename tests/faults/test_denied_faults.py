@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from faulty_proxy import FaultyProxy, s3_error
-from servers import S3
+from support.faulty_proxy import FaultyProxy, s3_error
+from support.servers import S3
 
 from storage.errors import LakeError
 from storage.lake import StoredObject, Zone
 from storage.named import NamedFiles
-from storage.remote import RangeReader
+from storage.objects.retries import RangeReader
 
 pytestmark = pytest.mark.xdist_group("s3")
 

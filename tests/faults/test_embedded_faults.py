@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from servers import pings, redis_client, wait_for
+from support.servers import pings, redis_client, wait_for
 
 from storage.cache import HotCache
-from storage.cache.embedded import Embedded
-from storage.cache.link import Unavailable
+from storage.cache.hot.embedded import Embedded
+from storage.cache.hot.link import Unavailable
 
 pytestmark = pytest.mark.xdist_group("redis")
 
 USER = """
 import sys
 from pathlib import Path
-from storage.cache.embedded import Embedded
+from storage.cache.hot.embedded import Embedded
 server = Embedded(Path(sys.argv[1]), 1 << 26)
 print(server.url, flush=True)
 sys.stdin.read()

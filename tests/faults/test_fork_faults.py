@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.streaming import Meter
-from storage.remote import RangeReader
+from storage.objects.retries import RangeReader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

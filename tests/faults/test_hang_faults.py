@@ -15,10 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.modules["torch"] = None  # its flight recorder would take seconds
-from pipelines.training import pulse
+from pipelines.training.process import heartbeat
 from pipelines.training.launchers import watchdog
 from pipelines.training.launchers.agent import end_hung
-from pipelines.training.launchers.watched import watched
+from pipelines.training.launchers.watchdog.thread import watched
 
 agents, own = Path("disk/agents"), Path("disk/own")
 agents.mkdir()
@@ -26,8 +26,8 @@ own.mkdir()
 watchdog.ANSWER = 0.1
 rank = subprocess.Popen(["bash", "-c", 'trap "" USR1 USR2; echo; exec sleep 60'], stdout=subprocess.PIPE)
 rank.stdout.readline()
-record = pulse._RECORD.pack(0, 1, rank.pid, 3, time.monotonic())
-(agents / "pulse-0").write_bytes(record)
+record = heartbeat._RECORD.pack(0, 1, rank.pid, 3, time.monotonic())
+(agents / "heartbeat-0").write_bytes(record)
 with watched(own, SimpleNamespace(rank=0, world=1), 0.3):
     sys.stderr = Path("disk/said").open("w")
     try:
@@ -39,7 +39,7 @@ with watched(own, SimpleNamespace(rank=0, world=1), 0.3):
     ended = set()
     with watchdog.Watchdog(agents, 0.2, partial(end_hung, agents, ended)):
         print(rank.wait(20), ended == {rank.pid}, sorted(path.name for path in agents.iterdir()), flush=True)
-    pulse.beat(7)
+    heartbeat.beat(7)
     time.sleep(20)
 """
 
@@ -52,5 +52,5 @@ def test_hung_ranks_are_ended_on_a_full_disk(tmp_path: Path) -> None:
         cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}, text=True, capture_output=True,
         timeout=60,
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["No space left on device", "-9 True ['pulse-0']"], done.stderr
+    assert done.stdout.splitlines() == ["No space left on device", "-9 True ['heartbeat-0']"], done.stderr
     assert done.returncode == 75, done.stderr

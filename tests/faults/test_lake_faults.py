@@ -15,14 +15,14 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from faulty_proxy import FaultyProxy, s3_error
-from servers import S3Machine, wait_for
+from support.faulty_proxy import FaultyProxy, s3_error
+from support.servers import S3Machine, wait_for
 
 from storage.atomic import write_atomically
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
-from storage.remote import RangeReader, _Job
+from storage.objects.retries import RangeReader, _Job
 
 pytestmark = pytest.mark.xdist_group("s3")
 

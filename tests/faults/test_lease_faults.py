@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from servers import Proxy, Redis, redis_server, wait_for
+from support.servers import Proxy, Redis, redis_server, wait_for
 
 from storage.cache import HotCache, Tiered
 from storage.digest import digest_bytes

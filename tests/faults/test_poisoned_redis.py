@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Redis, redis_server
+from support.servers import Redis, redis_server
 
 from storage.cache import HotCache, Tiered
-from storage.cache.receive import get_into
+from storage.cache.hot.receive import get_into
 from storage.digest import digest_bytes
 from storage.lake import StoredObject, Zone
 

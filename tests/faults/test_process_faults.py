@@ -11,18 +11,16 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import cache_reader
 import pytest
-import shared_memory
-import stream_reader
 from conftest import REPOSITORY
-from faulty_proxy import FaultyProxy
-from numbered_samples import publish
-from servers import S3, Redis, redis_server, wait_for
+from support import cache_reader, shared_memory, stream_reader
+from support.faulty_proxy import FaultyProxy
+from support.numbered_samples import publish
+from support.servers import S3, Redis, redis_server, wait_for
 
 from pipelines.streaming import Stream
 from storage.cache import NodeCache
-from storage.cache.push import part_keys
+from storage.cache.hot.push import part_keys
 from storage.cache.tiered import objects_of
 from storage.digest import digest_file
 from storage.lake import StoredObject, Zone

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gated_training import (
+from support.gated_training import (
     DEADLINE,
     allow,
     below,
@@ -20,9 +20,9 @@ from gated_training import (
     starts,
     until,
 )
-from training_samples import make_points
+from support.training_samples import make_points
 
-from pipelines.training.pulse import signs
+from pipelines.training.process.heartbeat import signs
 from pipelines.workspace import Workspace
 
 

@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shared_memory
 from conftest import REPOSITORY
-from faulty_proxy import FaultyProxy, s3_error
-from numbered_samples import publish
-from servers import Redis, S3Machine, redis_server, wait_for
+from support import shared_memory
+from support.faulty_proxy import FaultyProxy, s3_error
+from support.numbered_samples import publish
+from support.servers import Redis, S3Machine, redis_server, wait_for
 
 from pipelines.streaming import Stream, source
 from pipelines.streaming.fetch import Fetcher, Opened
-from storage import watch
 from storage.atomic import write_atomically
 from storage.cache import HotCache, NodeCache, Tiered
-from storage.cache.push import part_keys
+from storage.cache.hot.push import part_keys
 from storage.cache.tiered import objects_of
 from storage.digest import digest_bytes, digest_file
 from storage.errors import DigestError, LakeError
 from storage.lake import Zone
+from storage.objects import deadline
 
 pytestmark = pytest.mark.xdist_group("s3")
 
@@ -72,7 +72,7 @@ def undisturbed(zone: Zone) -> Batches:
 def nothing_is_left_in_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Neither threads nor shared memory. Batches are made one by one, so that shards are opened as late as can be."""
     monkeypatch.setattr(source, "_HANDED_OVER", 1)
-    monkeypatch.setattr(watch, "_IDLE", 0.2)  # else the thread that limits the lake's reads stays for five seconds
+    monkeypatch.setattr(deadline, "_IDLE", 0.2)  # else the thread that limits the lake's reads stays for five seconds
     threads = set(threading.enumerate())
     with shared_memory.none_is_left():
         yield
@@ -528,7 +528,7 @@ def test_an_interrupt_ends_a_process_that_waits_for_its_lake(site: Site, environ
     path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
     env = {**environment, **site.server.s3.env, "AWS_ENDPOINT_URL": f"http://{site.proxy.address}", "PYTHONPATH": path}
     site.proxy.slow(1 << 20)
-    command = [sys.executable, str(REPOSITORY / "tests" / "stream_reader.py"), json.dumps(job)]
+    command = [sys.executable, str(REPOSITORY / "tests" / "support" / "stream_reader.py"), json.dumps(job)]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         wait_for(lambda: site.proxy.passed > 2 << 20, "the first shard")

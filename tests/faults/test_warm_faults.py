@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from conftest import Run
-from servers import free_port, redis_server
-from training_samples import make_points
+from support.servers import free_port, redis_server
+from support.training_samples import make_points
 
-from pipelines.caches import open_cache
-from pipelines.warm import drop, warm
+from pipelines.caching.tiers import open_cache
+from pipelines.caching.warm import drop, warm
 from pipelines.workspace import Workspace
 from storage.cache.tiered import objects_of
 from storage.errors import FormatError, ParamsError

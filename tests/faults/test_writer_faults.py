@@ -11,9 +11,9 @@ import psutil
 import pytest
 import yaml
 from conftest import TINY, Run, write_params
-from servers import wait_for
+from support.servers import wait_for
 
-from pipelines.own_code import depend_on_code
+from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.workspace import Workspace
 
 pytestmark = [pytest.mark.xdist_group("writers"), pytest.mark.long]
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.xdist_group("writers"), pytest.mark.long]
 GATED = """
 import time
 from pathlib import Path
-from pipelines.models.transformer import Transformer
+from pipelines.models.architectures.transformer import Transformer
 
 class Gated(Transformer):
     def forward(self, *inputs):

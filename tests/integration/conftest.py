@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 from conftest import Run
-from prefect_service import (
+from support.prefect_service import (
     POOL,
     Deployed,
     Nightly,
@@ -20,7 +20,7 @@ from prefect_service import (
     running,
     until,
 )
-from servers import answers, free_port, wait_for
+from support.servers import answers, free_port, wait_for
 
 
 @pytest.fixture(scope="session")

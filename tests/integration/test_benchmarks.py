@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY, Run
-from servers import s3_server
+from support.servers import s3_server
 
 from benchmarks import results
 from benchmarks.catalogue import SENTENCES, question

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint_ranks
 import pytest
 from conftest import REPOSITORY
+from support import checkpoint_ranks
 
 
 @pytest.mark.long

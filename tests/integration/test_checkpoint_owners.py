@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from servers import S3
+from support.servers import S3
+from support.training_samples import losses, make_signalling, with_train, without_mlflow
 from torch import nn
-from training_samples import losses, make_signalling, with_train, without_mlflow
 
 from pipelines.params import Checkpoints as Rules
 from pipelines.training import train
 from pipelines.training.checkpoints import Extra, Saver
 from pipelines.training.checkpoints.place import OWNERS, find_place, newest
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
 from pipelines.workspace import Aside, Workspace
 from storage.errors import FormatError, Interrupted, ParamsError

@@ -149,7 +149,7 @@ def test_what_prints_a_table_prints_json_too(run: Run, project: Path) -> None:
 
 def test_a_fault_of_our_own_is_told_without_passwords(run: Run, project: Path) -> None:
     code = (
-        "import sys; from pipelines import cli, inspect\n"
+        "import sys; from pipelines import cli; from pipelines.reproduce import inspect\n"
         "def broken(): raise RuntimeError('GET https://S3cret@host/x?sig=S3cret gave 500')\n"
         "inspect.show_recipes = broken; sys.argv = ['shardline', 'recipes']; cli.main()"
     )

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from training_samples import make_points
+from support.training_samples import make_points
 
+from pipelines.experiments.comparison import compare_communication, compare_optimizers, contest
+from pipelines.experiments.comparison.communication_settings import ways
+from pipelines.experiments.comparison.optimizer_settings import CONTENDERS
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import journal_of, run
-from pipelines.params.optimizer import Optimizer
+from pipelines.params.train.optimizer import Optimizer
 from pipelines.tracking import Run, connect
-from pipelines.training.comparison import compare_network, compare_optimizers, contest
-from pipelines.training.comparison.contenders import CONTENDERS
-from pipelines.training.comparison.ways import ways
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, ParamsError
 
@@ -124,7 +124,7 @@ def test_copies_talk_in_every_way_on_ranks_that_are_started_once(
     points: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ws = make_points(points.root, train={"steps": 12})
-    entries = {entry.name: entry for entry in compare_network(ws, local_steps=4)}
+    entries = {entry.name: entry for entry in compare_communication(ws, local_steps=4)}
     assert set(entries) == set(ways(12, 4))
     sent = {name: entry.course.sent_mb for name, entry in entries.items()}
     whole = sent["all-reduce"]
@@ -135,16 +135,16 @@ def test_copies_talk_in_every_way_on_ranks_that_are_started_once(
         assert [(p["step"], p["sent_mb"] <= entry.course.sent_mb) for p in entry.course.val] == [
             (4, True), (8, True), (12, True),
         ]  # fmt: skip
-    table = (ws.state / "compare" / "network.csv").read_text().splitlines()
-    assert table[0].split(",")[:3] == ["way", "train.network", "val loss"]
+    table = (ws.state / "compare" / "communication.csv").read_text().splitlines()
+    assert table[0].split(",")[:3] == ["way", "train.communication", "val loss"]
     assert len(table) == 1 + len(entries)
-    assert (ws.state / "compare" / "network.png").stat().st_size > 10_000
+    assert (ws.state / "compare" / "communication.png").stat().st_size > 10_000
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_one_copy_has_nobody_to_talk_to(points: Workspace) -> None:
     with pytest.raises(ParamsError, match="at least two"):
-        compare_network(points, ranks=1)
+        compare_communication(points, ranks=1)
 
 
 @pytest.mark.soak

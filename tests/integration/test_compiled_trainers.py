@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from training_samples import make_points, make_text, train_params
+from support.training_samples import make_points, make_text, train_params
 
 from pipelines.workspace import Workspace
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY, Run, write_params, write_texts
-from prefect_service import Deployed, Nightly, alive_below, until
-from servers import wait_for
+from support.prefect_service import Deployed, Nightly, alive_below, until
+from support.servers import wait_for
 
 from storage.manifest import Manifest
 
@@ -93,7 +93,9 @@ def test_a_stopped_training_goes_on_and_a_cancelled_one_leaves_no_process(deploy
 
 
 def ranks(recipe: Path) -> set[psutil.Process]:
-    return {process for process, command in alive_below(recipe).items() if "pipelines.training.main" in command}
+    return {
+        process for process, command in alive_below(recipe).items() if "pipelines.training.launchers.main" in command
+    }
 
 
 def newest_step(recipe: Path) -> int:
@@ -105,7 +107,7 @@ def newest_step(recipe: Path) -> int:
 #: Its steps take long, not much of the processor.
 PATIENT = """
 import time
-from pipelines.models.transformer import Transformer
+from pipelines.models.architectures.transformer import Transformer
 
 class Patient(Transformer):
     def forward(self, *inputs):

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY, Run, write_params
-from release_samples import place_store
-from servers import free_port
-from training_samples import make_points, train_params
+from support.release_samples import place_store
+from support.servers import free_port
+from support.training_samples import make_points, train_params
 
-from pipelines.diagnosis.doctor import short_form
-from pipelines.diagnosis.hardware import usable_cores
-from pipelines.diagnosis.profiling import profile
+from pipelines.machine.doctor import short_form
+from pipelines.profiling.profile import profile
+from pipelines.runtime.cores import cores
 from pipelines.training import train
 from pipelines.workspace import Workspace
 
@@ -25,7 +25,7 @@ def test_doctor_measures_finds_problems_and_leaves_rates_to_the_runs(run: Run, t
     port = free_port()
     lake = {"url": "s3://nowhere/lake"}
     hot = {"url": f"redis://:secret@127.0.0.1:{port}"}
-    train_settings = {**TINY["train"], "threads": usable_cores() + 1}  # type: ignore[dict-item]
+    train_settings = {**TINY["train"], "threads": cores() + 1}  # type: ignore[dict-item]
     write_params(tmp_path, {**TINY, "lake": lake, "train": train_settings, "cache": {"hot": hot}})
     (tmp_path / ".shardline").mkdir()
     env = {
@@ -91,20 +91,20 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     )  # fmt: skip
     place_store(ws, database)
     before = {file: file.read_bytes() for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts}
-    verdict = profile(ws, warm_up=3, seconds=0.2)
-    shares = verdict.figures.shares
+    bottleneck = profile(ws, warm_up=3, seconds=0.2)
+    shares = bottleneck.figures.shares
     assert shares["network"] > max(shares["memory"], shares["compute"], shares["data"])
-    assert verdict.figures.ranks == 2
+    assert bottleneck.figures.ranks == 2
 
     kept = ws.state / "profile"
     after = {file: file.read_bytes() for file in before}
     assert after == before
     new = {file for file in ws.root.rglob("*") if file.is_file() and "mlflow" not in file.parts} - set(before)
     assert {file.parent for file in new} == {kept}
-    names = {"profile.json", "profile.png", "trace.json.gz", "verdict.txt"}
+    names = {"profile.json", "profile.png", "trace.json.gz", "bottleneck.txt"}
     assert {file.name for file in new} == names
     facts = json.loads((kept / "profile.json").read_text())
-    assert facts["bound"] == verdict.bound
+    assert facts["bound"] == bottleneck.bound
     assert sum(facts["figures"]["shares"].values()) == pytest.approx(1)
     with gzip.open(kept / "trace.json.gz") as file:
         assert json.load(file)["traceEvents"]
@@ -115,6 +115,6 @@ def test_a_profile_of_two_ranks_and_what_is_kept(database: Path, tmp_path: Path)
     client = MlflowClient(ws.tracking_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("test").experiment_id])
     assert run.data.tags["kind"] == "profile"
-    assert run.data.tags["bound"] == verdict.bound
-    assert run.data.metrics["profile/network_share"] == pytest.approx(verdict.figures.shares["network"])
+    assert run.data.tags["bound"] == bottleneck.bound
+    assert run.data.metrics["profile/network_share"] == pytest.approx(bottleneck.figures.shares["network"])
     assert {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "profile")} == names

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import training_samples
 from conftest import REPOSITORY
-from training_samples import losses, make_points, with_train, without_mlflow
+from support import training_samples
+from support.training_samples import losses, make_points, with_train, without_mlflow
 
 from pipelines.evaluation.measure import measure
 from pipelines.models import load_model
 from pipelines.training import train
 from pipelines.training.curves import Curves
-from pipelines.training.handoff import handoff
+from pipelines.training.trainer.job import trainer_job
 from pipelines.workspace import Workspace
 from storage.errors import Interrupted, OutOfMemory, ParamsError, ShardlineError
 
@@ -65,10 +65,10 @@ number = 3
 STARVES = TRAINER.splitlines().index("    torch.empty(1 << 60)") + 1
 SCRIPT = """
 import sys
-from pipelines.training.handoff import handoff
+from pipelines.training.trainer.job import trainer_job
 from trainer import train
 
-job = handoff()
+job = trainer_job()
 assert __name__ == "__main__" and sys.argv[0].endswith("script.py")
 train(job)
 sys.exit(int(job.params.train.args.get("code", 0)))
@@ -130,7 +130,7 @@ def test_a_script_gets_its_job_from_handoff(tmp_path: Path) -> None:
     train(by_function)
     assert losses(ws) == losses(by_function)
     with pytest.raises(ShardlineError, match="for a trainer that shardline started"):
-        handoff()
+        trainer_job()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Run, write_params
-from prefect_service import Prefect
+from support.prefect_service import Prefect
 
 pytestmark = pytest.mark.xdist_group("prefect")
 SECRET = "S3cret"
@@ -19,7 +19,7 @@ print(json.dumps({n: parameter_schema(getattr(importlib.import_module("flows." +
 """
 BROKEN = """
 from prefect import flow, get_run_logger
-from flows.steps import by_hand, open_recipe
+from flows.tasks.steps import by_hand, open_recipe
 
 @flow
 def broken(recipe: str = "python_lm"):

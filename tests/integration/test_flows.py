@@ -14,10 +14,10 @@ import psutil
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, Run, write_params
-from prefect_service import Deployed, Flaky, Nightly, Prefect
-from servers import wait_for
+from support.prefect_service import Deployed, Flaky, Nightly, Prefect
+from support.servers import wait_for
 
-from pipelines.own_code import depend_on_code
+from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -96,9 +96,9 @@ def test_wrong_input_by_hand(flow: Flow, tmp_path: Path, run: Run) -> None:
     assert "Traceback" not in done.stderr
 
 
-# -- the leash -------------------------------------------------------------------------------------------------------
+# -- the supervisor --------------------------------------------------------------------------------------------------
 
-LEASH = [sys.executable, "-P", str(REPOSITORY / "flows" / "leash.py")]
+SUPERVISOR = [sys.executable, "-P", str(REPOSITORY / "flows" / "tasks" / "supervisor.py")]
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -119,7 +119,7 @@ CARELESS = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_ne
 SLOW = """
 import time
 from pathlib import Path
-from pipelines.models.transformer import Transformer
+from pipelines.models.architectures.transformer import Transformer
 
 class Slow(Transformer):
     def forward(self, *inputs):
@@ -130,45 +130,45 @@ class Slow(Transformer):
 """
 
 
-def on_leash(code: str, grace: float = 60) -> "subprocess.Popen[str]":
+def supervised(code: str, grace: float = 60) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*LEASH, str(grace), sys.executable, "-c", code],
+        [*SUPERVISOR, str(grace), sys.executable, "-c", code],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
-def test_the_leash_hands_on_exit_codes_and_signals() -> None:
-    with on_leash("raise SystemExit(7)") as process:
+def test_the_supervisor_hands_on_exit_codes_and_signals() -> None:
+    with supervised("raise SystemExit(7)") as process:
         assert process.wait(60) == 7
-    with on_leash("import os; os.kill(os.getpid(), 9)") as process:
+    with supervised("import os; os.kill(os.getpid(), 9)") as process:
         assert process.wait(60) == 128 + 9
-    with on_leash(POLITE) as process:
+    with supervised(POLITE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
         assert process.wait(60) == 143
 
 
-def test_the_leash_leaves_nothing_behind() -> None:
-    with on_leash(CARELESS) as process:
+def test_the_supervisor_leaves_nothing_behind() -> None:
+    with supervised(CARELESS) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
         assert process.wait(60) == 0
         assert not psutil.pid_exists(left)
 
 
-def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) -> None:
+def test_the_supervisor_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) -> None:
     """The owner is killed; the command ignores SIGTERM, and has an orphan in another session."""
     stubborn = tmp_path / "stubborn.py"
     stubborn.write_text(STUBBORN)
-    command = [*LEASH, "0.5", sys.executable, str(stubborn)]
+    command = [*SUPERVISOR, "0.5", sys.executable, str(stubborn)]
     owner_code = f"import subprocess; subprocess.Popen({command!r}, stdin=subprocess.PIPE).wait()"
     owner = subprocess.Popen([sys.executable, "-c", owner_code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     orphan = int(owner.stdout.readline())
     assert owner.stdout.readline() == "ready\n"
     below = [psutil.Process(orphan), *psutil.Process(owner.pid).children(recursive=True)]
-    assert len(below) >= 3  # the orphan, the leash, the command
+    assert len(below) >= 3  # the orphan, the supervisor, the command
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
     assert psutil.wait_procs(below, timeout=30)[1] == []
@@ -181,7 +181,7 @@ def test_the_leash_outlives_its_owner_only_for_the_grace_time(tmp_path: Path) ->
 def test_one_run_at_a_time_in_a_recipe(project: Path, environment: dict[str, str]) -> None:
     """A second process waits until the first is done, or dead."""
     code = (
-        "import sys; from pipelines.writer import exclusive; from pipelines.workspace import Workspace\n"
+        "import sys; from pipelines.reproduce.writer import exclusive; from pipelines.workspace import Workspace\n"
         "ws = Workspace.open()\n"
         "with exclusive(ws), exclusive(ws): print('in', flush=True); sys.stdin.read()"
     )
@@ -238,15 +238,15 @@ def test_a_flow_waits_for_dvc_exp_run(prefect: Prefect, copied: Path, environmen
 
 
 def test_outs_go_before_a_stage_runs_but_persistent_ones_stay(project: Path) -> None:
-    from pipelines import versions
+    from pipelines.reproduce import status
 
     ws = Workspace.open(project)
-    assert list(versions.stages(ws)) == ["ingest", "curate", "shard", "train", "evaluate", "package", "promote"]
+    assert list(status.stages(ws)) == ["ingest", "curate", "shard", "train", "evaluate", "package", "promote"]
     for path in ("data/model/old", "metrics/train.json", "plots/train.csv", "data/shards/kept", "data/promotion.json"):
         (project / path).parent.mkdir(parents=True, exist_ok=True)
         (project / path).write_text("x")
     for stage in ("train", "shard", "promote"):
-        versions.clear_outs(ws, stage)
+        status.clear_outs(ws, stage)
     left = {
         str(file.relative_to(project))
         for folder in ("data", "metrics", "plots")
@@ -256,8 +256,8 @@ def test_outs_go_before_a_stage_runs_but_persistent_ones_stay(project: Path) -> 
 
 
 def test_the_reasons_why_a_stage_is_stale(project: Path) -> None:
-    from pipelines import versions
+    from pipelines.reproduce import status
 
-    stale = versions.stale(Workspace.open(project))
-    assert set(stale) == set(versions.stages(Workspace.open(project)))
+    stale = status.stale(Workspace.open(project))
+    assert set(stale) == set(status.stages(Workspace.open(project)))
     assert stale["shard"] == ["data/curated deleted", "params.yaml new", "data/shards deleted"]

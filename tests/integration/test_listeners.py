@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-import training_samples
-from gated_training import DEADLINE, allow, below, command, listening, make_gated, newest, started, until
-from training_samples import make_points
+from support import training_samples
+from support.gated_training import DEADLINE, allow, below, command, listening, make_gated, newest, started, until
+from support.training_samples import make_points
 
-from pipelines.training.listeners import store_on
+from pipelines.runtime.listeners import store_on
 
 SETTINGS = {"steps": 6, "eval_every": 6, "checkpoint_every": 2, "log_every": 2, "ranks": 2}
 

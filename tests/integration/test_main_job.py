@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY, Run, commit, write_params
-from servers import wait_for
+from support.servers import wait_for
 
 from storage.manifest import Manifest
 
@@ -91,7 +91,7 @@ def test_an_experiment_re_runs_training_and_what_follows(run: Run, copied: Path)
 def test_one_s_own_code_is_seen_when_it_changes(run: Run, copied: Path) -> None:
     """By plain DVC too, and by the stages that run it alone."""
     (copied / "own.py").write_text("from layers import Body\n\nclass Net(Body): ...\n")
-    (copied / "layers.py").write_text("from pipelines.models.transformer import Transformer as Body\n")
+    (copied / "layers.py").write_text("from pipelines.models.architectures.transformer import Transformer as Body\n")
     (copied / "measure.py").write_text("from torchmetrics.text import Perplexity\n")
     model = {**TINY["model"], "name": "own:Net"}  # type: ignore[dict-item]
     measure = {"name": "measure:Perplexity", "key": "own_perplexity"}

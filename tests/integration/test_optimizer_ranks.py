@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import optimizer_ranks
 import pytest
+from support import optimizer_ranks
 
 REPOSITORY = Path(__file__).parents[2]
 

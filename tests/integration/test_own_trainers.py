@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trainer_runs
 from conftest import REPOSITORY
-from training_samples import make_points, make_text, outs, train_params
+from support import trainer_runs
+from support.training_samples import make_points, make_text, outs, train_params
 
 from pipelines.workspace import Workspace
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from gated_training import (
+from support.gated_training import (
     DEADLINE,
     allow,
     below,
@@ -20,10 +20,10 @@ from gated_training import (
     started,
     until,
 )
-from training_samples import losses, without_mlflow
+from support.training_samples import losses, without_mlflow
 
-from pipelines.executors import RayExecutor
 from pipelines.params import Compute
+from pipelines.runtime.executors import RayExecutor
 from pipelines.training import train
 from pipelines.workspace import Workspace
 from storage.errors import DataError
@@ -96,7 +96,7 @@ def test_ray_works_items_and_hands_on_our_errors() -> None:
 
 ENDLESS = """
 import time
-from pipelines.executors import RayExecutor
+from pipelines.runtime.executors import RayExecutor
 from pipelines.params import Compute
 for _ in RayExecutor(1, None).map(time.sleep, [0, 0, 10**6]):
     print("one", flush=True)

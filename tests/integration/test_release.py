@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from PIL import Image
-from release_samples import (
+from support.release_samples import (
     IMAGE,
     MODELS,
     SPECS,
@@ -27,15 +27,16 @@ from release_samples import (
     write_model,
     write_shards,
 )
-from servers import free_port, wait_for
+from support.servers import free_port, wait_for
 
 from pipelines.evaluation import evaluate, evaluate_model
-from pipelines.locks import alone
 from pipelines.models import load_model
-from pipelines.own_code import depend_on_code
-from pipelines.release import generate, package, predict, promote
-from pipelines.release.eligible import waits, why_not
+from pipelines.release import package, promote
+from pipelines.release.eligibility import waits, why_not
 from pipelines.release.registry import resolve_model
+from pipelines.reproduce.code_dependencies import depend_on_code
+from pipelines.runtime.locks import exclusive
+from pipelines.serving import generate, predict
 from pipelines.tracking import connect, open_run, recorded_run_id
 from pipelines.workspace import Workspace
 from storage.errors import DataError, FormatError, ParamsError, SourceError, TrackingError
@@ -91,7 +92,7 @@ def test_a_package_loads_and_answers_as_an_mlflow_model(make, kind):
     ws = make(kind)
     package(ws)
     files = {file.relative_to(ws.package).as_posix() for file in ws.package.rglob("*") if file.is_file()}
-    assert {"MLmodel", "README.md", "entry.py", "input_example.json", "requirements.txt"} <= files
+    assert {"MLmodel", "README.md", "pyfunc.py", "input_example.json", "requirements.txt"} <= files
     assert {"artifacts/model.safetensors", "artifacts/config.json"} <= files
     assert not [name for name in files if Path(name).suffix in PICKLES or "__pycache__" in name]
     assert str(ws.root) not in (ws.package / "MLmodel").read_text()
@@ -124,7 +125,7 @@ def test_a_package_has_the_permissions_that_the_umask_leaves(make):
         package(ws)
     finally:
         os.umask(before)
-    assert (ws.package / "entry.py").is_file()
+    assert (ws.package / "pyfunc.py").is_file()
     assert {path.name for path in ws.package.rglob("*") if path.stat().st_mode & 0o077} == set()
 
 
@@ -211,7 +212,7 @@ def test_the_registry_chooses_no_code(make, monkeypatch):
     stored = ws.project / ".shardline" / "mlflow" / "artifacts"
     (config,) = stored.rglob("artifacts/config.json")
     name_evil(config, ws.root)
-    (config.parents[1] / "entry.py").write_text("raise SystemExit('it ran')")
+    (config.parents[1] / "pyfunc.py").write_text("raise SystemExit('it ran')")
     (ws.root / "a.png").write_bytes(png())
     monkeypatch.chdir(ws.root)
     with pytest.raises(ParamsError, match=r"names the model 'data.model.evil:Tiny', which was not imported"):
@@ -298,7 +299,7 @@ def test_two_runs_take_turns(make, capsys):
     """The second one clears away what it finds half-made: it must not be the first one's."""
     ws = make("image")
     with ThreadPoolExecutor(1) as pool:
-        with alone(ws.state / "package.lock", ws.package):
+        with exclusive(ws.state / "package.lock", ws.package):
             second = pool.submit(package, ws)
             wait_for(lambda: "another run is at work here" in capsys.readouterr().out, "it waits")
             assert not second.done()

@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from conftest import TINY, Run, write_params
-from servers import S3
+from support.servers import S3
 
 from pipelines.evaluation.data import open_split
 from pipelines.workspace import Workspace

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from release_samples import make_workspace, place_store, write_metrics, write_model, write_shards
+from support.release_samples import make_workspace, place_store, write_metrics, write_model, write_shards
 
-from pipelines.params.flat import flat
+from pipelines.params.schema.flat import flat
 from pipelines.release import package, promote
 from pipelines.release.registry import version_files
 from pipelines.tracking import connect, open_run
-from pipelines.tracking.changes import run_name
 from pipelines.tracking.embedded import relocate
 from pipelines.tracking.names import constants, grouped, result_name, results
+from pipelines.tracking.pages.run_names import run_name
 from pipelines.tracking.recorded import where_is_the_run
 from pipelines.workspace import Workspace
 
@@ -24,7 +24,7 @@ CURVES = {
     "batch_size": "train/batch_size", "val_loss": "val/loss", "val_loss/code": "val/loss/code",
     "val_accuracy": "val/accuracy", "cut_share": "stream/cut_share", "stream_fetch_share": "stream/fetch_share",
     "tokens_per_second": "speed/tokens_per_second", "wait_share": "speed/wait_share",
-    "network_share": "network/network_share", "sent_mb_per_step": "network/sent_mb_per_step",
+    "communication_share": "communication/communication_share", "sent_mb_per_step": "communication/sent_mb_per_step",
     "seconds": "spent/seconds", "energy_kwh": "spent/energy_kwh", "mixture/code": "mixture/code",
     "system/cpu": "system/cpu", "anything": "anything", "f1.train_loss": "f1.train_loss",
 }  # fmt: skip

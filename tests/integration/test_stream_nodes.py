@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
-from numbered_samples import publish
-from servers import S3, redis_server
-from stream_reader import read_all
+from support.numbered_samples import publish
+from support.servers import S3, redis_server
+from support.stream_reader import read_all
 
 from pipelines.streaming import Stream
-from pipelines.training.stream_loader import StreamLoader
+from pipelines.training.data.stream_loader import StreamLoader
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.lake import Zone
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from release_samples import make_workspace, mlflow_server, place_store, write_model
-from servers import free_port, wait_for
+from support.release_samples import make_workspace, mlflow_server, place_store, write_model
+from support.servers import free_port, wait_for
 
 from pipelines.tracking import connect, lineage_tags, open_run, recorded_run_id
 from pipelines.workspace import Workspace

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import training_samples
-from training_samples import make_signalling, outs, without_mlflow
+from support import training_samples
+from support.training_samples import make_signalling, outs, without_mlflow
 
 from pipelines.training import train
 from pipelines.workspace import Workspace

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from gated_training import DEADLINE, allow, below, command, gone, make_gated, newest, started, starts, until
-from machines import two_machines
-from training_samples import losses, without_mlflow
+from support.gated_training import DEADLINE, allow, below, command, gone, make_gated, newest, started, starts, until
+from support.machines import two_machines
+from support.training_samples import losses, without_mlflow
 
 from pipelines.training import train
 

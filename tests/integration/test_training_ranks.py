@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import training_samples
-from gated_training import command, started, starts
 from safetensors.torch import load_file
-from training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
+from support import training_samples
+from support.gated_training import command, started, starts
+from support.training_samples import SEQ_LEN, losses, make_points, make_text, with_train, without_mlflow
 
 from pipelines.training import train
 from pipelines.training.session import samples_in

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Run
-from servers import answers, free_port, wait_for
+from support.servers import answers, free_port, wait_for
 
-from pipelines.tracking.address import page, running_ui
+from pipelines.tracking.pages.links import page, running_ui
 from pipelines.workspace import Workspace
 
 SECRET = "S3cr3tOfTheStore"

@@ -10,15 +10,15 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, Run, write_params
-from prefect_service import Prefect
-from servers import S3, redis_server
+from support.prefect_service import Prefect
+from support.servers import S3, redis_server
 
+from pipelines.caching.warm import drop, show, warm
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import journal_of
 from pipelines.ingest.stage import run as run_stage
 from pipelines.training.parallelism import Layout
 from pipelines.training.session import open_stream
-from pipelines.warm import drop, show, warm
 from pipelines.workspace import Workspace
 from storage.cache import NodeCache, Tiered
 from storage.errors import ParamsError

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.training_samples import losses, make_text, without_mlflow
 from torch.nn import functional as F
-from training_samples import losses, make_text, without_mlflow
 
 from pipelines.models import build_model
 from pipelines.streaming import Stream

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.models import task_of
-from pipelines.models.transformer import Transformer
-from pipelines.streaming.documents import documents_of
+from pipelines.models.architectures.transformer import Transformer
+from pipelines.streaming.gather.document_ids import documents_of
 
 CPU = torch.device("cpu")
 VOCABULARY, LENGTHS = 31, [5, 1, 9, 3, 6]

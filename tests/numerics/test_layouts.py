@@ -6,12 +6,12 @@ data-parallel layout have no sample. Two process groups, of 2 and of 4 ranks, ru
 
 from typing import Any
 
-import own_layout
 import pytest
-from layout_ranks import Case, changed, run_case, run_layouts
-from training_samples import SEQ_LEN, make_text
+from support import own_layout
+from support.layout_ranks import Case, changed, run_case, run_layouts
+from support.training_samples import SEQ_LEN, make_text
 
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import samples_in
 from pipelines.workspace import Workspace
 
@@ -173,11 +173,11 @@ def test_transfers_are_timed_each_or_in_a_sample_of_the_steps(
     name: str, two: dict[str, Any], four: dict[str, Any]
 ) -> None:
     found = (two | four)[name]
-    if found["network_share"] is None:
+    if found["communication_share"] is None:
         assert found["busy"] > 0
     else:
         assert found["busy"] == 0
-        assert 0 < found["network_share"] < 1
+        assert 0 < found["communication_share"] < 1
 
 
 def test_two_ranks_keep_documents_apart_as_one_does(ws: Workspace, one: dict[str, Any], two: dict[str, Any]) -> None:

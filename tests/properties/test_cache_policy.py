@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from servers import Redis, redis_server
+from support.servers import Redis, redis_server
 
-from storage.cache.breaker import Breaker
-from storage.cache.index import Index
+from storage.cache.hot.breaker import Breaker
+from storage.cache.hot.index import Index
 from storage.cache.policy import Policy, decide, ring_of
 
 pytestmark = pytest.mark.xdist_group("redis")

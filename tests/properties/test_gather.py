@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.streaming import rows
-from pipelines.streaming.decode import Decoder
 from pipelines.streaming.fetch import Fetcher
-from pipelines.streaming.fields import Blobs, Field, Fixed, Images, Tokens
-from pipelines.streaming.gather import Gatherer
-from pipelines.streaming.ragged import Ragged
+from pipelines.streaming.gather import rows
+from pipelines.streaming.gather.decode import Decoder
+from pipelines.streaming.gather.fields import Blobs, Field, Fixed, Images, Tokens
+from pipelines.streaming.gather.gatherer import Gatherer
+from pipelines.streaming.gather.ragged import Ragged
 from storage.cache import Tiered
 from storage.images import decode_image
 from storage.lake import Zone

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from servers import Redis, redis_server
+from support.servers import Redis, redis_server
 
-from storage.cache.index import Index
+from storage.cache.hot.index import Index
 
 pytestmark = pytest.mark.xdist_group("redis")
 

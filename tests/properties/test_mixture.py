@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.streaming.order import Mixture
 from pipelines.streaming.order.epochs import Epochs
-from pipelines.streaming.order.quotas import Quotas
+from pipelines.streaming.order.mixing.quotas import Quotas
 from storage.errors import DataError, ParamsError
 
 Sample = tuple[int, int, int]

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from storage.cache.node import Claim, NodeCache
-from storage.cache.node_index import Index
+from storage.cache.node.cache import Claim, NodeCache
+from storage.cache.node.index import Index
 
 BUDGET, RING = 100, 40
 KEYS = st.sampled_from("abcdefgh")

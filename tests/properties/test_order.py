@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import Order, halves
+from pipelines.streaming.order import Order, permutation
 from pipelines.streaming.order.lanes import choose_lanes
 
 Rows = list[tuple[int, int]]
@@ -48,7 +48,7 @@ def test_shards_laid_out_in_two_threads_lie_as_in_one(order: Order, epoch: int) 
     """So orders of very many shards are those that the other properties are about."""
     alone = batches(order, epoch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halves, "ALONE", 2)
+        patch.setattr(permutation, "ALONE", 2)
         order._lanes.layout._latest = None
         assert batches(order, epoch) == alone
 

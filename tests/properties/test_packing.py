@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ingest.encode import SEPARATOR, encode_documents
-from pipelines.ingest.packing import best_fit
+from pipelines.ingest.encoders.encode import SEPARATOR, encode_documents
+from pipelines.ingest.encoders.packing import best_fit
 from storage.shards import Shard
 
 TEXTS = st.lists(st.binary(max_size=40), min_size=1, max_size=30)

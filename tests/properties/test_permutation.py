@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import halves, permutation
+from pipelines.streaming.order import permutation
 from pipelines.streaming.order.permutation import LIMIT, permute, shuffled, spread
 
 keys = st.integers(0, 2**64 - 1)
@@ -77,7 +77,7 @@ def test_groups_are_each_permuted_on_their_own_in_one_thread_or_two(sizes: list[
     expected = [sum(sizes[:group]) + permuted(sizes[group], keys[group]) for group in range(len(sizes))]
     assert np.array_equal(shuffled(np.array(sizes), key), np.concatenate(expected))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(halves, "ALONE", 2)
+        patch.setattr(permutation, "ALONE", 2)
         patch.setattr(permutation, "_TOGETHER", 100)
         assert np.array_equal(shuffled(np.array(sizes), key), np.concatenate(expected))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import DigestError, Interrupted, LakeError
-from storage.secret import mask, mask_value, without_login
+from storage.redact import mask, mask_value, without_login
 
 # Secrets are made of capitals and signs, all around them of small letters: a capital that is left is a leak.
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.ingest import data_stage
-from pipelines.ingest.content import SPLITS, input_digests, splits
 from pipelines.ingest.curated import read_whole
-from pipelines.ingest.duplicates import kept_rows
+from pipelines.ingest.duplicates.content import SPLITS, input_digests, splits
+from pipelines.ingest.duplicates.duplicates import kept_rows
 from pipelines.ingest.stage import journal_of, run
 from pipelines.params.data import Split
 from pipelines.workspace import Workspace

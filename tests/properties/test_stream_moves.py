@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from numbered_samples import publish
+from support.numbered_samples import publish
 
 from pipelines.streaming import Stream
 from storage.errors import FormatError, ParamsError

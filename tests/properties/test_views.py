@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming import views
-from pipelines.streaming.ragged import Ragged
-from pipelines.streaming.views import end_to_end, views_of
+from pipelines.streaming.gather import views
+from pipelines.streaming.gather.ragged import Ragged
+from pipelines.streaming.gather.views import end_to_end, views_of
 
 SOURCES = [np.random.default_rng(seed).integers(0, 256, 5000, dtype=np.uint8) for seed in range(3)]
 Picked = list[tuple[int, int, int]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import typer
 
-from flows import parameters
+from flows.tasks import parameters
 from pipelines.cli import app
 from pipelines.params import describe
 

@@ -7,8 +7,8 @@ quarantine are the stage's.
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
-from pipelines.ingest.images import read_image
 from pipelines.ingest.readers.csv_rows import read_csv
+from pipelines.ingest.readers.images import read_image
 from pipelines.ingest.readers.jsonl_rows import read_jsonl
 from pipelines.ingest.readers.parquet_rows import read_parquet
 from pipelines.ingest.readers.text import read_text

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from math import ceil, floor
 from typing import Literal
 
-from pipelines.streaming.order.ramp import Ramp
+from pipelines.streaming.order.batch_ramp import Ramp
 
 #: What becomes of the samples after an epoch's last full batch: a short batch, nothing, or the next epoch's (mixtures).
 Rest = Literal["keep", "drop", "wrap"]

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.streaming.arrays import Ints
-from pipelines.streaming.order.halves import in_halves
-from pipelines.streaming.order.permutation import Words, shuffled, spread
+from pipelines.streaming.order.permutation import Words, in_halves, shuffled, spread
 from pipelines.streaming.order.windows import Windows
 from storage.digest import keyed_uint64
 

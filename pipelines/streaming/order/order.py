@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.streaming.arrays import Ints
+from pipelines.streaming.order.batch_ramp import Ramp
 from pipelines.streaming.order.batches import Batches, slots
 from pipelines.streaming.order.epochs import Epochs, Rest
 from pipelines.streaming.order.lanes import DEFAULT_WINDOW, Lanes, unseen
 from pipelines.streaming.order.layout import ORDER_VERSION
-from pipelines.streaming.order.ramp import Ramp
 
 
 class Order(Batches):

@@ -9,7 +9,7 @@
 | `planning`, `storage` | torch's interfaces: planners for chunks and JSON, reading and writing a lake's zone |
 | `tensor_files` | chunks in safetensors files |
 | `manifest`, `coverage` | what a checkpoint says of itself, and whether its chunks fill their tensors |
-| `shelf` | which checkpoints are there and which stay |
+| `retention` | which checkpoints are there and which stay |
 | `gather` | whole tensors on rank 0 |
 """
 

@@ -101,3 +101,23 @@ def copy_into(target: Tensor, source: Tensor) -> None:
 def volume(chunk: Chunk) -> int:
     """Bytes."""
     return prod(chunk.sizes) * chunk.data.element_size()
+
+
+def row(tensor: Tensor, copy: int, copies: int) -> Chunk:
+    """`tensor` as the row of `copy` (from 0) of `copies`. No copy of its data."""
+    return Chunk(tensor.detach()[None], (copy, *(0,) * tensor.ndim), (copies, *tensor.shape))
+
+
+def rows_for(shape: tuple[int, ...], dtype: torch.dtype, copy: int, copies: int) -> Chunk:
+    """An empty chunk for the rows that `copy` of `copies` takes of a saved tensor of `shape`: each row goes to one."""
+    rows = shape[0]
+    first, end = rows * copy // copies, rows * (copy + 1) // copies
+    data = torch.empty((end - first, *shape[1:]), dtype=dtype)
+    return Chunk(data, (first, *(0,) * len(shape[1:])), shape)
+
+
+def taken(chunk: Chunk, copies: int) -> Tensor:
+    """What one of `copies` makes of its rows."""
+    if copies == chunk.shape[0]:
+        return chunk.data[0]
+    return chunk.data.sum(0) * (copies / chunk.shape[0])

@@ -42,6 +42,9 @@ HELD = {
     "train.schedule": {"at", "decay", "end", "factor", "name", "rise", "shape", "start"},
 }  # fmt: skip
 
+#: Parameters that were renamed since: in keys they have their former names.
+FORMER = {"train.communication": "train.network"}
+
 
 def checkpoint_key(manifest: str, params: Params, code: Sequence[str] = ()) -> str:
     """Digest of all that decides a training's result: only a training with the same one is gone on with. `code` holds
@@ -53,14 +56,15 @@ def checkpoint_key(manifest: str, params: Params, code: Sequence[str] = ()) -> s
 
 
 def _held(section: Section, path: str) -> dict[str, Any]:
-    """A section's values, without those that its key leaves out."""
-    values = section.model_dump(exclude=NEUTRAL.get(path))
+    """A section's values by the names that keys have, without those that its key leaves out."""
+    values: dict[str, Any] = {}
+    dumped = section.model_dump(exclude=NEUTRAL.get(path))
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if name not in values:
+        if name not in dumped:
             continue
-        if name not in HELD.get(path, ()) and value == field.get_default(call_default_factory=True, validated_data={}):
-            del values[name]
-        elif isinstance(value, Section):
-            values[name] = _held(value, f"{path}.{name}")
+        value = getattr(section, name)
+        held = FORMER.get(f"{path}.{name}", f"{path}.{name}")
+        known = held.rpartition(".")[2]
+        if known in HELD.get(path, ()) or value != field.get_default(call_default_factory=True, validated_data={}):
+            values[known] = _held(value, held) if isinstance(value, Section) else dumped[name]
     return values

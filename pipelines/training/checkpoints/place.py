@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.environment import expand
+from pipelines.console.progress import say
 from pipelines.params import Params
-from pipelines.progress import say
+from pipelines.params.environment import expand
 from pipelines.training.checkpoints.manifest import FILENAME
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from pipelines.workspace import STATE, Aside, Workspace
 from storage.atomic import write_atomically
 from storage.errors import FormatError, LakeError, ParamsError

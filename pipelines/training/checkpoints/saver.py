@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.params.checkpoints import Checkpoints as Rules
-from pipelines.progress import say
-from pipelines.training.checkpoints.chunks import Chunk, copy_into
+from pipelines.console.progress import say
+from pipelines.params.train.checkpoints import Checkpoints as Rules
+from pipelines.training.checkpoints.chunks import Chunk, copy_into, rows_for
 from pipelines.training.checkpoints.gather import whole_tensors
 from pipelines.training.checkpoints.manifest import CheckpointManifest, Damaged, Tensors
-from pipelines.training.checkpoints.rows import rows_for
-from pipelines.training.checkpoints.shelf import Shelf
+from pipelines.training.checkpoints.retention import Retention
 from pipelines.training.checkpoints.state import (
     load_model,
     load_optimizer,
@@ -31,7 +30,7 @@ from pipelines.training.checkpoints.state import (
     optimizer_chunks,
     optimizer_state,
 )
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from storage.errors import FormatError, LakeError, ShardlineError
 from storage.lake import Zone
 
@@ -61,7 +60,7 @@ class Saver:
         self, zone: Zone, rules: Rules, ranks: Ranks, group: Any, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         self.zone, self.rules, self.ranks, self.model, self.optimizer = zone, rules, ranks, model, optimizer
-        self.shelf = Shelf(zone, rules)
+        self.retention = Retention(zone, rules)
         self.paused = 0.0
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self._group = group
@@ -180,7 +179,7 @@ class Saver:
         from pipelines.training.checkpoints.storage import ZoneWriter
 
         def commit(files: dict[str, tuple[int, str]], tensors: dict[str, Tensors], values: dict[str, Any]) -> None:
-            self.shelf.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors | empty, values))
+            self.retention.commit(CheckpointManifest(step, self.ranks.world, score, files, tensors | empty, values))
 
         empty = {name: Tensors.of(chunk) for name, chunk in chunks.items() if 0 in chunk.shape}  # nobody writes them
 
@@ -193,14 +192,14 @@ class Saver:
         except CheckpointException as failed:
             if self.ranks.leads:  # every rank has ended its part
                 with suppress(ShardlineError, OSError):
-                    self.shelf.prune()
+                    self.retention.prune()
             raise self._explained(step, failed) from failed
 
     def _explained(self, step: int, failed: Any) -> BaseException:
         rank, (error, _) = min(failed.failures.items())
         if not isinstance(error, ShardlineError | OSError):
             return failed if isinstance(failed, Exception) else RuntimeError(str(failed))
-        last = self.shelf.last()
+        last = self.retention.last()
         before = f"the last one is of step {last}" if last is not None else "there is none yet"
         return LakeError(f"The checkpoint of step {step} was not written ({before}), by rank {rank}: {error}")
 
@@ -229,7 +228,7 @@ class Saver:
             if misfits:
                 raise self._misfit(manifest.step, misfits[0])
             if self.ranks.leads:
-                self.shelf.pass_over(manifest.step, problems[0][1])
+                self.retention.pass_over(manifest.step, problems[0][1])
         load_model(self.model, chunks)
         try:
             load_optimizer(self.model, self.optimizer, chunks, manifest.values)
@@ -242,7 +241,7 @@ class Saver:
         return Extra(rest, values, manifest.score)
 
     def _older(self, before: int | None) -> Iterator[CheckpointManifest]:
-        return (manifest for manifest in self.shelf.newest_first() if before is None or manifest.step < before)
+        return (manifest for manifest in self.retention.newest_first() if before is None or manifest.step < before)
 
     def _boxes(self, manifest: CheckpointManifest, copy: tuple[int, int]) -> dict[str, Chunk]:
         """Empty chunks for all that this rank needs of a checkpoint."""
@@ -306,7 +305,7 @@ class Saver:
 
     def clear(self) -> None:
         """The training is done (rank 0): all checkpoints go but those that stay by the rules."""
-        self.shelf.clear()
+        self.retention.clear()
 
 
 def _begin_on(device: int | None) -> None:

@@ -11,27 +11,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import collector
-from pipelines.loopback import LOOPBACK
 from pipelines.params import Compute
+from pipelines.runtime import gc_tuning
+from pipelines.runtime.listeners import use_interface
+from pipelines.runtime.loopback import LOOPBACK
+from pipelines.runtime.parent_death import AGENT_PID, die_with_parent
 from pipelines.training.launchers.job import Job
-from pipelines.training.launchers.lifeline import die_with_parent
-from pipelines.training.launchers.meeting import arguments, hosted
 from pipelines.training.launchers.placement import Placement, place
-from pipelines.training.launchers.stacks import RECORDER
-from pipelines.training.launchers.watchdog import Late, Watchdog, kill
-from pipelines.training.listeners import use_interface
+from pipelines.training.launchers.rendezvous import arguments, hosted
+from pipelines.training.launchers.watchdog.stacks import RECORDER
+from pipelines.training.launchers.watchdog.watchdog import Late, Watchdog, kill
 from storage.atomic import write_atomically
 from storage.errors import Hung, ShardlineError
 
-AGENT_PID = "SHARDLINE_AGENT_PID"
 FAILURE, HUNG = "failure.json", "hung.json"
 
 
 def main(folder: str, launcher: str) -> int:
     """Run the ranks; the first failure goes to failure.json. Returns the exit code, that of `Hung` where it was one."""
     die_with_parent(int(launcher))
-    collector.rest()
+    gc_tuning.rest()
     job = Job.load(Path(folder))
     compute, placement = job.workspace.params.compute, place(job.workspace.params, job.ranks)
     _prepare_environment(compute, placement)
@@ -46,7 +45,7 @@ def main(folder: str, launcher: str) -> int:
             Watchdog(Path(folder), compute.hang_timeout_s, partial(end_hung, Path(folder), ended)),
             hosted(placement.meeting),
         ):
-            torchrun([*arguments(folder, job, placement), "-m", "pipelines.training.main", folder])
+            torchrun([*arguments(folder, job, placement), "-m", "pipelines.training.launchers.main", folder])
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         _fail(folder, rank=rank, exit_code=first.exitcode, process=first.pid)

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import collect_output
 from pipelines.training.launchers.placement import GIVEN
-from pipelines.training.launchers.stacks import RECORDER
+from pipelines.training.launchers.watchdog.stacks import RECORDER
 from storage.errors import ParamsError
 
 
@@ -18,9 +18,9 @@ class External:
                 "srun or an operator that sets them, or set compute.launcher to auto."
             )
         os.environ.setdefault(RECORDER, "2000")
-        from pipelines.training.launchers.watched import watched
-        from pipelines.training.rank import train_rank
-        from pipelines.training.ranks import Ranks
+        from pipelines.training.launchers.watchdog.thread import watched
+        from pipelines.training.process.process_group import Ranks
+        from pipelines.training.worker import train_rank
 
         ranks = Ranks.from_environment()
         collect_output(folder, ranks.rank, keep_terminal=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pipelines.training.launchers.job import Job
-from pipelines.training.launchers.watched import watched
-from pipelines.training.rank import train_rank
-from pipelines.training.ranks import Ranks
+from pipelines.training.launchers.watchdog.thread import watched
+from pipelines.training.process.process_group import Ranks
+from pipelines.training.worker import train_rank
 
 
 class InProcess:

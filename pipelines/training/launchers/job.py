@@ -11,10 +11,10 @@ from pipelines.workspace import Workspace
 from storage.digest import digest_json
 
 if TYPE_CHECKING:
-    from pipelines.training.ranks import Ranks
+    from pipelines.training.process.process_group import Ranks
 
 FILENAME = "job.json"
-TRAIN = "pipelines.training.rank:train_rank"
+TRAIN = "pipelines.training.worker:train_rank"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from pipelines.environment import expand
-from pipelines.loopback import interfaces
 from pipelines.params import Params
+from pipelines.params.environment import expand
+from pipelines.runtime.loopback import interfaces
 from storage.errors import ParamsError
 
 PORT = 29400

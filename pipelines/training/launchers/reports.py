@@ -8,7 +8,7 @@ from pathlib import Path
 from storage import errors
 from storage.atomic import write_atomically
 from storage.errors import Interrupted, ShardlineError
-from storage.secret import mask, masked_traceback
+from storage.redact import mask, masked_traceback
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def choose(job: Job) -> Launcher:
 
         return External()
     if name == "ray":
-        from pipelines.training.launchers.ray_train import RayTrain
+        from pipelines.training.launchers.ray.train import RayTrain
 
         return RayTrain()
     if name == "torchrun":

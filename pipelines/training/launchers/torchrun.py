@@ -9,18 +9,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines.leftovers import MARK, sweep
-from pipelines.loopback import require_loopback
+from pipelines.console.progress import say
 from pipelines.params import Params
-from pipelines.progress import say
+from pipelines.runtime.loopback import require_loopback
+from pipelines.runtime.process_sweep import MARK, sweep
 from pipelines.training.launchers.agent import FAILURE, HUNG
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import last_lines
 from pipelines.training.launchers.placement import place
 from pipelines.training.launchers.reports import Report, read_reports
-from pipelines.training.memory import advice, kernel_kills
-from pipelines.training.pulse import signs
-from pipelines.training.signals import StopRequest, stop_on_signals
+from pipelines.training.process.heartbeat import signs
+from pipelines.training.process.out_of_memory import advice, kernel_kills
+from pipelines.training.process.signals import StopRequest, stop_on_signals
 from storage.errors import Hung, Interrupted, OutOfMemory, ShardlineError
 
 AGAIN = "The same command goes on from the last checkpoint."

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipelines.params import Train
-from pipelines.params.optimizer import LBFGS, SGD, Adagrad, Adam, AdamW, ConjugateGradient, Muon, NAdam
+from pipelines.params.train.optimizer import LBFGS, SGD, Adagrad, Adam, AdamW, ConjugateGradient, Muon, NAdam
 from pipelines.training.optimizers.conjugate_gradient import ConjugateGradientOptimizer
 from pipelines.training.optimizers.lbfgs import LBFGSOptimizer
 from pipelines.training.optimizers.muon import MuonWithAdamW, split_for_muon

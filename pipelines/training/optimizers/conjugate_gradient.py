@@ -5,7 +5,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from pipelines.params.optimizer import ConjugateGradient
+from pipelines.params.train.optimizer import ConjugateGradient
 from pipelines.training.optimizers.descent import LineSearchOptimizer
 from pipelines.training.optimizers.vectors import Vector, inner
 

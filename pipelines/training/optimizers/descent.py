@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.params.optimizer import LineSearch
+from pipelines.params.train.optimizer import LineSearch
 from pipelines.training.optimizers.line_search import Point, strong_wolfe
 from pipelines.training.optimizers.vectors import Vector, add, copies, inner, local, scale
 

@@ -5,7 +5,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from pipelines.params.optimizer import LBFGS
+from pipelines.params.train.optimizer import LBFGS
 from pipelines.training.optimizers.descent import LineSearchOptimizer
 from pipelines.training.optimizers.vectors import Vector, add, inner, scale
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.params.optimizer import Muon
+from pipelines.params.train.optimizer import Muon
 from storage.errors import ParamsError
 
 

@@ -3,7 +3,8 @@
 What the rest of training may rely on, in every layout:
 
 - `Session.layout` says where this rank stands (`Layout`): `data_rank` of `data_world` are its place in the global
-  batch, which ranks of one tensor or pipeline group share; `speaks` says whether its losses count in a sum over ranks.
+  batch, which ranks of one tensor or pipeline group share; `owns_loss` says whether its losses count in a sum
+  over ranks.
 - `Session.mesh` is torch's `DeviceMesh` with the dimensions `pipeline`, `data`, `shard`, `tensor` (those of size 1
   too), or None for a single rank. `mesh["shard"].get_group()` is a process group.
 - `Session.model` is the module that holds this rank's parameters; `Session.runner` runs it, forward and back. The names
@@ -14,22 +15,19 @@ What the rest of training may rely on, in every layout:
 - What gathers (`DTensor.full_tensor`, `Session.final_weights`) is collective: all ranks call it.
 """
 
-from pipelines.training.parallelism.arrange import Arranged, arrange
-from pipelines.training.parallelism.buffers import share_buffers
-from pipelines.training.parallelism.gradients import clip_
+from pipelines.training.parallelism.gradients import clip_, share_buffers
 from pipelines.training.parallelism.layout import DIMENSIONS, Layout
-from pipelines.training.parallelism.mesh import make_mesh
-from pipelines.training.parallelism.runner import Runner
-from pipelines.training.parallelism.scaler import SharedScaler
+from pipelines.training.parallelism.parallelize import Parallelized, make_mesh, parallelize
+from pipelines.training.parallelism.runner import Runner, SharedScaler
 
 __all__ = [
     "DIMENSIONS",
-    "Arranged",
     "Layout",
+    "Parallelized",
     "Runner",
     "SharedScaler",
-    "arrange",
     "clip_",
     "make_mesh",
+    "parallelize",
     "share_buffers",
 ]

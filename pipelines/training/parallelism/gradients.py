@@ -1,13 +1,15 @@
 """The norm of a gradient whose pieces lie on many ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from pipelines.training.parallelism.layout import Layout
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 
 
 def clip_(
@@ -65,3 +67,21 @@ def copies(tensor: Tensor, layout: Layout) -> int:
 def held(tensor: Tensor) -> Tensor:
     """This rank's piece."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are part of the state, by name."""
+    state = model.state_dict()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in state)
+
+
+def share_buffers(model: nn.Module, mesh: DeviceMesh | None) -> None:
+    """Give all parts of the batch the buffers of the first, so that they measure one model: the one that is saved. All
+    ranks call it together."""
+    if mesh is None:
+        return
+    for dimension in ("shard", "data"):
+        group = mesh[dimension].get_group()
+        if group.size() > 1:
+            for _, buffer in persistent_buffers(model):
+                dist.broadcast(held(buffer), group=group, group_src=0)

@@ -32,9 +32,9 @@ class Layout:
                 f"{batch}: some ranks would never get a sample. Raise {named}, or lower one of the sizes."
             )
         most = -(-batch // (data * parallel.shard))
-        if parallel.pipeline > 1 and parallel.pieces > most:
+        if parallel.pipeline > 1 and parallel.microbatch_count > most:
             raise ParamsError(
-                f"train.parallel: microbatches {parallel.pieces} > {named} / (data × shard) = {batch} / "
+                f"train.parallel: microbatches {parallel.microbatch_count} > {named} / (data × shard) = {batch} / "
                 f"{data * parallel.shard} = {most} samples of a rank: some would be empty. Raise {named}, "
                 "or lower train.parallel.microbatches."
             )
@@ -64,12 +64,12 @@ class Layout:
         return self.place("data") * self.size("shard") + self.place("shard")
 
     @property
-    def speaks(self) -> bool:
+    def owns_loss(self) -> bool:
         """Whether this rank's losses count: of a tensor group the first does, of a pipeline the last stage."""
         return self.place("tensor") == 0 and self.place("pipeline") == self.size("pipeline") - 1
 
     @property
-    def stream_of_chance(self) -> int:
+    def rng_stream(self) -> int:
         """Which randomness (dropout) a rank draws: that of its part of the batch and its stage. A tensor group shares
         one, since what its ranks hold in common must stay the same."""
         return self.data_rank * self.size("pipeline") + self.place("pipeline")

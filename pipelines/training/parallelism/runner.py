@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -18,7 +19,7 @@ NOTHING: Beside = MappingProxyType({})
 
 
 class Runner(Protocol):
-    alone: bool
+    local: bool
     """Whether the gradients of whole copies stay each rank's own, instead of being averaged."""
 
     def backward(
@@ -37,35 +38,40 @@ class Direct:
 
     def __init__(
         self, module: nn.Module, model: nn.Module, autocast: Callable[[], AbstractContextManager[None]], *,
-        accumulate: int, zero: int, speaks: bool,
+        accumulate: int, zero: int, owns_loss: bool,
     ) -> None:  # fmt: skip
         """`zero`: of sharded models; 1: gradients are summed up after the last piece only, else after each, so that no
         rank holds more than its shard of them; 1 and 2: weights that are gathered stay for the next piece."""
         self.module, self.model, self.autocast = module, model, autocast
-        self.accumulate, self.zero, self.speaks = accumulate, zero, speaks
-        self.sums = not speaks or isinstance(module, DistributedDataParallel | FSDPModule)
+        self.accumulate, self.zero, self.owns_loss = accumulate, zero, owns_loss
+        self.sums = not owns_loss or isinstance(module, DistributedDataParallel | FSDPModule)
         """Whether a batch in one piece takes more than a pass: others speak for it, or gradients are summed up."""
-        self.alone = False
+        self.local = False
 
     def backward(
         self, inputs: Tensor, targets: Tensor, objective: Objective, most: int, beside: Beside = NOTHING
     ) -> Tensor:
-        pieces = min(self.accumulate, most)
-        if pieces == 1 and len(inputs) and not self.sums:
-            return self._piece(inputs, targets, objective, beside, True)
+        microbatches = min(self.accumulate, most)
+        if microbatches == 1 and len(inputs) and not self.sums:
+            return self._microbatch(inputs, targets, objective, beside, True)
         total = torch.zeros((), device=inputs.device)
-        pairs = zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), cut(beside, pieces), strict=True)
+        pairs = zip(
+            inputs.tensor_split(microbatches),
+            targets.tensor_split(microbatches),
+            cut(beside, microbatches),
+            strict=True,
+        )
         for index, (x, y, more) in enumerate(pairs, start=1):
             real = len(x) > 0
             if not real:  # every rank takes part in every piece: with a zero sample of weight 0
                 x, y, more = a_zero(x), a_zero(y), {name: a_zero(values) for name, values in more.items()}
-            with self._summing(index == pieces):
-                loss = self._piece(x, y, objective, more, real)
+            with self._summing(index == microbatches):
+                loss = self._microbatch(x, y, objective, more, real)
             if real:
                 total += loss
-        return total if self.speaks else total * 0
+        return total if self.owns_loss else total * 0
 
-    def _piece(self, x: Tensor, y: Tensor, objective: Objective, beside: Beside, real: bool) -> Tensor:
+    def _microbatch(self, x: Tensor, y: Tensor, objective: Objective, beside: Beside, real: bool) -> Tensor:
         with self.autocast():
             answers = self.module(x, **beside)
         loss, scaled = objective(answers, y)
@@ -84,7 +90,7 @@ class Direct:
     @contextmanager
     def _summing(self, last: bool) -> Iterator[None]:
         """Inside, a backward pass sums up over the ranks what a piece must."""
-        if isinstance(self.module, DistributedDataParallel) and (self.alone or not last):
+        if isinstance(self.module, DistributedDataParallel) and (self.local or not last):
             with self.module.no_sync():
                 yield
             return
@@ -97,10 +103,10 @@ class Direct:
         yield
 
 
-def cut(beside: Beside, pieces: int) -> list[dict[str, Tensor]]:
+def cut(beside: Beside, microbatches: int) -> list[dict[str, Tensor]]:
     """Its pieces, as `tensor_split` makes them."""
-    parts = {name: values.tensor_split(pieces) for name, values in beside.items()}
-    return [{name: part[index] for name, part in parts.items()} for index in range(pieces)]
+    parts = {name: values.tensor_split(microbatches) for name, values in beside.items()}
+    return [{name: part[index] for name, part in parts.items()} for index in range(microbatches)]
 
 
 def a_zero(tensor: Tensor) -> Tensor:
@@ -113,3 +119,22 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+class SharedScaler(torch.amp.GradScaler):
+    """torch's, with one more agreement: a gradient that overflowed on any rank makes all ranks skip the step.
+
+    With shards, slices or stages a rank sees its own gradients only, and would go on alone.
+    """
+
+    def __init__(self, device: str, *, enabled: bool) -> None:
+        super().__init__(device, enabled=enabled)
+        self.scale(torch.zeros((), device=device))  # it makes its state at the first loss, which few stages see
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        if self.is_enabled() and dist.is_initialized():
+            for found in self._found_inf_per_device(optimizer).values():
+                anywhere = found.to(self._device)  # offloaded gradients lie on the host, the ranks speak by device
+                dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+                found.copy_(anywhere)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from training_samples import make_points, make_text
+from support.training_samples import make_points, make_text
 
-from pipelines.evaluation.chosen import Chosen
-from pipelines.evaluation.keys import snake
 from pipelines.evaluation.measure import measure
-from pipelines.evaluation.stage import numbers
+from pipelines.evaluation.metrics.custom import CustomMetrics
+from pipelines.evaluation.metrics.names import snake
 from pipelines.models import ModelConfig, task_of
 from pipelines.params import Gate, Metric
+from pipelines.params.schema.flat import numbers
 from pipelines.release.gate import judge
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
@@ -55,12 +55,12 @@ def measured(ws: Workspace) -> dict[str, Any]:
 
 
 def test_classification_by_batches_equals_the_figures_of_the_confusion_matrix(tmp_path: Path) -> None:
-    chosen = [
+    custom = [
         "F1Score", "MulticlassAUROC", {"name": "F1Score", "args": {"average": None}, "key": "f1_by_class"},
         {"name": "Accuracy", "args": {"average": "micro"}, "key": "share_right"},
         {"name": "own_metrics:Confident", "args": {"above": 0.0}},
     ]  # fmt: skip
-    ws = make_points(tmp_path, evaluate={"batch_size": 7, "metrics": chosen})
+    ws = make_points(tmp_path, evaluate={"batch_size": 7, "metrics": custom})
     metrics = measured(ws)
     assert metrics["share_right"] == pytest.approx(metrics["accuracy"], abs=1e-6)
     assert metrics["f1_by_class"] == pytest.approx(metrics["f1"], abs=1e-6)
@@ -105,9 +105,9 @@ def test_what_cannot_be_measured_is_explained(entry: str | Metric, said: str) ->
     spec = {"classes": ["a", "b", "c"]}
 
     def measured() -> None:
-        chosen = Chosen([entry], ModelConfig({}, spec, None, "classification", ""))
-        chosen.update(torch.rand(6, 3), torch.tensor([0, 1, 2, 2, 1, 0]))
-        chosen.into({"accuracy": 0.5})
+        custom = CustomMetrics([entry], ModelConfig({}, spec, None, "classification", ""))
+        custom.update(torch.rand(6, 3), torch.tensor([0, 1, 2, 2, 1, 0]))
+        custom.into({"accuracy": 0.5})
 
     with pytest.raises(ParamsError) as caught:
         measured()

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.training_samples import SEQ_LEN, TEXT, make_text
 from torch import nn
-from training_samples import SEQ_LEN, TEXT, make_text
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.baselines import table_bits, token_counts
-from pipelines.evaluation.charges import Compressed
 from pipelines.evaluation.language import IGNORED, windows
 from pipelines.evaluation.measure import measure as measure_all
-from pipelines.evaluation.stage import numbers
+from pipelines.evaluation.token_cost import Compressed
 from pipelines.models import ModelConfig
+from pipelines.params.schema.flat import numbers
 from pipelines.workspace import Workspace
 from storage.errors import DataError
 from storage.manifest import Manifest
@@ -72,7 +72,7 @@ class Bigram(nn.Module):
 
 
 def test_of_a_large_split_only_what_compressors_get_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.evaluation.charges.COMPRESSED_LIMIT", 10)
+    monkeypatch.setattr("pipelines.evaluation.token_cost.COMPRESSED_LIMIT", 10)
     compressed = Compressed()
     for texts in ([b"abcd", b""], [b"12345678", b"efghij"], [b"k"]):
         compressed.take([np.frombuffer(text, np.uint8).astype(np.uint16) for text in texts])

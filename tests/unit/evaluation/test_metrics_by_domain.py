@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_samples import SEQ_LEN, TEXT, make_points, make_text, with_domains
+from support.training_samples import SEQ_LEN, TEXT, make_points, make_text, with_domains
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.measure import measure

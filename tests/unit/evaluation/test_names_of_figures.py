@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torchmetrics
 import yaml
+from support.training_samples import make_points, make_text, with_domains
 from torchmetrics import classification, regression, text
-from training_samples import make_points, make_text, with_domains
 
 from pipelines.evaluation import evaluate_model
-from pipelines.evaluation.names import RESERVED, names_of, torchmetrics_names
-from pipelines.evaluation.stage import numbers
+from pipelines.evaluation.metrics.names import RESERVED, names_of, torchmetrics_names
 from pipelines.models import ModelConfig, task_of
-from pipelines.preflight import check_shards
+from pipelines.params.schema.flat import numbers
+from pipelines.reproduce.preflight import check_shards
 from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError
 from storage.manifest import Manifest

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from support.training_samples import make_points
 from torch import nn
-from training_samples import make_points
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.plots import matrix, png

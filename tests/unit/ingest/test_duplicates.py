@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.ingest import curated, data_stage, duplicates
-from pipelines.ingest.content import to_arrow
-from pipelines.ingest.duplicates import NAMED, kept_rows, pack
+from pipelines.ingest import curated, data_stage
+from pipelines.ingest.duplicates import duplicates
+from pipelines.ingest.duplicates.content import to_arrow
+from pipelines.ingest.duplicates.duplicates import NAMED, kept_rows, pack
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.workspace import Workspace
 from storage.errors import DigestError, FormatError

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ingest.encode import SEPARATOR, encode_documents, merge_moments, moments_of
+from pipelines.ingest.encoders.encode import SEPARATOR, encode_documents, merge_moments, moments_of
 from pipelines.ingest.shard import _cuts
 from storage.shards import Shard
 

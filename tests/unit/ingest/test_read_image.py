@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipelines.ingest.images import read_image
+from pipelines.ingest.readers.images import read_image
 from pipelines.params import Curate
 from storage.images import MAX_PIXELS
 

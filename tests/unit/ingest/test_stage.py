@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from conftest import TINY, write_params
 
-from pipelines import locks
-from pipelines.executors import PoolExecutor
 from pipelines.ingest import data_stage
 from pipelines.ingest.quarantine import GATHERED
 from pipelines.ingest.stage import Item, Result, Summary, group, journal_of, run
+from pipelines.runtime import locks
+from pipelines.runtime.executors import PoolExecutor
 from pipelines.workspace import Workspace
 from storage.errors import DataError
 

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pipelines.models import build_model
-from pipelines.models.resnet import ResNet
-from pipelines.models.vit import ViT, sincos
+from pipelines.models.architectures.resnet import ResNet
+from pipelines.models.architectures.vit import ViT, sincos
 from storage.errors import ParamsError
 
 DIGITS = {

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.models import MODELS, build_model, data_facts
 from pipelines.models.importing import import_named
-from pipelines.training.entrypoint import find_script
+from pipelines.training.trainer.entrypoint import find_script
 from storage.errors import ParamsError
 
 TOKENS = {"vocab_size": 257, "separator": 256}

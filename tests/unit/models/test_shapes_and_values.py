@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.training_samples import make_points, make_text, without_mlflow
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from training_samples import make_points, make_text, without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.models import MODELS, ModelConfig, Task, build_model, task_of

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.models.cnn import CNN
-from pipelines.models.mlp import MLP
-from pipelines.models.scaling import Standardise
+from pipelines.models.architectures.cnn import CNN
+from pipelines.models.architectures.mlp import MLP
+from pipelines.models.architectures.scaling import Standardise
 
 
 def test_standardising_matches_numpy_and_survives_a_constant_feature() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipelines.models.transformer import Transformer, rotary_table, rotate
+from pipelines.models.architectures.transformer import Transformer, rotary_table, rotate
 
 
 def make(**changes: object) -> Transformer:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from release_samples import GATES, MODELS, SPECS, TASKS
+from support.release_samples import GATES, MODELS, SPECS, TASKS
 
 from pipelines.params import Params
 from pipelines.release.model_card import Facts, model_card

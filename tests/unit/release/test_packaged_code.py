@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from training_samples import make_points
+from support.training_samples import make_points
 
 from pipelines.release.build import _copy_code, _fresh_folder, _put_in_place, imported_distributions
-from pipelines.release.interface import requirements
+from pipelines.release.signature import requirements
 
 
 def test_what_a_model_of_ones_own_imports_is_required_of_a_server(tmp_path: Path) -> None:

@@ -17,18 +17,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
-from servers import Redis, redis_client, redis_server
+from support.servers import Redis, redis_client, redis_server
 
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache import tiered as tiered_module
-from storage.cache.address import check
 from storage.cache.arrival import Memory, Verifier
-from storage.cache.node import Claim
-from storage.cache.receive import get_into
+from storage.cache.hot.address import check
+from storage.cache.hot.receive import get_into
+from storage.cache.node.cache import Claim
 from storage.cache.write import write
 from storage.digest import digest_bytes, digest_file
 from storage.lake import Zone
-from storage.secret import mask
+from storage.redact import mask
 
 PART = 1 << 20
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.cache import NodeCache, Tiered
-from storage.compression import Compression, compress, decompress, decompress_into, digest_plain, plain_size
 from storage.digest import digest_bytes
 from storage.errors import DigestError, LakeError
 from storage.lake import Zone
+from storage.objects.compression import Compression, compress, decompress, decompress_into, digest_plain, plain_size
 
 sizes = st.sampled_from([0, 1, 255, 256, 65_791, 65_792, 300_000]) | st.integers(0, 70_000)
 

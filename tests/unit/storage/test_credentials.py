@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from storage.credentials import Credentials, s3_settings
 from storage.errors import LakeError
+from storage.objects.credentials import Credentials, s3_settings
 
 
 class Amazon(BaseHTTPRequestHandler):

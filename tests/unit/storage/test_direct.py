@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from servers import Proxy, certificate
+from support.servers import Proxy, certificate
 
-from storage.direct import Answer, DirectReads, proxied, tls_context
+from storage.objects.s3_reads import Answer, S3Reads, proxied, tls_context
 
 DATA = os.urandom(3 << 20)
 KEY = {"access_key_id": "AKEXAMPLE", "secret_access_key": "secret", "token": "a+token/="}
@@ -84,23 +84,23 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def reads_of(server: Server, limit: float) -> DirectReads:
+def reads_of(server: Server, limit: float) -> S3Reads:
     find = f"http://127.0.0.1:{server.server_port}/{{}}".format
-    return DirectReads(find, lambda: KEY, "eu-west-1", None, limit)
+    return S3Reads(find, lambda: KEY, "eu-west-1", None, limit)
 
 
 @pytest.fixture
-def reads(server: Server) -> DirectReads:
+def reads(server: Server) -> S3Reads:
     return reads_of(server, 30)
 
 
-def fetch(reads: DirectReads, path: str, start: int, stop: int) -> tuple[bytes, list[int]]:
+def fetch(reads: S3Reads, path: str, start: int, stop: int) -> tuple[bytes, list[int]]:
     out, came = bytearray(stop - start), list[int]()
     reads.read_into(path, start, memoryview(out), came.append)
     return bytes(out[: sum(came)]), came
 
 
-def test_ranges_land_in_their_places_over_one_connection(server: Server, reads: DirectReads) -> None:
+def test_ranges_land_in_their_places_over_one_connection(server: Server, reads: S3Reads) -> None:
     for start, stop in ((0, len(DATA)), (5, 6), (1 << 20, (2 << 20) + 3)):
         found, came = fetch(reads, "o", start, stop)
         assert found == DATA[start:stop]
@@ -108,11 +108,11 @@ def test_ranges_land_in_their_places_over_one_connection(server: Server, reads: 
     assert server.connections == 1
 
 
-def test_a_range_past_the_end_is_as_long_as_it_goes(reads: DirectReads) -> None:
+def test_a_range_past_the_end_is_as_long_as_it_goes(reads: S3Reads) -> None:
     assert fetch(reads, "o", len(DATA) - 7, len(DATA) + 100)[0] == DATA[-7:]
 
 
-def test_requests_are_signed_as_botocore_signs_them(server: Server, reads: DirectReads) -> None:
+def test_requests_are_signed_as_botocore_signs_them(server: Server, reads: S3Reads) -> None:
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -132,7 +132,7 @@ def test_requests_are_signed_as_botocore_signs_them(server: Server, reads: Direc
     assert request.headers["Authorization"].split(", ")[1] == head["authorization"].split(", ")[1]
 
 
-def test_what_the_server_says_instead_is_told(server: Server, reads: DirectReads) -> None:
+def test_what_the_server_says_instead_is_told(server: Server, reads: S3Reads) -> None:
     with pytest.raises(Answer, match=r"status code: 403 .*<Code>AccessDenied</Code>"):
         fetch(reads, "denied", 0, 10)
     assert fetch(reads, "o", 0, 10)[0] == DATA[:10]
@@ -148,7 +148,7 @@ def test_a_trickle_is_cut(server: Server, path: str) -> None:
     assert LIMIT <= time.monotonic() - begun < LIMIT + 2
 
 
-def test_a_connection_that_broke_off_or_was_closed_is_not_used_again(server: Server, reads: DirectReads) -> None:
+def test_a_connection_that_broke_off_or_was_closed_is_not_used_again(server: Server, reads: S3Reads) -> None:
     with pytest.raises(ConnectionError, match="after 1900 of 2000 bytes"):
         fetch(reads, "cut", 0, 2000)
     assert fetch(reads, "last", 0, 10)[0] == DATA[:10]  # after it the server closes
@@ -163,9 +163,9 @@ def test_certificates_are_checked(server: Server, tmp_path: Path) -> None:
     proxy = Proxy(server.server_port, (cert, key))
     try:
 
-        def reads(http: dict[str, object]) -> DirectReads:
+        def reads(http: dict[str, object]) -> S3Reads:
             find = f"https://localhost:{proxy.port}/{{}}".format
-            return DirectReads(find, lambda: KEY, "x", tls_context(http), 5)
+            return S3Reads(find, lambda: KEY, "x", tls_context(http), 5)
 
         for http in ({"root_certificate": cert.read_bytes()}, {"allow_invalid_certificates": True}):
             assert fetch(reads(http), "o", 0, len(DATA))[0] == DATA

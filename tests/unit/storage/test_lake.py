@@ -8,7 +8,7 @@ import pytest
 
 from storage.errors import LakeError
 from storage.lake import Zone, open_zone
-from storage.remote import RangeReader
+from storage.objects.retries import RangeReader
 
 
 @pytest.mark.parametrize(

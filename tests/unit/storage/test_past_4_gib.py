@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from storage.errors import LakeError
-from storage.remote import RangeReader
+from storage.objects.retries import RangeReader
 
 SIZE = (6 << 30) + 5
 MARKS = {0: b"begin", (1 << 32) - 3: b"across", (5 << 30) + 1: b"beyond", SIZE - 3: b"end"}

@@ -8,10 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipelines.ingest.samples import expand
+from pipelines.ingest.sources.examples import expand
 from storage.atomic import temporary_folder, write_atomically
 from storage.cache import NodeCache
-from storage.cache.node import Claim
+from storage.cache.node.cache import Claim
 from storage.lake import Zone
 from storage.manifest import Manifest
 

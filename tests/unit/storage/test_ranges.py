@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.ranges import PART, Cutter
+from storage.objects.ranges import PART, Cutter
 
 MB = 1e6
 

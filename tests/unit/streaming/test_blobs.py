@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.streaming import Stream, fields, prefetch, source
-from pipelines.streaming.ragged import Ragged
-from pipelines.streaming.views import end_to_end
+from pipelines.streaming import Stream, prefetch, source
+from pipelines.streaming.gather import fields
+from pipelines.streaming.gather.ragged import Ragged
+from pipelines.streaming.gather.views import end_to_end
 from storage.errors import DataError
 from storage.images import decode_image
 from storage.lake import Zone

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.streaming.buffers import ALIGNMENT, Buffers, _size_class, allocate, buffers_from
+from pipelines.streaming.gather.buffers import ALIGNMENT, Buffers, _size_class, allocate, buffers_from
 
 
 def address(array: np.ndarray) -> int:  # type: ignore[type-arg]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from servers import wait_for
+from support.servers import wait_for
 
-from pipelines.streaming import decode
-from pipelines.streaming.decode import Decoder
+from pipelines.streaming.gather import decode
+from pipelines.streaming.gather.decode import Decoder
 from storage.errors import DataError
 from storage.images import decode_image
 

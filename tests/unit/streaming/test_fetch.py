@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fsspec.core import url_to_fs
-from servers import wait_for
+from support.servers import wait_for
 
 from pipelines.streaming import Stream, fetch, source
 from pipelines.streaming.fetch import Fetcher
-from pipelines.streaming.gather import Gatherer
+from pipelines.streaming.gather.gatherer import Gatherer
 from storage.cache import NodeCache, Tiered
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
-from storage.remote import RangeReader
+from storage.objects.retries import RangeReader
 from storage.shards import Shard, encode_samples
 
 ROWS, SHARDS = 32, 8

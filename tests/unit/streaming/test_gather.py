@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.streaming import gather
-from pipelines.streaming import rows as rows_module
 from pipelines.streaming.fetch import Fetcher
-from pipelines.streaming.fields import Field, Fixed, Tokens
-from pipelines.streaming.gather import Gatherer
+from pipelines.streaming.gather import rows as rows_module
+from pipelines.streaming.gather.fields import Field, Fixed, Tokens
+from pipelines.streaming.gather.gatherer import Gatherer
 from storage.cache import Tiered
 from storage.errors import DataError, DigestError, FormatError
 from storage.lake import Zone
@@ -117,7 +116,7 @@ def test_rows_are_copied_alike_by_arrow_and_by_way_of_a_scratch_array(
 
 
 def test_more_shards_than_may_be_open_are_closed_and_opened_again(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "MAX_OPEN", 2)
+    monkeypatch.setattr("pipelines.streaming.gather.gatherer.MAX_OPEN", 2)
     gatherer, shards = make_samples(zone)
     for shard in [0, 2, 4, 3, 0, 2]:
         assert gatherer.take(np.array([shard]), np.array([0]))["label"].tolist() == [shards[shard]["label"][0]]

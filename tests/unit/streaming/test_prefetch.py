@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.servers import wait_for
 
 from pipelines.streaming import prefetch
 from pipelines.streaming.prefetch import Prefetcher
-from tests.servers import wait_for
 
 DEPTH = 2
 

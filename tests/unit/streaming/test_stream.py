@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from servers import wait_for
+from support.servers import wait_for
 
 from pipelines.streaming import Batch, Stream
 from pipelines.streaming.prefetch import Prefetcher, close_items

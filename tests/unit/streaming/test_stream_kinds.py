@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.streaming import Order, Ragged, Stream, decode, fields
+from pipelines.streaming import Order, Ragged, Stream
+from pipelines.streaming.gather import decode, fields
 from storage.cache import Tiered
 from storage.errors import DataError, ParamsError
 from storage.images import decode_image

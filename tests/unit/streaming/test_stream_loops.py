@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numbered_samples import publish
-from servers import wait_for
+from support.numbered_samples import publish
+from support.servers import wait_for
 
 from pipelines.streaming import Batch, Stream
 from pipelines.streaming.source import Source

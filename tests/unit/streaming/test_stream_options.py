@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from numbered_samples import publish
+from support.numbered_samples import publish
 
 from pipelines.streaming import Stream
 from storage.errors import DataError, ParamsError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numbered_samples import publish
+from support.numbered_samples import publish
 
 from pipelines.streaming import Stream
 from storage.errors import DataError, FormatError, ParamsError

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, write_params
-from training_samples import make_points, without_mlflow
+from support.training_samples import make_points, without_mlflow
 
+from pipelines.caching.warm import _ahead
 from pipelines.params import load_params
+from pipelines.profiling.replay import replay
 from pipelines.streaming import Stream
 from pipelines.training import train
-from pipelines.training.loader import Loader
+from pipelines.training.data.loader import Loader
 from pipelines.training.parallelism import Layout
-from pipelines.training.rank import planned
-from pipelines.training.ranks import Ranks
-from pipelines.training.replay import replay
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
-from pipelines.warm import _ahead
+from pipelines.training.worker import planned
 from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError
 

@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.params.checkpoints import Checkpoints as Rules
+from pipelines.params.train.checkpoints import Checkpoints as Rules
 from pipelines.training.checkpoints import Extra, Saver
-from pipelines.training.checkpoints.coverage import fault
-from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged
+from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged, fault
 from pipelines.training.checkpoints.tensor_files import parts, split
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.state import TrainState
 from storage.digest import digest_bytes, digest_json
 from storage.errors import FormatError

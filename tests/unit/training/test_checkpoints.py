@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipelines.params import Checkpoints as Rules
-from pipelines.params import Network, Params, Section, Stream
-from pipelines.params.optimizer import LBFGS
+from pipelines.params import Communication, Params, Section, Stream
+from pipelines.params.train.optimizer import LBFGS
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk, copy_into, raw
 from pipelines.training.checkpoints.manifest import FILENAME
-from pipelines.training.checkpoints.shelf import kept
+from pipelines.training.checkpoints.retention import kept
 from pipelines.training.checkpoints.state import _slots, optimizer_state
 from pipelines.training.optimizers.lbfgs import LBFGSOptimizer
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from storage.errors import FormatError, LakeError
 from storage.lake import Zone
 
@@ -120,7 +120,7 @@ def test_the_optimizer_waits_for_the_copy_and_not_for_the_writing(case: Case, mo
         copy_into(target, source)
 
     monkeypatch.setattr("pipelines.training.checkpoints.saver.copy_into", slow_copy)
-    monkeypatch.setattr(case.saver.shelf, "commit", lambda _: written.wait(10))
+    monkeypatch.setattr(case.saver.retention, "commit", lambda _: written.wait(10))
     case.save(1, wait=False)
     stepping = threading.Thread(target=case.optimizer.step)
     stepping.start()
@@ -381,7 +381,7 @@ def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
         "stream": {"batch_size": 8, "mixture": {"a": 0.5, "b": {0: 1.0, 10: 2.0}}, "batch_ramp": {0: 4, 9: 8}},
         "train": {
             "epochs": 2.0, "optimizer": {"name": "muon"}, "schedule": "wsd", "ema": {"decay": 0.9, "every": 5},
-            "nonfinite": "backoff", "network": {"local_steps": 5, "outer_lr": 0.7},
+            "nonfinite": "backoff", "communication": {"local_steps": 5, "outer_lr": 0.7},
         },
     })  # fmt: skip
     keys = [checkpoint_key("m", params) for params in (usual, rich)]
@@ -389,7 +389,7 @@ def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
         "a parameter was renamed, or its default changed: checkpoints of today would not be found any more"
     )
 
-    class WiderNetwork(Network):
+    class WiderNetwork(Communication):
         sparse: bool = False
 
     class Part(Section):
@@ -399,9 +399,9 @@ def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
         part: Part = Part()
 
     def widened(params: Params, sparse: bool = False, size: int = 3) -> str:
-        network = WiderNetwork(**params.train.network.model_dump(), sparse=sparse)
+        communication = WiderNetwork(**params.train.communication.model_dump(), sparse=sparse)
         stream = WiderStream(**params.stream.model_dump(), part=Part(size=size))
-        train = params.train.model_copy(update={"network": network})
+        train = params.train.model_copy(update={"communication": communication})
         return checkpoint_key("m", params.model_copy(update={"stream": stream, "train": train}))
 
     for key, params in zip(keys, (usual, rich), strict=True):

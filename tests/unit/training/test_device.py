@@ -7,15 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_samples import make_points
+from support.training_samples import make_points
 
 from pipelines.params import Train
+from pipelines.runtime.parent_death import AGENT_PID
 from pipelines.streaming import Batch, Stream
-from pipelines.streaming.buffers import allocate
-from pipelines.training import device, session
-from pipelines.training.device import device_index, device_of, host_memory, pinned, repeatable, sees_its_own
-from pipelines.training.launchers.agent import AGENT_PID
-from pipelines.training.ranks import Ranks
+from pipelines.streaming.gather.buffers import allocate
+from pipelines.training import session
+from pipelines.training.process import device
+from pipelines.training.process.device import device_index, device_of, host_memory, pinned, repeatable, sees_its_own
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
 from storage.errors import ParamsError
 

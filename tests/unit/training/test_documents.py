@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.training_samples import SEQ_LEN, TEXT, losses, make_points, make_text, without_mlflow
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_samples import SEQ_LEN, TEXT, losses, make_points, make_text, without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.models import ModelConfig, Own, load_model
-from pipelines.models.documents import Documents
+from pipelines.models.document_mask import Documents
+from pipelines.profiling.replay import replay
 from pipelines.training import train
-from pipelines.training.replay import replay
 from storage.errors import ParamsError
 from storage.shards import Shard
 

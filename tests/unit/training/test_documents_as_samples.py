@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.training_samples import TEXT, losses, make_text, outs, without_mlflow
 from torch.nn import functional as F
-from training_samples import TEXT, losses, make_text, outs, without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.stage import evaluate
 from pipelines.models import ModelConfig, load_model, task_of, with_loss
+from pipelines.models.predictor import Predictor
 from pipelines.models.saved import load_config
 from pipelines.models.tasks import IGNORED
 from pipelines.params import Train
-from pipelines.release.served import Served
+from pipelines.profiling.replay import replay
 from pipelines.training import train
-from pipelines.training.loader import Loader
+from pipelines.training.data.loader import Loader
 from pipelines.training.loop import forward_backward
-from pipelines.training.ranks import Ranks
-from pipelines.training.replay import replay
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
 from pipelines.workspace import Workspace
 from storage.shards import Shard
@@ -88,16 +88,16 @@ def test_a_training_repeats_is_evaluated_as_it_learnt_and_writes_documents(
     train(again)
     assert losses(again) == pytest.approx(losses(ws), rel=1e-5)
     assert load_config(ws.model).samples == "documents"
-    served, val = Served.load(ws.model), documents(ws, "val")
-    assert served.encode("ab") == [256, 97, 98]
+    predictor, val = Predictor.load(ws.model), documents(ws, "val")
+    assert predictor.encode("ab") == [256, 97, 98]
     with torch.inference_mode():
-        nats = sum(F.cross_entropy(served.module(d[None, :-1])[0], d[1:], reduction="sum") for d in val.values())
+        nats = sum(F.cross_entropy(predictor.module(d[None, :-1])[0], d[1:], reduction="sum") for d in val.values())
     assert metrics["val_loss"] == pytest.approx(float(nats) / sum(len(d) - 1 for d in val.values()), rel=1e-5)
 
     test = documents(ws, "test")
     found = evaluate(ws)
     with torch.inference_mode():
-        nats = sum(F.cross_entropy(served.module(d[None, :-1])[0], d[1:], reduction="sum") for d in test.values())
+        nats = sum(F.cross_entropy(predictor.module(d[None, :-1])[0], d[1:], reduction="sum") for d in test.values())
     size = sum(int((d != 256).sum()) for d in test.values())
     assert (found["samples"], found["bytes"], found["documents"]) == ("documents", size, 4)
     assert found["bits_per_byte"] == pytest.approx(float(nats) / np.log(2) / size, rel=1e-5)

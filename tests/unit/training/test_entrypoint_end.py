@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from training_samples import make_points, without_mlflow
+from support.training_samples import make_points, without_mlflow
 
-from pipelines.training.entrypoint import interrupted, opened
-from pipelines.training.rank import train_rank
-from pipelines.training.ranks import Ranks
-from pipelines.training.signals import StopRequest
+from pipelines.training.process.process_group import Ranks
+from pipelines.training.process.signals import StopRequest
+from pipelines.training.trainer.entrypoint import interrupted, opened
+from pipelines.training.worker import train_rank
 from storage.errors import Interrupted
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from pipelines.params import Params
 from pipelines.training.launchers.logs import KEPT, OUTCOME, _Tee, job_folder
-from pipelines.training.launchers.stacks import read_place
-from pipelines.training.launchers.watchdog import living
-from pipelines.training.memory import out_of_memory
-from pipelines.training.pulse import _RECORD, RESTING, beat, pulse, rest, signs
+from pipelines.training.launchers.watchdog.stacks import read_place
+from pipelines.training.launchers.watchdog.watchdog import living
+from pipelines.training.process.heartbeat import _RECORD, RESTING, beat, heartbeat, rest, signs
+from pipelines.training.process.out_of_memory import out_of_memory
 from storage.errors import Hung, Interrupted, OutOfMemory
 
 
@@ -60,7 +60,7 @@ def test_the_last_folders_of_this_machine_stay_and_those_of_others_and_of_runnin
 
 def test_signs_of_life(tmp_path: Path) -> None:
     beat(3)  # nobody listens
-    with pulse(tmp_path, rank=5, world=8, local_rank=1):
+    with heartbeat(tmp_path, rank=5, world=8, local_rank=1):
         assert [(sign.rank, sign.world, sign.pid, sign.step) for sign in signs(tmp_path)] == [
             (5, 8, os.getpid(), RESTING)
         ]
@@ -78,7 +78,7 @@ def test_signs_of_life(tmp_path: Path) -> None:
 def test_a_process_that_has_a_dead_ranks_number_is_not_the_agents_to_kill(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         for local_rank, pid in enumerate((os.getppid(), child.pid)):
-            (tmp_path / f"pulse-{local_rank}").write_bytes(_RECORD.pack(local_rank, 2, pid, 3, 0.0))
+            (tmp_path / f"heartbeat-{local_rank}").write_bytes(_RECORD.pack(local_rank, 2, pid, 3, 0.0))
         assert [sign.rank for sign in living(tmp_path, None)] == [1]
         child.kill()
         child.wait()
@@ -91,7 +91,7 @@ Thread 0x1 (most recent call first):
 
 Current thread 0x2 (most recent call first):
   File "/venv/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 2800 in all_reduce
-  File "/here/pipelines/training/ranks.py", line 45 in sum
+  File "/here/pipelines/training/process/process_group.py", line 45 in sum
   File "/here/pipelines/training/loop.py", line 66 in fit
   File "<frozen runpy>", line 88 in _run_code
   File "<frozen runpy>", line 198 in _run_module_as_main
@@ -101,9 +101,11 @@ Current thread 0x2 (most recent call first):
 def test_a_dump_tells_where_a_rank_is_and_whether_it_waits() -> None:
     waiting = read_place(DUMP)
     assert waiting is not None
-    assert (waiting.frame, waiting.waits) == ("sum (ranks.py:45)", True)
+    assert (waiting.frame, waiting.waits) == ("sum (process_group.py:45)", True)
     busy = read_place(
-        DUMP.replace("torch/distributed", "torch/nn").replace("/here/pipelines/training/ranks.py", "/my/model.py")
+        DUMP.replace("torch/distributed", "torch/nn").replace(
+            "/here/pipelines/training/process/process_group.py", "/my/model.py"
+        )
     )
     assert busy is not None
     assert (busy.frame, busy.waits) == ("sum (model.py:45)", False)

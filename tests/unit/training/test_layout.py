@@ -8,12 +8,12 @@ import torch
 from conftest import TINY
 from torch import nn
 
+from pipelines.models.architectures.transformer import Transformer
 from pipelines.models.plans import units_of
-from pipelines.models.transformer import Transformer
 from pipelines.params import Params
-from pipelines.training.device import Precision
 from pipelines.training.parallelism import DIMENSIONS, Layout
-from pipelines.training.parallelism.arrange import keep_stage, refine_units, share_products
+from pipelines.training.parallelism.parallelize import keep_stage, refine_units, share_products
+from pipelines.training.process.device import Precision
 from storage.errors import ParamsError
 
 
@@ -31,8 +31,8 @@ def test_ranks_fill_the_mesh_once_and_groups_read_the_same_samples() -> None:
     for layout in layouts:
         peers = [one for one in layouts if one.data_rank == layout.data_rank]
         assert len(peers) == 4  # tensor × pipeline
-        assert sum(one.speaks for one in peers) == 1
-        assert {one.stream_of_chance for one in peers} == {2 * layout.data_rank, 2 * layout.data_rank + 1}
+        assert sum(one.owns_loss for one in peers) == 1
+        assert {one.rng_stream for one in peers} == {2 * layout.data_rank, 2 * layout.data_rank + 1}
     assert {layout.data_rank for layout in layouts} == set(range(6)) == set(range(layouts[0].data_world))
 
 
@@ -127,8 +127,8 @@ def test_stages_one_after_the_other_are_the_model(stages: int, tied: bool) -> No
         names += [name for name in part.state_dict() if not (name in shared and stage)]
         x = part(x)
         if stage < stages - 1:
-            assert x.shape == whole.wire(tokens).shape
-            assert x.dtype == whole.wire(tokens).dtype
+            assert x.shape == whole.stage_output(tokens).shape
+            assert x.dtype == whole.stage_output(tokens).dtype
     assert sorted(names) == sorted(whole.state_dict())
     assert torch.equal(x, whole(tokens))
 

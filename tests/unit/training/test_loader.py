@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from training_samples import make_points, make_text
+from support.training_samples import make_points, make_text
 
-from pipelines.training import loader
-from pipelines.training.device import arrived
-from pipelines.training.loader import Loader
+from pipelines.training.data import loader
+from pipelines.training.data.loader import Loader
 from pipelines.training.parallelism import Layout
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.device import arrived
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
 
 

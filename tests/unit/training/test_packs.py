@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_params
-from training_samples import without_mlflow
+from support.training_samples import without_mlflow
 
 from pipelines.evaluation import evaluate_model
 from pipelines.ingest import data_stage
@@ -16,7 +16,7 @@ from pipelines.ingest.stage import journal_of, run
 from pipelines.models import ModelConfig, load_model
 from pipelines.streaming import Stream
 from pipelines.training import train
-from pipelines.training.ranks import Ranks
+from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
 from pipelines.workspace import Workspace
 from storage.digest import digest_json

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from training_samples import make_points
+from support.training_samples import make_points
 
+from pipelines.experiments.comparison.communication import on_this_machine
 from pipelines.params import Params
-from pipelines.training.comparison.network import on_this_machine
 from pipelines.training.launchers import Job
 from pipelines.training.launchers.external import External
 from pipelines.training.launchers.in_process import InProcess

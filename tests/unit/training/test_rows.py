@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from pipelines.params import Checkpoints as Rules
 from pipelines.training.checkpoints import Extra, Saver
-from pipelines.training.checkpoints.chunks import Chunk
-from pipelines.training.checkpoints.rows import row, rows_for, taken
-from pipelines.training.ranks import Ranks
+from pipelines.training.checkpoints.chunks import Chunk, row, rows_for, taken
+from pipelines.training.process.process_group import Ranks
 from storage.lake import Zone
 
 COUNTS = st.integers(1, 9)

@@ -9,9 +9,9 @@ from torch import nn
 
 from pipelines.params import Train
 from pipelines.training.optimizers import build_optimizer, set_learning_rate
+from pipelines.training.optimizers.schedules import learning_rate
 from pipelines.training.parallelism import Layout, clip_
-from pipelines.training.ranks import Ranks
-from pipelines.training.schedules import learning_rate
+from pipelines.training.process.process_group import Ranks
 
 
 def test_warm_up_peak_and_cosine() -> None:

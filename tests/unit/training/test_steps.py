@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.training_samples import losses, make_points, make_signalling, outs, with_train, without_mlflow
 from torch import nn
-from training_samples import losses, make_points, make_signalling, outs, with_train, without_mlflow
 
-from pipelines.params.step import Ema
+from pipelines.params.train.step import Ema
 from pipelines.training import train
-from pipelines.training.ema import Average
 from pipelines.training.loop import forward_backward
-from pipelines.training.ranks import Ranks
+from pipelines.training.optimizers.ema import Average
+from pipelines.training.process.process_group import Ranks
+from pipelines.training.process.signals import StopRequest
 from pipelines.training.session import open_session
-from pipelines.training.signals import StopRequest
 from pipelines.training.step import take_step
 from pipelines.workspace import Workspace
 from storage.errors import DataError, Interrupted

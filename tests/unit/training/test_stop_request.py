@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from pipelines.training import signals
-from pipelines.training.signals import StopRequest, stop_on_signals
+from pipelines.training.process import signals
+from pipelines.training.process.signals import StopRequest, stop_on_signals
 from storage.errors import Interrupted
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shared_memory
 import torch
-from numbered_samples import publish
+from support import shared_memory
+from support.numbered_samples import publish
 from torch.utils.data import DataLoader
 
 from pipelines.streaming import Batch, Stream
-from pipelines.training.stream_loader import StreamLoader
+from pipelines.training.data.stream_loader import StreamLoader
 from storage.errors import FormatError, ParamsError
 from storage.lake import Zone
 

@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_samples import (
-    losses,
-    make_points,
-    make_signalling,
-    make_text,
-    outs,
-    with_train,
-    without_mlflow,
-)
+from support.training_samples import losses, make_points, make_signalling, make_text, outs, with_train, without_mlflow
 
 from pipelines.training import train
 from pipelines.workspace import Workspace
@@ -81,7 +73,7 @@ def test_a_signal_in_an_evaluation_cuts_it_short_and_it_is_done_again(
     ws = make_points(tmp_path)
     train(ws)
     expected = outs(ws)
-    from pipelines.models.mlp import MLP
+    from pipelines.models.architectures.mlp import MLP
 
     forward, seen = MLP.forward, []
 

@@ -1,0 +1,1 @@
+"""The cache tiers that a recipe asks for, put together, and filled before they are needed."""

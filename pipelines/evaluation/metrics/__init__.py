@@ -1,0 +1,1 @@
+"""The metrics of an evaluation: their names, and those that a recipe adds."""

@@ -1,0 +1,1 @@
+"""A recipe tried in several ways, beside its outs: comparisons, and the largest batch."""

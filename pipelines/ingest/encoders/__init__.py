@@ -1,0 +1,1 @@
+"""Curated rows → the arrays of a shard."""

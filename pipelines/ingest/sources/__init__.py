@@ -1,0 +1,1 @@
+"""Sources: which files there are, with a fingerprint each."""

@@ -1,0 +1,1 @@
+"""What parameters are made of: sections, choices, names that are checked, suggestions for misspelt ones."""

@@ -1,0 +1,1 @@
+"""The parameters of training: model, optimiser, schedule, parallelism, communication, checkpoints, launching."""

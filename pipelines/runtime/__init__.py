@@ -1,0 +1,1 @@
+"""How work runs on this machine: executors, Ray, locks, child processes, sockets, garbage collection."""

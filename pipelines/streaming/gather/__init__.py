@@ -1,0 +1,1 @@
+"""Whole batches out of open shards: each kind of column is gathered its own way."""

@@ -1,0 +1,1 @@
+"""Several datasets in one order, by weights that may change with the step."""

@@ -1,0 +1,1 @@
+"""The hot cache: shards in Redis for the whole cluster."""

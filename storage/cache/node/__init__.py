@@ -1,0 +1,1 @@
+"""The node cache: shards as files on this machine's disk."""

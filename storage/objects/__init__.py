@@ -1,0 +1,1 @@
+"""The objects of a zone, wherever they lie: clients, ranges, retries, deadlines, compression."""
