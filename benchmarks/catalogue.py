@@ -24,6 +24,7 @@ SENTENCES = {
 
 def question(name: str) -> Callable[[Setting], Outcome]:
     """The function `ask` of the module of benchmark `name`."""
-    module = import_module(f"benchmarks.questions.{name.replace('-', '_')}")
+    room = "benchmarks.questions.streams" if name.startswith("stream-") else "benchmarks.questions"
+    module = import_module(f"{room}.{name.replace('-', '_')}")
     ask: Callable[[Setting], Outcome] = module.ask
     return ask

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.works import Work, load
+from benchmarks.parts.works import Work, load
 
 Batch = Mapping[str, Any]  # arrays or tensors [n, …] by name, or lists of n bytes objects
 Epoch = Callable[[int], Iterable[Batch]]  # an epoch's batches, by that many worker processes

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine, today, versions
+from benchmarks.parts.machine import machine, today, versions
 from benchmarks.rounds import Readings
 from benchmarks.setting import Setting
 

@@ -22,7 +22,7 @@ _console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Entrant:
-    """A contender that may be started: `contender` of `benchmarks.contenders.<module>`, with each of `workers`."""
+    """A contender that may be started: `contender` of `Setting.module(module)`, with each of `workers`."""
 
     name: str
     module: str
@@ -68,7 +68,7 @@ class Process:
         logs.mkdir(parents=True, exist_ok=True)
         self.log = logs / f"{work}-{entrant.contender}-{entrant.name.replace(' ', '-')}.log"
         job = {"contender": entrant.contender, "work": work, "data": str(setting.data), "tiny": setting.tiny}
-        command = [setting.python(entrant.module), "-m", f"benchmarks.contenders.{entrant.module}"]
+        command = [setting.python(entrant.module), "-m", setting.module(entrant.module)]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, json.dumps({**job, **entrant.job})],

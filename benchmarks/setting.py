@@ -35,6 +35,10 @@ class Setting:
             raise SystemExit(f"{python} is missing: make the peers' environment by `make bench-setup`, or --no-peers.")
         return python
 
+    def module(self, name: str) -> str:
+        """The full name of contender `name`'s module: those that are named after a peer are in its room."""
+        return f"benchmarks.{'peers' if name.startswith('with_') else 'contenders'}.{name}"
+
     def python(self, module: str) -> str:
         """The interpreter for contender `module`: the peers' for those that are named after one."""
         return str(self.peers_python) if module.startswith("with_") else sys.executable

@@ -72,7 +72,7 @@ class Workspace:
 
     @property
     def model(self) -> Path:
-        """Out of train: model.safetensors, config.json, run.json."""
+        """Out of train: model.safetensors and its digest, config.json, run.json."""
         return self.root / "data" / "model"
 
     @property

@@ -5,7 +5,7 @@
     ├── SourceError           a source that does not exist, matches nothing or cannot be read
     ├── DataError             data that breaks its contract (too much quarantined, an empty split, …)
     ├── FormatError           a file of ours with an unknown format version, or malformed
-    ├── DigestError           bytes that differ from the digest in the manifest
+    ├── DigestError           bytes that differ from the digest that was noted of them
     ├── LakeError             the lake cannot be read or written (full disk, permissions, network)
     ├── TrackingError         MLflow is needed and cannot be used
     ├── OutOfMemory           a rank's memory or its device's is too small for the settings
@@ -45,18 +45,18 @@ class FormatError(ShardlineError):
 
 
 class DigestError(ShardlineError):
-    """`what` holds bytes with digest `found` where the manifest says `expected`."""
+    """`what` holds bytes with digest `found` where the manifest (or what else `says` so) says `expected`."""
 
-    def __init__(self, what: str, expected: str, found: str) -> None:
+    def __init__(self, what: str, expected: str, found: str, says: str = "The manifest") -> None:
         super().__init__(
-            f"{what}: digest mismatch. The manifest says {expected}, the bytes have {found}. "
+            f"{what}: digest mismatch. {says} says {expected}, the bytes have {found}. "
             "The file was damaged or replaced after it was written; restore it with `dvc checkout` or "
             "`dvc pull`, or delete it and run the stage again."
         )
-        self.what, self.expected, self.found = what, expected, found
+        self.what, self.expected, self.found, self.says = what, expected, found, says
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        return type(self), (self.what, self.expected, self.found)  # so that it crosses processes
+    def __reduce__(self) -> tuple[type, tuple[str, str, str, str]]:
+        return type(self), (self.what, self.expected, self.found, self.says)  # so that it crosses processes
 
 
 class LakeError(ShardlineError):

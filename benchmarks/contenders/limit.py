@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.works import Work
+from benchmarks.parts.works import Work
 from storage.images import decode_image
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.contender import listen
-from benchmarks.questions.step_data import workspace
+from benchmarks.parts.step_data import workspace
 from pipelines.streaming import Batch, Times
 from pipelines.training.loop import fit
 from pipelines.training.process.process_group import Ranks

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.contender import listen, touch
 from benchmarks.contenders.ours import remote, settings
-from benchmarks.works import load
+from benchmarks.parts.works import load
 from pipelines.streaming import Stream
 from storage.cache.hot.cache import HotCache
 from storage.cache.node.cache import NodeCache

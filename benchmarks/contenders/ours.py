@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contender import Batch, Epoch, later, serve
-from benchmarks.works import SHARD_BYTES, Work
+from benchmarks.parts.works import SHARD_BYTES, Work
 from pipelines.streaming import Stream
 from storage.cache.hot.cache import HotCache
 from storage.cache.node.cache import NodeCache

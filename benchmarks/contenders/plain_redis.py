@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.works import Work
+from benchmarks.parts.works import Work
 from storage.cache.hot.receive import get_into
 
 PIPELINED = 16  # GETs of 1 MiB sent together

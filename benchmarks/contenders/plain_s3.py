@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.works import Work
+from benchmarks.parts.works import Work
 
 RANGES = (4 << 20, 8 << 20, 16 << 20)  # bytes of one read; the best one counts
 AT_ONCE = 16

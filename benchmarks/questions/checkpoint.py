@@ -17,9 +17,9 @@ from time import perf_counter, time
 from typing import Any
 
 from benchmarks.outcome import Bar, Outcome
+from benchmarks.parts.trainings import make
 from benchmarks.rounds import say
 from benchmarks.setting import ROOT, Setting
-from benchmarks.trainings import make
 
 
 def ask(setting: Setting) -> Outcome:
@@ -39,7 +39,7 @@ def ask(setting: Setting) -> Outcome:
 
 
 def _command(mode: str, root: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.trainings", mode, str(root), *more]
+    return [sys.executable, "-m", "benchmarks.parts.trainings", mode, str(root), *more]
 
 
 def _worker(mode: str, root: Path, *more: str) -> list[str]:

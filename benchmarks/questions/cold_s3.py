@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 
 from benchmarks.contenders.ours import remote, settings
 from benchmarks.contenders.plain_s3 import RANGES
+from benchmarks.once import Epochs, epochs
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.questions.once import Epochs, epochs
+from benchmarks.parts.servers import BUCKET, Env, s3
+from benchmarks.parts.works import load
 from benchmarks.rounds import Entrant
-from benchmarks.servers import BUCKET, Env, s3
 from benchmarks.setting import Setting
-from benchmarks.works import load
 from pipelines.streaming import Order
 
 MB = 1e6

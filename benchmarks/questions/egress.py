@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.contenders.ours import remote, settings
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.proxy import Counter, counting
+from benchmarks.parts.proxy import Counter, counting
+from benchmarks.parts.servers import BUCKET, redis, s3
+from benchmarks.parts.works import load
 from benchmarks.rounds import Entrant, Process, say, started
-from benchmarks.servers import BUCKET, redis, s3
 from benchmarks.setting import Setting
-from benchmarks.works import load
 from pipelines.streaming import Order
 
 NODES = 8  # 2 for a tiny one

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.outcome import Outcome
-from benchmarks.pace import slowed
+from benchmarks.parts.pace import slowed
+from benchmarks.parts.servers import Env, s3
 from benchmarks.questions.cold_s3 import measure
-from benchmarks.servers import Env, s3
 from benchmarks.setting import Setting
 
 RATE = 60e6  # bytes/s of a connection

@@ -8,12 +8,12 @@ epoch is timed to its last batch; "until closed" counts the writing of the node 
 import redis as client
 
 from benchmarks.contenders.ours import remote
+from benchmarks.once import epochs
 from benchmarks.outcome import Bar, Outcome
-from benchmarks.questions.once import epochs
+from benchmarks.parts.servers import BUCKET, redis, s3
+from benchmarks.parts.works import load
 from benchmarks.rounds import Entrant, started
-from benchmarks.servers import BUCKET, redis, s3
 from benchmarks.setting import Setting
-from benchmarks.works import load
 
 MB = 1e6
 PLAIN = {"plain GETs": "pipelined", "plain GETs, straight into memory": "straight"}

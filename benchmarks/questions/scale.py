@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.outcome import Bar, Outcome
 from benchmarks.rounds import say
 from benchmarks.setting import Setting
-from benchmarks.shuffle_quality import COLUMNS, Quality, full_shuffle, quality
+from benchmarks.studies.shuffle_quality import COLUMNS, Quality, full_shuffle, quality
 from pipelines.streaming import Order
 
 NODES = (1, 4, 16, 64, 256, 1024)

@@ -28,8 +28,11 @@ def _data_stage(name: str, recipe: str | None, option: str | None) -> None:
     from pipelines.console.progress import say
     from pipelines.ingest import data_stage
     from pipelines.ingest.stage import journal_of, run
+    from pipelines.reproduce.parents import tell_of_other_parents
 
     with _at_work(name, recipe, option) as ws:
+        if name == "shard":
+            tell_of_other_parents(ws, "curated")
         say(str(run(data_stage(name, ws), journal_of(ws, name), ws.params.compute)))
 
 
@@ -54,11 +57,13 @@ def shard(recipe: Named = None, option: Recipe = None) -> None:
 @app.command(rich_help_panel=STAGES)
 def train(recipe: Named = None, option: Recipe = None) -> None:
     """Train the model of params.yaml on the shards; an interrupted training resumes from its last checkpoint."""
+    from pipelines.reproduce.parents import tell_of_other_parents
     from pipelines.reproduce.preflight import check_shards
     from pipelines.training import train as run
 
     with _at_work("train", recipe, option, together=True) as ws:
         check_shards(ws)
+        tell_of_other_parents(ws, "shards")
         run(ws)
 
 

@@ -24,6 +24,7 @@ from pipelines.release.fingerprint import METADATA, Fingerprint, evaluation
 from pipelines.release.logged_model import log_package
 from pipelines.runtime.locks import exclusive
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
+from pipelines.tracking.names import check_folder
 from pipelines.workspace import Workspace
 from storage.atomic import storage_errors, temporary_folder
 from storage.errors import ParamsError
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 CODE = (
     "pipelines/__init__.py", "pipelines/params", "pipelines/models",
     "pipelines/release/__init__.py", "pipelines/models/predictor.py",
-    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/images.py", "storage/number_text.py",
-    "storage/redact.py",
+    "storage/__init__.py", "storage/errors.py", "storage/atomic.py", "storage/digest.py", "storage/images.py",
+    "storage/mapped.py", "storage/number_text.py", "storage/redact.py",
 )  # fmt: skip
 Begin = Callable[[str], None]
 SOURCE = Path(__file__).resolve().parents[2]
@@ -48,13 +49,15 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
 
     Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
-    or its metrics, ParamsError when the model is not the recipe's, or what was packaged does not answer its own input
-    example.
+    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, its folder
+    is none for MLflow, or what was packaged does not answer its own input example.
     """
     from pipelines.models.importing import Own
-    from pipelines.models.saved import load_config
+    from pipelines.models.saved import check_weights, load_config
 
+    check_folder(ws)
     config = load_config(ws.model, Own.of(ws.params))
+    check_weights(ws.model)
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
     one = exclusive(ws.state / "package.lock", ws.package)
@@ -114,10 +117,7 @@ def _save(ws: Workspace, folder: Path, config: "ModelConfig", signature: "Signat
             mlflow.pyfunc.save_model(
                 path=str(folder),
                 python_model=str(entry),
-                artifacts={  # URLs: MLflow would take a % in a path for one
-                    "weights": (ws.model / "model.safetensors").as_uri(),
-                    "config": (ws.model / "config.json").as_uri(),
-                },
+                artifacts=_artifacts(ws.model),
                 code_paths=sorted(str(path) for path in Path(code).iterdir()),
                 signature=signature.signature,
                 input_example=signature.example,
@@ -125,6 +125,14 @@ def _save(ws: Workspace, folder: Path, config: "ModelConfig", signature: "Signat
                 metadata={METADATA: dict(facts)},
             )
             _scrub(folder)
+
+
+def _artifacts(model: Path) -> dict[str, str]:
+    """Name → URL of the model's files: MLflow would take a % in a path for one."""
+    from pipelines.models.saved import CONFIG, DIGEST, WEIGHTS
+
+    files = {"weights": model / WEIGHTS, "config": model / CONFIG, "digest": model / DIGEST}
+    return {name: file.as_uri() for name, file in files.items() if file.is_file()}
 
 
 def _scrub(folder: Path) -> None:

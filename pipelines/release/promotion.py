@@ -31,7 +31,8 @@ from pipelines.release.registry import (
 from pipelines.tracking import Run, Store, connect, lineage_tags, open_run
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
-from storage.errors import FormatError, ShardlineError, TrackingError
+from storage.digest import digest_file
+from storage.errors import DigestError, FormatError, ShardlineError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -55,7 +56,8 @@ def promote_package(ws: Workspace) -> dict[str, Any]:
     """Register data/package and move aliases. Returns what data/promotion.json holds.
 
     A gate that refuses is no failure, nor is a model that may not be registered. Raises TrackingError when MLflow
-    cannot be used, FormatError without a package, ParamsError when the gate names a metric that does not exist.
+    cannot be used, FormatError without a package, DigestError for a damaged one, ParamsError when the gate names a
+    metric that does not exist.
     """
     facts = _facts(ws)
     metrics = evaluation(ws)
@@ -105,7 +107,7 @@ def _write(
 
 
 def _facts(ws: Workspace) -> dict[str, Any]:
-    """What the package states of itself."""
+    """What the package states of itself. Raises DigestError where its weights are others."""
     import yaml
 
     file = ws.package / "MLmodel"
@@ -114,7 +116,13 @@ def _facts(ws: Workspace) -> dict[str, Any]:
     metadata = yaml.safe_load(file.read_text()).get("metadata") or {}
     if METADATA not in metadata:
         raise FormatError(f"{ws.package}: not packaged by Shardline. Package again: `dvc repro --force package`.")
-    return dict(metadata[METADATA])
+    facts = dict(metadata[METADATA])
+    weights = ws.package / ARTIFACTS / "model.safetensors"
+    if not weights.is_file():
+        raise FormatError(f"{weights}: missing. Package again: `dvc repro --force package`.")
+    if (found := digest_file(weights)) != facts[WEIGHTS]:
+        raise DigestError(str(weights), facts[WEIGHTS], found, says=str(file))
+    return facts
 
 
 # -- registering ---------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 #: What a packaged model imports, besides its own code (the folder `code`).
 REQUIREMENTS = [
-    "mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pydantic", "pyyaml", "safetensors", "simplejpeg",
-    "torch", "typing-extensions"
+    "blake3", "mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml",
+    "safetensors", "simplejpeg", "torch", "typing-extensions"
 ]  # fmt: skip
 #: Parameters of a call for text: name → (MLflow type, default); top_k 0: all tokens.
 TEXT_PARAMS = {

@@ -11,6 +11,7 @@ from pipelines.console.progress import progress, say
 from pipelines.console.tables import print_table
 from pipelines.ingest.stage import DUPLICATES, QUARANTINE
 from pipelines.params import FILENAME, describe, load_params, suggestion
+from pipelines.reproduce.parents import tell_of_other_parents
 from pipelines.workspace import INTO_THE_PROJECT, Workspace, project_root
 from pipelines.workspace import recipes as find_recipes
 from storage.errors import DataError, DigestError, LakeError, ParamsError, ShardlineError
@@ -160,6 +161,7 @@ def verify_zones(ws: Workspace, name: str | None) -> list[dict[str, Any]]:
                 advance()
         objects = manifest.table.num_rows
         say(f"{zone_name}: {objects - len(damaged)} objects as the manifest says, {len(damaged)} not")
+        tell_of_other_parents(ws, zone_name)
         found.append({"zone": zone_name, "version": manifest.digest, "objects": objects, "damaged": damaged})
     return found
 

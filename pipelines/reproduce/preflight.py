@@ -12,14 +12,16 @@ from pipelines.evaluation.metrics.names import TASKS, TaskName, check_gate, chec
 from pipelines.evaluation.splits import check_split
 from pipelines.params import FILENAME, Params
 from pipelines.runtime.own_code import code_of, import_paths
+from pipelines.tracking.names import check_folder
 from pipelines.workspace import Workspace
 from storage.errors import ParamsError
 from storage.redact import mask
 
 
 def check(ws: Workspace) -> None:
-    """Raises ParamsError for text that DVC can't read, for code of the user's that isn't there, and for figures and
-    splits that later stages would ask for in vain."""
+    """Raises ParamsError for a folder that MLflow can't read, for text that DVC can't, for code of the user's that
+    isn't there, and for figures and splits that later stages would ask for in vain."""
+    check_folder(ws)
     file, params = ws.root / FILENAME, ws.params
     _refuse_bare_colons(file, file.read_text())
     for setting, path in import_paths(ws.params):

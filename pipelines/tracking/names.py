@@ -6,6 +6,10 @@ Files (plots/train.csv, metrics/evaluate.json) keep their own names, which param
 import re
 from collections.abc import Mapping
 from posixpath import normpath
+from urllib.parse import unquote
+
+from pipelines.workspace import Workspace
+from storage.errors import ParamsError
 
 LENGTH = 250  # characters that MLflow allows
 _REFUSED = re.compile(r"[^/\w.\- :]")  # all but letters, digits and these
@@ -61,3 +65,14 @@ def mlflow_name(name: str) -> str:
 
 def _code(found: re.Match[str]) -> str:
     return f"_{ord(found[0]):x}"
+
+
+def check_folder(ws: Workspace) -> None:
+    """Raises ParamsError for a folder whose packages MLflow could neither make nor load: it decodes a path as if it
+    were a URL, and doesn't take the URL either."""
+    if escape := re.search("%[0-9A-Fa-f]{2}", str(ws.root)):
+        folder = next(part for part in (*reversed(ws.root.parents), ws.root) if escape[0] in part.name)
+        raise ParamsError(
+            f"{folder}: MLflow takes {escape[0]!r} in a folder's name for the character {unquote(escape[0])!r}, and "
+            "would not find the packaged model in it. Rename that folder."
+        )

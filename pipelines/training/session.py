@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.caching.tiers import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
+from pipelines.models.spec import why_malformed
 from pipelines.params import Params
 from pipelines.runtime.own_code import digests
 from pipelines.streaming import Stream
@@ -265,8 +266,11 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
 
 
 def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
-    """What the model is asked to do with this data, and what it will be."""
+    """What the model is asked to do with this data, and what it will be. Raises DataError for a spec that no model
+    could be loaded with afterwards."""
     spec, stream = manifest.header["spec"], params.stream
+    if fault := why_malformed(spec):
+        raise DataError(f"The shards manifest (version {manifest.digest[:12]}) is malformed: {fault}.")
     task = task_of(spec, stream.documents, counts_vary=stream.samples == "documents")
     seq_len = stream.seq_len if task.name == "language" else None
     config = ModelConfig(

@@ -184,11 +184,12 @@ def test_parameters_that_change_while_a_stage_runs_are_not_recorded_as_its_own(
     assert "train" in json.loads(run("dvc", "status", "--json", cwd=gated).stdout)
 
 
-@pytest.mark.parametrize("code", [2, 12, 143])
+@pytest.mark.parametrize("code", [2, 12, 130, 143])
 def test_a_stage_s_exit_code_is_the_job_s(run: Run, copied: Path, code: int) -> None:
     (copied / "trainer.py").write_text(
         "import sys\nfrom storage.errors import *\n\ndef train(job):\n"
-        f"    raise {{2: ParamsError('x'), 12: OutOfMemory('x'), 143: Interrupted('x', 15)}}[{code}]\n"
+        "    errors = ParamsError('x'), OutOfMemory('x'), Interrupted('x', 2), Interrupted('x', 15)\n"
+        f"    raise {{error.exit_code: error for error in errors}}[{code}]\n"
     )
     write_params(copied, {**TINY, "train": {**TINY["train"], "entrypoint": "trainer:train"}})  # type: ignore[dict-item]
     run("shardline", "repro", cwd=copied, code=code)

@@ -55,6 +55,33 @@ def test_stages_out_of_order_say_what_to_run(run: Run, recipe: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_a_stage_run_alone_says_that_its_input_was_made_of_other_parents(run: Run, recipe: Path) -> None:
+    def digests() -> list[str]:
+        return [Manifest.load(recipe / "data" / zone).digest[:12] for zone in ("raw", "curated", "shards")]
+
+    for stage in ("ingest", "curate", "shard"):
+        assert "was made of" not in run("shardline", stage, cwd=recipe).stdout
+    raw, curated, shards = digests()
+    (recipe / "texts" / "new.txt").write_text("a new file\n" * 9)
+    run("shardline", "ingest", cwd=recipe)
+    told = f"{curated} was made of raw {raw}, but there is raw {digests()[0]} now. To make it anew: `dvc repro curate`."
+    assert f"curated {told}" in run("shardline", "shard", cwd=recipe).stdout
+    assert digests()[2] == shards
+    said = run("shardline", "verify", cwd=recipe).stdout
+    assert f"curated {told}" in said
+    assert f"shards {shards} was made of raw {raw}" in said
+    run("shardline", "curate", cwd=recipe)
+    lines = run("shardline", "train", cwd=recipe).stdout.splitlines()
+    now = f"curated {digests()[1]} and raw {digests()[0]}"
+    assert (
+        f"shards {shards} was made of curated {curated} and raw {raw}, but there is {now} now. To make it anew: "
+        "`dvc repro shard`."
+    ) in lines
+    (recipe / "data" / "raw" / "manifest.arrow").unlink()  # pulled without it
+    assert "was made of" not in run("shardline", "shard", cwd=recipe).stdout
+    assert "was made of" not in run("shardline", "verify", cwd=recipe).stdout
+
+
 def test_looking_at_zones_and_verifying_them(run: Run, recipe: Path) -> None:
     for stage in ("ingest", "curate", "shard"):
         done = run("shardline", stage, cwd=recipe)

@@ -1,5 +1,6 @@
 """Looking at one recipe of a project that has several: DVC shows all of them, these show one."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -43,6 +44,9 @@ def test_experiments_are_of_one_recipe(run: Run, two: Path) -> None:
     assert re.search(r"experiment +bits_per_byte +train.lr", shown)
     assert re.search(r"workspace +6\.\d+ +0.5", shown)
     assert "1.25" not in shown
+    rows = json.loads(run("shardline", "experiments", "--json", cwd=two).stdout)
+    assert rows[0]["experiment"] == "workspace"
+    assert rows[0]["train.lr"] == "0.5"
     shown = run("shardline", "experiments", "--recipe", "other", cwd=two).stdout
     assert "train.lr" not in shown
     assert "1.25" in shown

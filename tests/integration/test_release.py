@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +35,13 @@ from pipelines.evaluation import evaluate, evaluate_model
 from pipelines.models import load_model
 from pipelines.release import package, promote
 from pipelines.release.eligibility import waits, why_not
-from pipelines.release.registry import resolve_model
+from pipelines.release.registry import get_version, resolve_model, version_files
 from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.runtime.locks import exclusive
 from pipelines.serving import generate, predict
 from pipelines.tracking import connect, open_run, recorded_run_id
 from pipelines.workspace import Workspace
-from storage.errors import DataError, FormatError, ParamsError, SourceError, TrackingError
+from storage.errors import DataError, DigestError, FormatError, ParamsError, SourceError, TrackingError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy"}
@@ -115,6 +117,45 @@ def test_a_package_loads_and_answers_as_an_mlflow_model(make, kind):
     card = (ws.package / "README.md").read_text()
     assert ws.zone("shards").manifest().digest in card
     assert str(recorded_run_id(ws)) in card
+
+
+def test_a_flipped_bit_of_the_weights_is_refused_wherever_they_are_read(make, tmp_path, monkeypatch):
+    """By evaluate, package, promote, predict, and by the package as MLflow serves it."""
+    import mlflow.pyfunc
+
+    ws = make("image")
+    evaluation = ws.metrics("evaluate").read_text()
+    with flipped(ws.model), pytest.raises(DigestError, match="digest mismatch"):
+        evaluate(ws)
+    with flipped(ws.model), pytest.raises(DigestError, match="digest mismatch"):
+        package(ws)
+    assert not ws.package.exists()
+    assert ws.metrics("evaluate").read_text() == evaluation
+    package(ws)
+    with flipped(ws.package / "artifacts"):
+        with pytest.raises(DigestError, match=r"digest mismatch.*MLmodel says"):
+            promote(ws)
+        with pytest.raises(Exception, match="digest mismatch"):
+            mlflow.pyfunc.load_model(str(ws.package))
+    promote(ws)
+    monkeypatch.chdir(ws.root)
+    (tmp_path / "a.png").write_bytes(png())
+    model = resolve_model(None, ["classification"])
+    with version_files(model.store, get_version(model, "champion")) as folder:
+        assert (folder / "artifacts" / "model.safetensors.b3").is_file()
+        with flipped(folder / "artifacts"), pytest.raises(DigestError, match="digest mismatch"):
+            predict(None, [tmp_path / "a.png"])
+    predict(None, [tmp_path / "a.png"])
+
+
+@contextmanager
+def flipped(folder: Path) -> Iterator[None]:
+    """The last bit of the weights, while the block lasts."""
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    yield
+    file.write_bytes(data)
 
 
 def test_a_package_has_the_permissions_that_the_umask_leaves(make):

@@ -74,14 +74,28 @@ def test_a_training_is_called_by_what_changed_and_described(ws):
     assert train(Workspace.open(ws.root))[0].startswith(f"image_test: data {digest[:7]} → ")
 
 
+def test_a_trainings_result_comes_into_its_description_and_into_no_other_runs(ws):
+    """As the evaluate stage does it, long before the model is promoted."""
+    notes = {}
+    for kind in ("training", "profile"):
+        with open_run(ws, kind=kind) as run:
+            run.describe(ws, metrics={"accuracy": 0.75})
+        notes[kind] = connect(ws).client.get_run(run.id).data.tags.get("mlflow.note.content")
+    assert "| result | **accuracy 0.7500** on the test split |" in notes["training"]
+    assert notes["profile"] is None
+
+
 def test_a_name_tells_three_changes_and_how_many_more():
     assert run_name("digits", None, ["a 1 → 2", "b 1 → 2", "c 1 → 2", "d 1 → 2"]) == (
         "digits: a 1 → 2, b 1 → 2, c 1 → 2 and 1 more"
     )
 
 
-def test_curves_are_in_groups_and_other_names_as_they_are():
+def test_curves_are_in_groups_and_other_names_as_they_are(ws):
     assert {name: grouped(name) for name in CURVES} == CURVES
+    with open_run(ws) as run:
+        run.log_metrics(dict.fromkeys(CURVES, 1.0), step=1)
+    assert set(connect(ws).client.get_run(run.id).data.metrics) >= set(CURVES.values())
     assert result_name("test", "domains.code.bits_per_byte") == "test/domains/code/bits_per_byte"
     figures = {
         "accuracy": 0.9,

@@ -150,7 +150,7 @@ def _class(text: bytes | str | None, nulls: frozenset[str]) -> str | None:
         text = text.decode() if isinstance(text, bytes) else text
     except UnicodeDecodeError:
         return None
-    if text is None or (text := text.strip()) in nulls or len(text) > _LONGEST:
+    if text is None or (text := text.strip()) in nulls or len(text) > _LONGEST or "\0" in text:
         return None
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
@@ -164,4 +164,6 @@ def _why_none(cell: pa.Scalar) -> str:
         return f"{_shown(cell)} is not UTF-8"
     if len(text) > _LONGEST:
         return f"{_shown(cell)}: {len(text):,} characters, which are no class"
+    if "\0" in text:
+        return f"{_shown(cell)} has a NUL byte: was the file written in part?"
     return f"{_shown(cell)} is no label (curate.null_values)" if text.strip() else "no label"

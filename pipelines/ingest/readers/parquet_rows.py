@@ -7,6 +7,7 @@ import pyarrow.parquet
 from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.columns import Columns, chosen, typed
+from pipelines.ingest.readers.parquet_pages import claimed
 from pipelines.ingest.readers.table import Table
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
@@ -34,7 +35,7 @@ def read_parquet(name: str, data: bytes, params: Curate) -> Rows:
         _check_types(name, columns, file.schema_arrow)
         table = Table(name, columns, aside)
         wanted = None if params.deduplicate else columns.needed
-        if reason := _too_large(file, len(data), wanted, params.max_unpacked_mb):
+        if reason := _too_large(file, data, wanted, params.max_unpacked_mb):
             aside.add(name, reason, file.metadata.num_rows)
             return table.rows(params.deduplicate)
         first = 1
@@ -93,19 +94,25 @@ def _is_number(kind: pa.DataType) -> bool:
     )  # fmt: skip
 
 
-def _too_large(file: pyarrow.parquet.ParquetFile, size: int, wanted: list[str] | None, limit: float) -> str | None:
-    """Why the file's rows would take too much memory, by what its footer says."""
+def _too_large(file: pyarrow.parquet.ParquetFile, data: bytes, wanted: list[str] | None, limit: float) -> str | None:
+    """Why the file's rows would take too much memory, by what its footer and its pages say."""
     metadata, schema = file.metadata, file.schema
     roots = set(file.schema_arrow.names if wanted is None else wanted)
     leaves = [n for n in range(metadata.num_columns) if schema.column(n).path.split(".")[0] in roots
               or schema.column(n).path in roots]  # fmt: skip
-    needs = metadata.num_rows * _NAME
+    needs, packed = metadata.num_rows * _NAME, 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for leaf in leaves:
             chunk = group.column(leaf)
             width = max(8, schema.column(leaf).length or 0)
-            needs += max(chunk.total_uncompressed_size, chunk.num_values * width)
-    most = max(limit * (1 << 20), _TIMES * size)
+            starts = (chunk.data_page_offset, chunk.dictionary_page_offset or 0)
+            start = min(place for place in starts if place > 0) if max(starts) > 0 else 0
+            packed += max(0, chunk.total_compressed_size)
+            if packed > len(data):
+                return f"its columns have {packed:,} bytes, the file {len(data):,}: it is damaged"
+            pages = claimed(data, start, start + chunk.total_compressed_size)
+            needs += max(chunk.total_uncompressed_size, pages, chunk.num_values * width)
+    most = max(limit * (1 << 20), _TIMES * len(data))
     if needs <= most:
         return None
     return (

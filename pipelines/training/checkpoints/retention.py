@@ -6,7 +6,6 @@ objects/<digest>.safetensors     a rank's part
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from math import isnan
@@ -14,11 +13,16 @@ from math import isnan
 from pipelines.console.progress import say
 from pipelines.params.train.checkpoints import Checkpoints as Rules
 from pipelines.training.checkpoints.manifest import FILENAME, CheckpointManifest, Damaged, unknown_format
+from pipelines.training.checkpoints.tensor_files import SUFFIX
+from storage.atomic import sweep_temporaries
+from storage.digest import DIGEST_LENGTH
 from storage.errors import FormatError, LakeError
 from storage.lake import OBJECTS, Zone
 from storage.named import NamedFiles
 
 _MANIFEST = re.compile(rf"step-(\d{{8,}})/{re.escape(FILENAME)}")
+_OBJECT = re.compile(rf"{OBJECTS}/[0-9a-f]{{{DIGEST_LENGTH}}}{re.escape(SUFFIX)}")
+_TEMPORARY = re.compile(rf"\.{re.escape(FILENAME)}\.\w{{8}}\.tmp")
 _FORMAT_1 = re.compile(r"step-(\d{8,})/state\.json")
 
 
@@ -37,7 +41,7 @@ def kept(scores: Mapping[int, float | None], rules: Rules, *, finished: bool = F
 
 class Retention:
     """Lists, completes and removes checkpoints: those that were there at the first look, and its own. What others write
-    to the same folder later stays. Raises LakeError."""
+    to the same folder later stays, and so does every file whose name is none of a checkpoint's. Raises LakeError."""
 
     def __init__(self, zone: Zone, rules: Rules) -> None:
         self.zone, self.files, self.rules = zone, NamedFiles(zone), rules
@@ -112,7 +116,7 @@ class Retention:
         others = there - self._ours
         for step in there & self._ours - stay:
             self.files.delete(manifest_path(step))
-        objects = {path for path in paths if path.startswith(f"{OBJECTS}/")}
+        objects = {path for path in paths if _OBJECT.fullmatch(path)}
         if others:
             self._warn(max(others))
             objects = gone & objects - self._named_by(others, paths)
@@ -141,6 +145,14 @@ class Retention:
         return max(self._known, default=None)
 
     def clear(self) -> None:
-        """The training is done: all go but those that stay by the rules."""
-        if self.prune(finished=True) and self.zone.root is not None:
-            shutil.rmtree(self.zone.root, ignore_errors=True)
+        """The training is done: all go but those that stay by the rules, and the folders that are empty then."""
+        root = self.zone.root
+        if not self.prune(finished=True) or root is None:
+            return
+        self.zone.sweep_temporaries()
+        folders = [root / OBJECTS, *root.glob("step-*")]
+        for folder in folders[1:]:
+            sweep_temporaries(folder, _TEMPORARY)
+        for folder in (*folders, root):
+            with suppress(OSError):  # something else lies in it
+                folder.rmdir()

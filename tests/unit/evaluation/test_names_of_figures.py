@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torchmetrics
 import yaml
+from conftest import Run
 from support.training_samples import make_points, make_text, with_domains
 from torchmetrics import classification, regression, text
 
@@ -89,6 +90,13 @@ def test_with_the_shards_at_hand_all_of_it_is_tried(
     check_shards(with_gate(ws, GOOD))
     with pytest.raises(ParamsError, match=said):
         check_shards(with_gate(ws, gate, **sections))
+
+
+def test_the_train_stage_tries_it_before_it_trains(tmp_path: Path, run: Run) -> None:
+    ws = with_gate(make_points(tmp_path), {"metric": "f1.nwe"})
+    done = run("shardline", "train", cwd=ws.root, code=2)
+    assert "promote.gate.metric='f1.nwe'" in done.stderr
+    assert not ws.model.exists()
 
 
 def test_a_split_that_holds_nothing_is_told_before_training(tmp_path: Path) -> None:

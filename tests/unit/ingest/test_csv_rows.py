@@ -67,6 +67,18 @@ def test_only_the_columns_that_are_needed_are_decoded() -> None:
     ]
 
 
+@pytest.mark.parametrize("cell", ["\0", "u\0", "u\0u", '"\0,u"', " \0 "])
+def test_a_row_with_a_nul_byte_is_set_aside_and_costs_no_other(cell: str) -> None:
+    """In a label it would be a class of its own, which nobody sees is one; a number has none anyhow."""
+    rows = read_csv("t.csv", f"a,y\n1,u\n2,{cell}\n3\0,v\n4,v\n".encode(), TABLE)
+    assert rows.ids == ["t.csv:2", "t.csv:5"]
+    assert rows.table["label"].to_pylist() == ["u", "v"]
+    first, second = rows.quarantined
+    assert first["name"] == "t.csv:3"
+    assert first["reason"].endswith("has a NUL byte: was the file written in part?")
+    assert second["reason"] == r"column 'a': '3\x00' is not a finite number"
+
+
 def test_a_file_that_cannot_be_read_counts_its_rows() -> None:
     rows = read_csv("t.csv", b"a,b,caf\xe9\n1,2,3\n4,5,6\n", TABLE)
     assert rows.quarantined[0]["rows"] == 2

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from pipelines.ingest.readers.parquet_pages import claimed
 from pipelines.ingest.readers.parquet_rows import read_parquet
 from pipelines.params import Curate
 from storage.errors import DataError
@@ -75,6 +76,59 @@ def test_a_file_that_unpacks_to_far_more_than_it_is_is_set_aside_before_it_is_re
     with pytest.raises(DataError, match=r"curate\.max_unpacked_mb") if len(columns["a"]) > 100 else nullcontext():
         read_parquet("t.parquet", data, params.model_copy(update={"max_quarantined": 100}))
     assert len(read_parquet("t.parquet", data, params.model_copy(update={"max_unpacked_mb": 64})).ids) == entry["rows"]
+
+
+def footer_says(data: bytes, what: str, column: int, size: int) -> bytes:
+    """The file, with a footer that says `size` of the column's bytes, in as many bytes as the truth."""
+
+    def number(value: int, length: int) -> bytes:
+        groups = [(2 * value >> 7 * place) & 0x7F for place in range(length)]
+        return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
+
+    true = getattr(pyarrow.parquet.read_metadata(io.BytesIO(data)).row_group(0).column(column), what)
+    length = -(-(2 * true).bit_length() // 7)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    found = data[:footer] + data[footer:].replace(number(true, length), number(size, length))
+    about = pyarrow.parquet.read_metadata(io.BytesIO(found)).row_group(0).column(column)
+    assert getattr(about, what) == size != true
+    return found
+
+
+def test_columns_that_claim_more_bytes_than_the_file_has_are_not_looked_at() -> None:
+    """A small footer might name the same pages for thousands of columns."""
+    values = np.random.default_rng(0).random(700)
+    data = written({"a": values, "y": ["u"] * 700}, use_dictionary=False)
+    found = footer_says(data, "total_compressed_size", 0, 8000)
+    assert len(found) == len(data) < 8000
+    (entry,) = read_parquet("t.parquet", found, TABLE.model_copy(update={"max_quarantined": 700})).quarantined
+    assert entry["rows"] == 700
+    assert entry["reason"] == f"its columns have 8,000 bytes, the file {len(found):,}: it is damaged"
+
+
+@pytest.mark.parametrize("options", [{}, {"data_page_version": "2.0"}, {"use_dictionary": False}])
+@pytest.mark.parametrize("text", [False, True])
+def test_pages_claim_what_an_honest_footer_says(text: bool, options: dict[str, Any]) -> None:
+    """But for their headers, which count there."""
+    values = np.random.default_rng(0).integers(0, 2**40, 50_000)
+    data = written({"a": values.astype(str) if text else values}, **options)
+    chunk = pyarrow.parquet.read_metadata(io.BytesIO(data)).row_group(0).column(0)
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    found = claimed(data, start, start + chunk.total_compressed_size)
+    assert 0.99 * chunk.total_uncompressed_size < found < chunk.total_uncompressed_size
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_page_that_unpacks_to_more_than_the_footer_says_is_not_unpacked(version: str, pool: pa.MemoryPool) -> None:
+    texts = ["x" * 1_000_000 + str(row) for row in range(40)]
+    columns = {"a": np.zeros(40), "y": ["u"] * 40, "text": texts}
+    data = written(columns, use_dictionary=False, data_page_version=version)
+    data = footer_says(data, "total_uncompressed_size", 2, 100)
+    params = TABLE.model_copy(update={"max_unpacked_mb": 8, "max_quarantined": 10**6})
+    before = pool.max_memory()
+    (entry,) = read_parquet("t.parquet", data, params).quarantined
+    assert pool.max_memory() - before < 4 << 20
+    assert entry["rows"] == 40
+    assert "rows would take 38 MiB of memory, more than 8" in entry["reason"]
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from pipelines.models import ModelConfig, Own, load_model, save_model, task_of
-from pipelines.models.saved import load_config, weights
-from storage.errors import DataError, FormatError, ParamsError
+from pipelines.models.saved import check_weights, load_config, weights
+from storage.errors import DataError, DigestError, FormatError, ParamsError
 
 SPEC = {
     "inputs": {"x": {"dtype": "float32", "shape": [3]}}, "target": {"name": "y", "dtype": "int64"},
@@ -37,7 +37,7 @@ def test_a_loaded_model_is_the_saved_one(saved: Path) -> None:
 def test_equal_models_are_equal_bytes(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     save_model(other, weights(CONFIG.build(1)), CONFIG)
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "model.safetensors.b3", "config.json"):
         assert (saved / name).read_bytes() == (other / name).read_bytes()
 
 
@@ -51,6 +51,7 @@ def test_damage_is_named(saved: Path) -> None:
         load_model(saved)
     (saved / "config.json").write_text(json.dumps(config))
     (saved / "model.safetensors").write_bytes(b"not tensors at all")
+    (saved / "model.safetensors.b3").unlink()
     with pytest.raises(FormatError, match="not a safetensors file"):
         load_model(saved)
     with pytest.raises(FormatError, match="holds no trained model"):
@@ -99,8 +100,65 @@ def test_a_configurations_fields_have_their_types(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     for name, wrong in {"model": [], "spec": "x", "seq_len": "8", "task": 1, "documents": 1, "unknown": 0}.items():
         (saved / "config.json").write_text(json.dumps(config | {name: wrong}))
-        with pytest.raises(FormatError, match="not a model's configuration"):
+        with pytest.raises(FormatError, match=rf"not a model's configuration \({name}\b"):
             load_model(saved)
+
+
+TEXT = {"vocab_size": 257, "dtype": "uint16", "separator": 256, "encoding": "bytes"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (TEXT | {"vocab_size": "257"}, r"spec\.vocab_size: .*valid integer \(given: '257'\)"),
+        (TEXT | {"vocab_size": 0}, r"spec\.vocab_size: .*greater than or equal to 1 \(given: 0\)"),
+        (TEXT | {"vocab_size": 70_000}, r"vocab_size=70000 is more than dtype='uint16'"),
+        (TEXT | {"separator": 257}, r"separator=257 is none of vocab_size=257 tokens"),
+        (TEXT | {"separators": 256}, r"spec\.separators: unknown\. Did you mean 'separator'"),
+        (SPEC | {"inputs": {"x": {"dtype": "float33", "shape": [3]}}}, r"spec\.inputs\.x\.dtype: .*'float33'"),
+        (SPEC | {"inputs": {"x": {"dtype": "float32", "shape": [-3]}}}, r"spec\.inputs\.x\.shape\.0: .*given: -3"),
+        (SPEC | {"classes": ["a", 1]}, r"spec\.classes\.1: .*valid string \(given: 1\)"),
+        (SPEC | {"mean": [0.0, 0.0]}, r"mean has 2 numbers for inputs of shape \[3\]"),
+        (SPEC | {"std": [1.0, -1.0, 1.0]}, r"spec\.std\.1: .*\(given: -1\.0\)"),
+        ({key: value for key, value in SPEC.items() if key != "inputs"}, r"spec\.inputs: missing"),
+    ],
+)
+def test_every_wrong_value_of_a_spec_is_named_with_its_file_and_key(
+    saved: Path, spec: dict[str, object], told: str
+) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"spec": spec}))
+    with pytest.raises(FormatError, match=rf"config\.json: not a model's configuration \(.*{told}"):
+        load_config(saved)
+
+
+@pytest.mark.parametrize("args", [{"hidden": ["5"]}, {"hiden": [5]}])
+def test_arguments_that_make_no_model_are_named_with_their_file(saved: Path, args: dict[str, object]) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"model": {"name": "mlp", "args": args}}))
+    with pytest.raises(ParamsError, match=r"config\.json: .*model\.args"):
+        load_model(saved)
+
+
+def test_no_flipped_bit_of_the_weights_is_loaded(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    data = file.read_bytes()
+    for place in range(0, len(data), 7):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        for look in (load_model, check_weights):
+            with pytest.raises(DigestError, match=r"model\.safetensors: .*model\.safetensors\.b3 says"):
+                look(saved)
+    file.write_bytes(data)
+    for line in ("", "0" * 64, "no digest at all\n", f"{'0' * 63}g  model.safetensors\n"):
+        (saved / "model.safetensors.b3").write_text(line)
+        with pytest.raises(FormatError, match=r"not the digest of model\.safetensors"):
+            load_model(saved)
+
+
+def test_a_model_from_before_there_were_digests_is_loaded(saved: Path) -> None:
+    (saved / "model.safetensors.b3").unlink()
+    check_weights(saved)
+    assert load_model(saved)[1] == CONFIG
 
 
 def test_weights_of_another_type_are_not_converted_without_a_word(saved: Path) -> None:
@@ -111,6 +169,7 @@ def test_weights_of_another_type_are_not_converted_without_a_word(saved: Path) -
 
 
 def test_no_flipped_bit_of_a_models_header_or_configuration_is_a_foreign_error(saved: Path) -> None:
+    (saved / "model.safetensors.b3").unlink()  # before any of it is read, it tells all damage
     for file in (saved / "config.json", saved / "model.safetensors"):
         data = file.read_bytes()
         end = len(data) if file.suffix == ".json" else 8 + int.from_bytes(data[:8], "little")

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pipelines.evaluation import evaluate_model
 from pipelines.models import MODELS, ModelConfig, Task, build_model, task_of
 from pipelines.training import train
+from pipelines.training.session import aim
 from pipelines.workspace import Workspace
 from storage.errors import DataError, ParamsError, ShardlineError
 from storage.manifest import Manifest
@@ -188,10 +189,19 @@ def test_a_wrong_label_in_the_shards_is_named_with_its_sample(tmp_path: Path, sp
 
 
 @pytest.mark.usefixtures("_own")
+def test_a_spec_with_which_no_model_could_be_loaded_is_refused_before_training(tmp_path: Path) -> None:
+    ws = make_text(tmp_path / "ws")
+    zone = ws.zone("shards")
+    spec = zone.manifest().header["spec"] | {"vocab_size": "257"}
+    zone.commit(Manifest.build("shards", zone.manifest().records(), kind="tokens", spec=spec, counts={}, parents={}))
+    with pytest.raises(DataError, match=r"The shards manifest \(version .*spec\.vocab_size: .*\(given: '257'\)"):
+        aim(ws.params, zone.manifest())
+
+
 def test_text_is_checked_as_well(tmp_path: Path) -> None:
     ws = make_text(tmp_path / "ws")
     zone = ws.zone("shards")
-    spec = zone.manifest().header["spec"] | {"vocab_size": 120}
+    spec = zone.manifest().header["spec"] | {"vocab_size": 120, "separator": None}
     records = zone.manifest().records()
     zone.commit(Manifest.build("shards", records, kind="tokens", spec=spec, counts={}, parents={}))
     with pytest.raises(ShardlineError, match=r"sample .*: tokens holds 256, but there are 120 tokens"):

@@ -10,6 +10,7 @@ from conftest import TINY, Run, write_params
 from ruamel.yaml import YAML
 from ruamel.yaml.scanner import ScannerError
 
+from pipelines.release import package
 from pipelines.reproduce.inspect import show_params, show_recipes
 from pipelines.reproduce.preflight import check
 from pipelines.reproduce.repro import open_recipe
@@ -43,6 +44,25 @@ def test_colons_that_dvc_can_read(tmp_path: Path, lake: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     YAML(typ="safe").load(text)
     check(Workspace.open(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "read"), [("it%27s", '"\'"'), ("a%20b", "' '"), ("100%ab", "")])
+def test_a_folder_that_mlflow_would_decode_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, read: str
+) -> None:
+    """Found by the package stage at the end, it would be MLflow's traceback about a file that is there."""
+    (tmp_path / name / "below").mkdir(parents=True)
+    ws = opened(tmp_path / name / "below")
+    for refuses in (check, package):
+        with pytest.raises(ParamsError, match=rf"{name}: MLflow takes '%\w\w' .*{read}.*Rename that folder"):
+            refuses(ws)
+    assert not (ws.root / "data").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "50%", "50% of", "a#b", "é&=;+"])
+def test_a_folder_that_mlflow_reads_is_not_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    check(opened(tmp_path / name))
 
 
 def test_own_code_that_is_not_there(tmp_path: Path) -> None:
@@ -111,6 +131,16 @@ def test_what_later_stages_would_ask_for_in_vain_is_told_first(
 ) -> None:
     with pytest.raises(ParamsError, match=message):
         check(opened(tmp_path, **sections))
+
+
+def test_a_job_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both by `shardline repro` and by a flow, which open a recipe so."""
+    (tmp_path / ".dvc").mkdir()
+    opened(tmp_path, **gated("bits_per_bite", mode="min"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match=r"promote.gate.metric='bits_per_bite'"):
+        open_recipe(None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".dvc", "params.yaml"]
 
 
 @pytest.mark.parametrize(

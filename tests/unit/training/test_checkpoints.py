@@ -1,6 +1,7 @@
 """Checkpoints of one rank: whole or passed over, versioned, kept by rule, loaded without unpickling."""
 
 import json
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -174,11 +175,18 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
+def flip_last(file: Path) -> None:
+    """In a tensor's values: the middle of a small file lies in its header."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("damage", [flip, flip_last, cut, Path.unlink])
 @pytest.mark.parametrize("victim", ["tensors", "manifest"])
 def test_a_damaged_checkpoint_is_passed_over_and_nothing_of_it_stays(
     case: Case, damage: object, victim: str, capsys: pytest.CaptureFixture[str]
@@ -239,6 +247,29 @@ def test_the_rules_hold_and_after_the_training_only_the_asked_for_stay(tmp_path:
     plain.saver.clear()
     assert not plain.folder.exists()
     plain.saver.close()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "objects/notes.txt", "step-00000001/notes.txt", "results/a.csv"])
+def test_what_is_no_checkpoint_stays_where_they_lie(tmp_path: Path, name: str) -> None:
+    """Whatever somebody kept there, and wherever train.checkpoints.url leads."""
+    case = Case(tmp_path / "key")
+    file = case.folder / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    torn = [
+        case.folder / "objects" / ".shardline.incoming.0123abcd.tmp",
+        case.folder / "step-00000001" / f".{FILENAME}.0123abcd.tmp",
+    ]
+    for step in (1, 2, 3):
+        case.save(step)
+    for path in torn:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of a killed process")
+        os.utime(path, (0, 0))
+    case.saver.clear()
+    case.saver.close()
+    assert [path for path in case.folder.rglob("*") if path.is_file()] == [file]
+    assert {path for path in case.folder.rglob("*") if path.is_dir()} == {file.parent} - {case.folder}
 
 
 def test_an_unknown_format_is_refused_not_passed_over(case: Case) -> None:

@@ -76,7 +76,7 @@ def _places(order: Order, epoch: int) -> Ints:
 
 
 def main() -> None:
-    """A table over windows and lanes, as docs/order.md has it: `python -m benchmarks.shuffle_quality`."""
+    """A table over windows and lanes, as docs/order.md has it: `python -m benchmarks.studies.shuffle_quality`."""
     shards, rows, batch = 256, 4096, 256
     print(f"| window | lanes | {' | '.join(COLUMNS)} |\n| ---: | --- |{' ---: |' * len(COLUMNS)}")
     whole = shards * rows

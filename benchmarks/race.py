@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from benchmarks.outcome import Outcome, of_readings
+from benchmarks.parts.works import load
 from benchmarks.results import kept
 from benchmarks.rounds import PEERS, Entrant, compete
 from benchmarks.setting import Setting
-from benchmarks.works import load
 
 _SOON = 2.5  # seconds
 

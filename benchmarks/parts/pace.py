@@ -24,7 +24,7 @@ _PACE = 47  # SO_MAX_PACING_RATE
 def slowed(endpoint: str, rate: float, delay: float) -> Iterator[str]:
     """The URL of a proxy in front of the HTTP server at `endpoint`: each answer comes `delay` seconds late, and each
     connection gives `rate` bytes a second at most."""
-    command = [sys.executable, "-m", "benchmarks.pace", endpoint, str(rate), str(delay)]
+    command = [sys.executable, "-m", "benchmarks.parts.pace", endpoint, str(rate), str(delay)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout

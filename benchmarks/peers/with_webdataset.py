@@ -10,8 +10,8 @@ import numpy as np
 import webdataset as wds
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import collate, has_our_decoder, image_batch
-from benchmarks.works import SHARD_BYTES, Work
+from benchmarks.parts.works import SHARD_BYTES, Work
+from benchmarks.peers.collate import collate, has_our_decoder, image_batch
 
 BUFFER = 1000  # samples of the shuffle buffer, as in the documentation's examples
 

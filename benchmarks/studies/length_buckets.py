@@ -1,8 +1,8 @@
 """What sorting documents by length into batches saves, on the standard library of this Python.
 
-python -m benchmarks.length_buckets padding    shares of padding: whole files, and functions, as documents
-python -m benchmarks.length_buckets planning   what it costs to plan a batch, in µs a sample
-python -m benchmarks.length_buckets training   tokens that count, a second, of training steps: three streams in turns
+python -m benchmarks.studies.length_buckets padding    shares of padding: whole files, and functions, as documents
+python -m benchmarks.studies.length_buckets planning   what it costs to plan a batch, in µs a sample
+python -m benchmarks.studies.length_buckets training   tokens that count, a second, of steps: three streams in turns
 """
 
 import ast

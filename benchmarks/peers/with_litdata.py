@@ -18,9 +18,9 @@ import torch
 from litdata.streaming import downloader
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import collate
-from benchmarks.contenders.upload import upload
-from benchmarks.works import SHARD_BYTES, Work
+from benchmarks.parts.works import SHARD_BYTES, Work
+from benchmarks.peers.collate import collate
+from benchmarks.peers.upload import upload
 
 os.environ["LITDATA_DISABLE_VERSION_CHECK"] = "1"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.works import Work
+from benchmarks.parts.works import Work
 from storage.images import decode_image
 
 Sample = dict[str, Any]

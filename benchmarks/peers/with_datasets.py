@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import decoded_batch, has_our_decoder, image_batch
-from benchmarks.works import SHARD_BYTES, Work
+from benchmarks.parts.works import SHARD_BYTES, Work
+from benchmarks.peers.collate import decoded_batch, has_our_decoder, image_batch
 
 _AT_ONCE = 4096  # rows a step of the writer
 

@@ -9,7 +9,7 @@ is left between them and Shardline then is the loader alone. The limit is that d
 from ctypes.util import find_library
 
 from benchmarks.outcome import Outcome
-from benchmarks.questions.race import race
+from benchmarks.race import race
 from benchmarks.rounds import PEERS, Entrant
 from benchmarks.setting import Setting
 from pipelines.runtime.cores import cores

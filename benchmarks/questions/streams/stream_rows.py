@@ -1,7 +1,7 @@
 """1,000,000 samples of 100 float32 and an int64 label, shuffled, batch 1,024, warm and local."""
 
 from benchmarks.outcome import Outcome
-from benchmarks.questions.race import race
+from benchmarks.race import race
 from benchmarks.setting import Setting
 
 

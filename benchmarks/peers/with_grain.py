@@ -15,8 +15,8 @@ from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import IMAGE, collate, has_our_decoder
-from benchmarks.works import SHARD_BYTES, Work
+from benchmarks.parts.works import SHARD_BYTES, Work
+from benchmarks.peers.collate import IMAGE, collate, has_our_decoder
 
 
 def write(work: Work, folder: Path) -> None:

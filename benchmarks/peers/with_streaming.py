@@ -14,9 +14,9 @@ from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import collate
-from benchmarks.contenders.upload import upload
-from benchmarks.works import SHARD_BYTES, Work
+from benchmarks.parts.works import SHARD_BYTES, Work
+from benchmarks.peers.collate import collate
+from benchmarks.peers.upload import upload
 
 COLUMNS = {
     "tokens": {"tokens": "ndarray:uint16:2048"},

@@ -10,8 +10,8 @@ import spdl.io
 from spdl.pipeline import PipelineBuilder
 
 from benchmarks.contender import Batch, Epoch, serve
-from benchmarks.contenders.collate import IMAGE, decoded_batch
-from benchmarks.works import Work
+from benchmarks.parts.works import Work
+from benchmarks.peers.collate import IMAGE, decoded_batch
 
 
 def own(work: Work) -> Epoch:

@@ -1,7 +1,7 @@
 """What documents in windows of tokens cost: tables for docs/streaming.md.
 
-python -m benchmarks.document_windows cost      a training step with and without `stream.documents`
-python -m benchmarks.document_windows cuts      documents cut by windows and by packs, of the shards of this folder
+python -m benchmarks.studies.document_mask cost      a training step with and without `stream.documents`
+python -m benchmarks.studies.document_mask cuts      documents cut by windows and by packs, of the shards of this folder
 """
 
 import sys

@@ -1,7 +1,7 @@
 """65,536 samples of 2,048 uint16 tokens, shuffled, batch 64, warm and local."""
 
 from benchmarks.outcome import Outcome
-from benchmarks.questions.race import race
+from benchmarks.race import race
 from benchmarks.setting import Setting
 
 

@@ -1,8 +1,8 @@
 """A training of its own for benchmarks of checkpoints, in a process of its own.
 
-python -m benchmarks.trainings pause ROOT ROUNDS     what saves cost: one JSON object on the last line; it leaves a
-                                                     checkpoint of 99 % of the steps
-python -m benchmarks.trainings run ROOT              train; a line `step N` after each step
+python -m benchmarks.parts.trainings pause ROOT ROUNDS     what saves cost: one JSON object on the last line; it leaves
+                                                           a checkpoint of 99 % of the steps
+python -m benchmarks.parts.trainings run ROOT              train; a line `step N` after each step
 """
 
 import json

@@ -1,7 +1,7 @@
 """16,384 blobs of 8 to 32 KB and a label, shuffled, batch 64, warm and local."""
 
 from benchmarks.outcome import Outcome
-from benchmarks.questions.race import race
+from benchmarks.race import race
 from benchmarks.setting import Setting
 
 

@@ -1,0 +1,1 @@
+"""What benchmarks are made of: data, servers, proxies, the machine, trainings."""

@@ -1,0 +1,1 @@
+"""How fast a warm stream is, by what its samples are."""
