@@ -1,12 +1,23 @@
 """What there is, how it is, and where time goes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli.app import LOOK, AsJson, Named, Recipe, app, aside, print_json, workspace
 
-Zone = Literal["raw", "curated", "shards"]
+ZONES = ("raw", "curated", "shards")
+
+
+def _zone(name: str) -> str:
+    """As it is. A recipe's name is a likely mistake: all other commands take one there."""
+    if name in ZONES:
+        return name
+    raise typer.BadParameter(f"{name!r} is no zone: {', '.join(ZONES)}. A recipe is given by --recipe: --recipe {name}")
+
+
+def _zone_argument(help: str) -> Any:
+    return typer.Argument(parser=_zone, metavar="ZONE", help=help, autocompletion=lambda: [*ZONES])
 
 
 @app.command(rich_help_panel=LOOK)
@@ -70,7 +81,7 @@ def params(
 
 @app.command(rich_help_panel=LOOK)
 def show(
-    zone: Annotated[Zone, typer.Argument(help="Zone to show.")] = "shards",
+    zone: Annotated[str, _zone_argument("Zone to show: raw, curated or shards.")] = "shards",
     recipe: Named = None,
     as_json: AsJson = False,
     option: Recipe = None,
@@ -87,7 +98,7 @@ def show(
 
 @app.command(rich_help_panel=LOOK)
 def verify(
-    zone: Annotated[Zone | None, typer.Argument(help="Zone to verify; by default all of them.")] = None,
+    zone: Annotated[str | None, _zone_argument("Zone to verify: raw, curated or shards; by default all.")] = None,
     recipe: Named = None,
     as_json: AsJson = False,
     option: Recipe = None,

@@ -6,9 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.app import USE, Named, Recipe, RecipeOption, app, one_of
+from pipelines.cli.app import USE, AsJson, Named, Recipe, RecipeOption, app, one_of
 
 Alias = Annotated[str, typer.Option(help="Registered model to use: champion, candidate, or a version number.")]
+ChangedCode = Annotated[
+    bool,
+    typer.Option(
+        "--changed-code", help="Use today's code of the model, although the version was trained with other code."
+    ),
+]
 
 
 @app.command(rich_help_panel=USE)
@@ -41,6 +47,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from this number of likeliest tokens only.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of sampling: the same seed writes the same text.")] = 0,
     alias: Alias = "champion",
+    changed_code: ChangedCode = False,
     recipe: Named = None,
     option: Recipe = None,
 ) -> None:
@@ -48,16 +55,21 @@ def generate(
     from pipelines.serving import generate as run
 
     chosen = one_of(recipe, option)
-    run(chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias)
+    run(
+        chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias,
+        changed_code=changed_code,
+    )  # fmt: skip
 
 
 @app.command(rich_help_panel=USE)
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Image files, or CSV files with the feature columns.")],
     alias: Alias = "champion",
+    changed_code: ChangedCode = False,
+    as_json: AsJson = False,
     recipe: RecipeOption = None,
 ) -> None:
     """Predict with a registered model. Prints a line per image or CSV row: label and probability, or the value."""
     from pipelines.serving import predict as run
 
-    run(recipe, files, alias=alias)
+    run(recipe, files, alias=alias, changed_code=changed_code, as_json=as_json)

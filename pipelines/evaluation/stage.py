@@ -19,15 +19,18 @@ FOLDER = "evaluate"
 def evaluate(ws: Workspace) -> dict[str, Any]:
     """Measure the model in data/model on `evaluate.split`. Returns what metrics/evaluate.json holds.
 
-    Raises FormatError without a model or shards, DataError for an empty split or data of another kind.
+    Raises FormatError without a model or shards, ParamsError when it was trained with other code than today's,
+    DataError for an empty split or data of another kind.
     """
     zone = ws.zone("shards")
     manifest = zone.manifest()
     from pipelines.evaluation.measure import measure
     from pipelines.evaluation.plots import png
     from pipelines.models import Own, load_model
+    from pipelines.runtime.own_code import AGAIN, comparison
 
-    model, config = load_model(ws.model, Own.of(ws.params, ws.root, ws.project))
+    compare = comparison(ws, f"The model in {ws.model}", AGAIN)
+    model, config = load_model(ws.model, Own.of(ws.params, ws.root, ws.project, compare=compare))
     result = measure(model, config, zone, manifest, ws.params)
     files = {f"{name}.png": png(draw()) for name, draw in result.figures.items()}
     files |= {f"{name}.csv": _csv(rows) for name, rows in result.tables.items()}

@@ -7,7 +7,7 @@ config.json, may repeat such a name; they cannot bring in another one.
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -21,19 +21,28 @@ from storage.errors import ParamsError
 @dataclass(frozen=True)
 class Own:
     """The user's code that a file may name: import paths, looked for in `folders` (none: the current one), then among
-    the installed packages."""
+    the installed packages. `compare` is called with a model's import path and the files that it was trained with, path
+    → digest, and raises ParamsError where its code has become another."""
 
     paths: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
+    compare: Callable[[str, Mapping[str, str]], None] | None = None
 
     @classmethod
-    def of(cls, params: Params, *folders: Path) -> "Own":
+    def of(
+        cls, params: Params, *folders: Path, compare: Callable[[str, Mapping[str, str]], None] | None = None
+    ) -> "Own":
         """What a recipe names: its model, and the earlier ones that it trusts."""
-        return cls((params.model.name, *params.promote.trusted), folders)
+        return cls((params.model.name, *params.promote.trusted), folders, compare)
 
-    def check(self, name: str, where: Path) -> None:
-        """Raises ParamsError when the file `where` names a model that is neither Shardline's own nor one of these."""
-        if ":" not in name or name in self.paths:
+    def check(self, name: str, where: Path, trained: Mapping[str, str]) -> None:
+        """Raises ParamsError when the file `where` names a model that is neither Shardline's own nor one of these, or
+        one whose code isn't the files `trained` any more."""
+        if ":" not in name:
+            return
+        if name in self.paths:
+            if self.compare is not None:
+                self.compare(name, trained)
             return
         named = [path for path in self.paths if ":" in path]
         raise ParamsError(
@@ -88,6 +97,20 @@ def refuse_data(file: Path, what: str, folders: Sequence[Path]) -> None:
                     f"{what}: {file} lies in {parent}, which holds data and models. Nothing is imported from there: "
                     "move the code beside params.yaml."
                 )
+
+
+def refuse_loaded(code: Path) -> None:
+    """Raise ParamsError where a module of the user's own in a package's folder `code` is loaded from a file that says
+    something else: Python would run that one again."""
+    for file in sorted(code.rglob("*.py")):
+        parts = file.relative_to(code).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        loaded = Path(getattr(sys.modules.get(name), "__file__", None) or file)
+        if parts[0] not in ("pipelines", "storage") and loaded.is_file() and loaded.read_bytes() != file.read_bytes():
+            raise ParamsError(
+                f"The module {name!r} is loaded from {loaded}, and this package has another one, {file}: its weights "
+                "would run through the first. Load each version in a process of its own."
+            )
 
 
 def _source_of(module: str, folders: Sequence[Path]) -> Path | None:

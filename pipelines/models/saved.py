@@ -4,7 +4,7 @@ config.json. Nothing in it is ever unpickled."""
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,8 @@ class ModelConfig:
 
     model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
     manifest: digest of the shards manifest; samples: of text, whether it learnt from windows or whole documents;
-    documents: whether those that share a window are kept apart.
+    documents: whether those that share a window are kept apart; code: of a model of the user's own, its files when the
+    training began, path from the recipe's folder → digest.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # of config.json
@@ -49,6 +50,7 @@ class ModelConfig:
     manifest: str
     samples: Samples = "windows"
     documents: bool = False
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def window(self) -> int | None:
@@ -79,7 +81,7 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
     write_atomically(folder / WEIGHTS, data)
     write_atomically(folder / DIGEST, f"{digest_bytes(data)}  {WEIGHTS}\n".encode())
     values = {"format": FORMAT, **asdict(config)}
-    for name, usual in (("samples", "windows"), ("documents", False)):
+    for name, usual in (("samples", "windows"), ("documents", False), ("code", {})):
         if values[name] == usual:  # as files have always been, so that older versions read them
             del values[name]
     text = json.dumps(values, indent=2, sort_keys=True)
@@ -88,7 +90,7 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
 
 def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
     """Raises FormatError for a folder without a model, or of an unknown format; ParamsError for one whose model is
-    neither Shardline's nor of the user's `own` code."""
+    neither Shardline's nor of the user's `own` code, or was trained with other code than that."""
     file = folder / CONFIG
     try:
         values = json.loads(file.read_text())
@@ -112,7 +114,7 @@ def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
         raise _malformed(file, error) from error
     if fault := why_malformed(config.spec):
         raise _malformed(file, fault)
-    own.check(name, file)
+    own.check(name, file, config.code)
     return config
 
 
@@ -159,7 +161,8 @@ def load_model(folder: Path, own: Own = NOBODY) -> tuple[nn.Module, ModelConfig]
     """The model in `folder`, on the CPU and in evaluation mode. Its configuration may name Shardline's models and the
     user's `own` code (by default none), and nothing else is imported.
 
-    Raises FormatError, DigestError (damaged weights), ParamsError (code that is gone, or not to be imported).
+    Raises FormatError, DigestError (damaged weights), ParamsError (code that is gone, not to be imported, or not what
+    it was trained with).
     """
     config = load_config(folder, own)
     file = folder / WEIGHTS

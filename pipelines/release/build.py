@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.console.formats import human_bytes
 from pipelines.console.progress import say, stepping
 from pipelines.params.schema.flat import numbers
-from pipelines.release.fingerprint import METADATA, Fingerprint, evaluation
+from pipelines.release.fingerprint import METADATA, OWN_CODE, Fingerprint, evaluation
 from pipelines.release.logged_model import log_package
 from pipelines.runtime.locks import exclusive
 from pipelines.tracking import Run, lineage_tags, open_run, recorded_run_id
@@ -49,14 +49,16 @@ def build_package(ws: Workspace) -> dict[str, Any]:
     """Write data/package and log it to the run of data/model. Returns {"folder", "model_id", "run_id"}.
 
     Without MLflow the folder is written all the same, and `promote` logs it later. Raises FormatError without a model
-    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, its folder
-    is none for MLflow, or what was packaged does not answer its own input example.
+    or its metrics, DigestError for damaged weights, ParamsError when the model is not the recipe's, was trained with
+    other code than today's, its folder is none for MLflow, or what was packaged does not answer its own input example.
     """
-    from pipelines.models.importing import Own
+    from pipelines.models import Own
     from pipelines.models.saved import check_weights, load_config
+    from pipelines.runtime.own_code import AGAIN, comparison
 
     check_folder(ws)
-    config = load_config(ws.model, Own.of(ws.params))
+    compare = comparison(ws, f"The model in {ws.model}", AGAIN)
+    config = load_config(ws.model, Own.of(ws.params, ws.root, ws.project, compare=compare))
     check_weights(ws.model)
     metrics = evaluation(ws)
     run = open_run(ws, run_id=recorded_run_id(ws))
@@ -87,7 +89,7 @@ def _fill(
         "split": ws.params.evaluate.split,
         "metrics": metrics,
     }
-    facts |= fingerprint.tags()
+    facts |= fingerprint.tags() | ({OWN_CODE: config.code} if config.code else {})
     begin("save the model")
     _save(ws, folder, config, signature, facts)
     begin("ask it its input example")

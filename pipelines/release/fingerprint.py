@@ -13,6 +13,8 @@ from storage.errors import FormatError
 
 #: Where a package keeps model.safetensors and config.json, and what its MLmodel's metadata is filed under.
 ARTIFACTS, METADATA = "artifacts", "shardline"
+#: Of the files of the user's own that the model was trained with.
+OWN_CODE = "code"
 #: Tags of LoggedModels and of the registry's versions.
 WEIGHTS, MODEL, PACKAGE = "weights", "model", "package"
 

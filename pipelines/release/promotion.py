@@ -2,8 +2,8 @@
 that is not committed, register nothing (`eligible`).
 
 The gate compares on the same data: the champion's recorded metrics count where they are of the same data version and
-split; otherwise its weights are evaluated on the present data. Every step may be repeated: killed and run again, it
-ends in the same state and the same data/promotion.json.
+split; otherwise its weights are evaluated on the present data, where its code is still what it was. Every step may be
+repeated: killed and run again, it ends in the same state and the same data/promotion.json.
 """
 
 import json
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.progress import say, stepping
+from pipelines.params import Metric
 from pipelines.params.schema.flat import numbers
 from pipelines.release.descriptions import describe_promotion
 from pipelines.release.eligibility import why_not
-from pipelines.release.fingerprint import ARTIFACTS, METADATA, MODEL, WEIGHTS, evaluation
+from pipelines.release.fingerprint import ARTIFACTS, METADATA, MODEL, OWN_CODE, WEIGHTS, evaluation
 from pipelines.release.gate import Decision, judge
 from pipelines.release.logged_model import log_package
 from pipelines.release.registry import (
@@ -25,21 +26,26 @@ from pipelines.release.registry import (
     INPUTS,
     TASK,
     find_version,
+    own_of_champion,
     registry_errors,
     version_files,
 )
+from pipelines.runtime.own_code import code_behind
 from pipelines.tracking import Run, Store, connect, lineage_tags, open_run
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
-from storage.digest import digest_file
+from storage.digest import digest_file, digest_json
 from storage.errors import DigestError, FormatError, ShardlineError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+    from pipelines.models import Own
+
 FORMAT = 1
 #: Tags of a version: the data it was trained on and measured on, the split, the metrics, and what the gate decided.
 DATA, SPLIT, METRICS, DECISION = "data.shards", "evaluate.split", "metrics", "promotion"
+CHOSEN = "evaluate.metrics"  # key → digest of each metric that the recipe chose
 LONGEST_TAG = 100_000  # characters, of a version in MLflow's registry
 
 
@@ -135,6 +141,10 @@ def _register(ws: Workspace, store: Store, facts: Mapping[str, Any], metrics: Ma
         MODEL: facts[MODEL], WEIGHTS: facts[WEIGHTS], DATA: facts["manifest"], SPLIT: ws.params.evaluate.split,
         METRICS: _fitting(metrics, ws.params.promote.gate.metric),
     }  # fmt: skip
+    if code := _code(facts):
+        tags[OWN_CODE] = code
+    if chosen := _chosen(ws):
+        tags[CHOSEN] = json.dumps(chosen, sort_keys=True)
     tags = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
     with registry_errors(store):
         _create_registered_model(store, ws, facts)
@@ -154,6 +164,23 @@ def _fitting(metrics: Mapping[str, float], judged: str) -> str:
     if len(text) <= LONGEST_TAG:
         return text
     return json.dumps({name: metrics[name] for name in metrics if "." not in name or name == judged}, sort_keys=True)
+
+
+def _code(facts: Mapping[str, Any]) -> str | None:
+    """Digest of the user's own code that the model was trained with, where it has any."""
+    return digest_json(facts[OWN_CODE]) if facts.get(OWN_CODE) else None
+
+
+def _chosen(ws: Workspace) -> dict[str, str]:
+    """Key → digest of each metric of `evaluate.metrics`: its settings, and the user's own code behind it."""
+    from pipelines.evaluation.metrics.names import metric_key
+
+    digests = {}
+    for entry in ws.params.evaluate.metrics:
+        metric = Metric(name=entry) if isinstance(entry, str) else entry
+        stated = metric.model_dump(exclude={"key"}) | {"code": code_behind(metric.name, ws)}
+        digests[metric_key(metric)] = digest_json(stated)
+    return digests
 
 
 def _create_registered_model(store: Store, ws: Workspace, facts: Mapping[str, Any]) -> None:
@@ -235,8 +262,14 @@ def _decide(
         return Decision(True, reason).to_json() | {"champion": None}
     number = int(champion.version)
     if champion.tags.get(WEIGHTS) == facts[WEIGHTS]:
-        decision = Decision(False, f"the champion, version {number}, has the same weights and stays")
-        return decision.to_json() | {"champion": {"version": number}}
+        if champion.tags.get(OWN_CODE) == _code(facts):
+            decision = Decision(False, f"the champion, version {number}, has the same weights and stays")
+            return decision.to_json() | {"champion": {"version": number}}
+        gate = ws.params.promote.gate
+        measured = _recorded(ws, champion, facts["manifest"]).get(gate.metric)
+        if measured == metrics[gate.metric] and judge(gate, metrics, None).promoted:  # a comment has changed, say
+            reason = f"it has the weights and the {gate.metric} of the champion, version {number}, in today's code"
+            return Decision(True, reason).to_json() | {"champion": {"version": number}}
     try:
         present = _champion_metrics(ws, store, champion, facts["manifest"])
     except TrackingError:
@@ -254,21 +287,30 @@ def _decide(
 
 def _champion_metrics(ws: Workspace, store: Store, version: "ModelVersion", manifest: str) -> Champion:
     """The champion's metrics on the data version `manifest` and the present split: recorded, or measured now."""
-    same = version.tags.get(DATA) == manifest and version.tags.get(SPLIT) == ws.params.evaluate.split
-    metrics = json.loads(version.tags.get(METRICS, "{}"))
-    if same and ws.params.promote.gate.metric in metrics:
+    if metrics := _recorded(ws, version, manifest):
         return Champion(version, metrics, "recorded")
     say(f"promote: evaluating the champion, version {version.version}, on the present data.")
     with version_files(store, version) as folder:
-        return Champion(version, evaluate_files(ws, folder / ARTIFACTS), "re-evaluated")
+        return Champion(version, evaluate_files(ws, folder / ARTIFACTS, own_of_champion(ws, version)), "re-evaluated")
 
 
-def evaluate_files(ws: Workspace, folder: Path) -> dict[str, float]:
-    """Flat metrics of the model in `folder` on the workspace's shards. Raises ShardlineError where they don't fit."""
+def _recorded(ws: Workspace, version: "ModelVersion", manifest: str) -> dict[str, float]:
+    """A version's metrics as its tags have them, where they are of this data and split and the gate's one was measured
+    by the same metric; else {}."""
+    metric, now, then = ws.params.promote.gate.metric, _chosen(ws), json.loads(version.tags.get(CHOSEN, "{}"))
+    metrics: dict[str, float] = json.loads(version.tags.get(METRICS, "{}"))
+    same = version.tags.get(DATA) == manifest and version.tags.get(SPLIT) == ws.params.evaluate.split
+    same &= all(then.get(key, now[key]) == now[key] for key in metric.split(".") if key in now)
+    return metrics if same and metric in metrics else {}
+
+
+def evaluate_files(ws: Workspace, folder: Path, own: "Own") -> dict[str, float]:
+    """Flat metrics of the model in `folder`, of Shardline's code or the user's `own`, on the workspace's shards. Raises
+    ShardlineError where they don't fit."""
     from pipelines.evaluation import evaluate_model
-    from pipelines.models import Own, load_model
+    from pipelines.models import load_model
 
-    module, config = load_model(folder, Own.of(ws.params, ws.root, ws.project))
+    module, config = load_model(folder, own)
     zone = ws.zone("shards")
     return numbers(evaluate_model(module, config, zone, zone.manifest(), ws.params))
 

@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext  # type: ignore[attr-defined]
 
-from pipelines.models.importing import Own
+from pipelines.models.importing import Own, refuse_loaded
 from pipelines.models.predictor import Predictor
 
 
@@ -22,7 +22,9 @@ class ShardlineModel(PythonModel):
         folder = Path(context.artifacts["weights"]).parent
         # The folder `code` lies in the same package as this file and the configuration: who runs one trusts the others.
         name = json.loads((folder / "config.json").read_text())["model"]["name"]
-        self.predictor = Predictor.load(folder, own=Own((name,), (folder.parent / "code",)))
+        code = folder.parent / "code"
+        refuse_loaded(code)
+        self.predictor = Predictor.load(folder, own=Own((name,), (code,)))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipelines.params import FILENAME
 from pipelines.release.fingerprint import ARTIFACTS
+from pipelines.runtime.own_code import comparison
 from pipelines.tracking import Store, connect
 from pipelines.tracking.store import cause, patient
 from pipelines.workspace import Workspace, project_root, recipe_folder, recipes
@@ -19,10 +20,12 @@ from storage.redact import without_login
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+    from pipelines.models import Own
     from pipelines.models.predictor import Predictor
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 TASK, INPUTS = "task", "inputs"  # tags of a registered model
+COMMIT = "git.commit"  # of a version
 
 
 @dataclass(frozen=True)
@@ -155,17 +158,43 @@ def get_version(model: Registered, alias: str) -> "ModelVersion":
     raise ParamsError(f"Model {model.name!r} has no version {alias!r}. Aliases: {known}; set --alias.{hint}")
 
 
-def load_version(model: Registered, alias: str) -> "tuple[Predictor, ModelVersion]":
-    """A version, ready to answer. A model of the user's own is imported where the recipe of this checkout names it."""
+def load_version(model: Registered, alias: str, *, changed_code: bool = False) -> "tuple[Predictor, ModelVersion]":
+    """A version, ready to answer. A model of the user's own is imported where the recipe of this checkout names it, and
+    where its code is what the version was trained with; with `changed_code` also where it isn't."""
     from pipelines.models import Own
     from pipelines.models.predictor import Predictor
 
     version = get_version(model, alias)
     project = project_root()
     recipe = recipes(project).get(model.recipe or "", project)
-    own = Own.of(Workspace.open(recipe).params, recipe, project) if (recipe / FILENAME).is_file() else Own()
+    own = Own()
+    if (recipe / FILENAME).is_file():
+        hint = f"{_go_back(version)}, train again (`shardline repro`), or take today's all the same: --changed-code."
+        ws = Workspace.open(recipe)
+        compare = comparison(ws, _called(version), hint, changed=changed_code)
+        own = Own.of(ws.params, ws.root, ws.project, compare=compare)
     with version_files(model.store, version) as folder:
         return Predictor.load(folder / ARTIFACTS, own=own), version
+
+
+def own_of_champion(ws: Workspace, version: "ModelVersion") -> "Own":
+    """The recipe's code, for a version that is to be measured with it."""
+    from pipelines.models import Own
+
+    hint = (
+        f"{_go_back(version)}; or keep such a class as it is in a file of its own, begin new ones in another, and name "
+        "the old one in promote.trusted, so that it can be measured."
+    )
+    return Own.of(ws.params, ws.root, ws.project, compare=comparison(ws, _called(version), hint))
+
+
+def _called(version: "ModelVersion") -> str:
+    return f"{version.name} version {version.version}"
+
+
+def _go_back(version: "ModelVersion") -> str:
+    commit = version.tags.get(COMMIT)
+    return f"Go back to that code (`git checkout {commit[:12]}`)" if commit else "Go back to that code"
 
 
 @contextmanager

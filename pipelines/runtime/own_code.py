@@ -1,4 +1,4 @@
-"""A recipe's own Python files as dependencies of the stages that run them, so that DVC sees when they change.
+"""A recipe's own Python files: which ones each setting leads to, their digests, and which of them have changed.
 
 The files are found by reading: from the import paths of params.yaml along the `import` statements, within the recipe's
 folder and the project. Installed packages and Shardline's own modules are none of them, and a module that is imported
@@ -8,7 +8,7 @@ by a computed name isn't found.
 import ast
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import invalidate_caches
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -20,10 +20,17 @@ from ruamel.yaml.error import YAMLError
 from pipelines.params import Params
 from pipelines.workspace import Workspace
 from storage.digest import digest_file
+from storage.errors import ParamsError
 
 PIPELINE = "dvc.yaml"
 _SHARDLINE = {"flows", "pipelines", "storage"}
 _APART = {".venv", "site-packages", "dist-packages"}  # folders of installed packages
+
+#: What to do where data/model and its code don't belong together.
+AGAIN = (
+    "Go back to that code, or train again: `shardline repro`, or `dvc repro --force train` where a file changed while "
+    "it was trained and nothing is stale."
+)
 
 #: What runs the code of each setting. A model's code is in the package, too.
 STAGES = {
@@ -47,20 +54,62 @@ def import_paths(params: Params) -> Iterator[tuple[str, str]]:
 
 def code_of(ws: Workspace) -> dict[str, list[str]]:
     """Stage → the files of the user's own that it runs, by their paths from the recipe's folder."""
-    invalidate_caches()  # a file may be a moment old
     found: dict[str, set[str]] = {}
     for setting, path in import_paths(ws.params):
-        module = path.partition(":")[0]
-        begin = [ws.root / path] if path.endswith(".py") else list(_files(module, ws))
-        files = {os.path.relpath(file, ws.root) for file in _reached(begin, ws)}
+        files = _behind(path, ws)
         for stage in STAGES[setting]:
             found.setdefault(stage, set()).update(files)
     return {stage: sorted(files) for stage, files in found.items()}
 
 
+def _behind(path: str, ws: Workspace) -> set[str]:
+    """The files of the user's own that an import path or a script.py leads to, by their paths from the recipe's
+    folder."""
+    invalidate_caches()  # a file may be a moment old
+    begin = [ws.root / path] if path.endswith(".py") else list(_files(path.partition(":")[0], ws))
+    return {os.path.relpath(file, ws.root) for file in _reached(begin, ws)}
+
+
 def digests(ws: Workspace, stage: str) -> list[str]:
     """Digests of the user's own files that `stage` runs, in order; wherever they lie."""
     return sorted(digest_file(ws.root / path) for path in code_of(ws).get(stage, []))
+
+
+def code_behind(path: str, ws: Workspace) -> dict[str, str]:
+    """Path from the recipe's folder → digest, of each file of the user's own that an import path leads to; {} for a
+    name of Shardline's own."""
+    return {file: digest_file(ws.root / file) for file in sorted(_behind(path, ws))} if ":" in path else {}
+
+
+def changed_since(ws: Workspace, model: str, trained: Mapping[str, str]) -> list[str]:
+    """What differs, in words, between the code of `model` now and the files `trained`, as `code_behind` gave them."""
+    now = code_behind(model, ws)
+    words = {file: "changed" if file in now else "gone" for file, digest in trained.items() if now.get(file) != digest}
+    words |= {file: "new" for file in now if file not in trained}
+    return [f"{file} ({words[file]})" for file in sorted(words)]
+
+
+def comparison(
+    ws: Workspace, whose: str, hint: str, *, changed: bool = False
+) -> Callable[[str, Mapping[str, str]], None]:
+    """For `models.Own.of(…, compare=…)`: takes a model's import path and the files that the weights of `whose` were
+    trained with. Raises ParamsError with `hint` where they are others by now; with `changed` it only tells so on
+    stderr, as it does of weights from before that was recorded."""
+
+    def compare(model: str, trained: Mapping[str, str]) -> None:
+        different = changed_since(ws, model, trained)
+        if different and not trained:
+            print(
+                f"{whose} does not say which code of your own it was trained with; it is run with today's.",
+                file=sys.stderr,
+            )
+        elif different:
+            told = f"{whose} was trained with other code than today's: {', '.join(different)}."
+            if not changed:
+                raise ParamsError(f"{told} The same weights would give other answers than those measured. {hint}")
+            print(f"{told} It is run with today's.", file=sys.stderr)
+
+    return compare
 
 
 def _reached(begin: list[Path], ws: Workspace) -> set[Path]:
@@ -106,7 +155,7 @@ def _files(module: str, ws: Workspace) -> Iterator[Path]:
     top, *rest = module.split(".")
     if not top or top in _SHARDLINE or top in sys.stdlib_module_names:
         return
-    places: list[str] | None = [str(ws.root), *sys.path]
+    places: list[str] | None = [str(ws.root), *sys.path, str(ws.project)]  # the last: if PYTHONPATH had it in training
     for name in (top, *rest):
         spec = PathFinder.find_spec(name, places)
         if spec is None:  # a function or class, no module

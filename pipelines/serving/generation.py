@@ -18,13 +18,15 @@ def print_text(
     temperature: float,
     top_k: int | None,
     seed: int,
+    changed_code: bool = False,
 ) -> None:
     """Print `prompt` and up to `tokens` tokens after it. The same arguments and version print the same text.
 
-    Raises ParamsError when there is no such model or version, TrackingError when MLflow cannot be reached.
+    Raises ParamsError when there is no such model or version, or its own code has changed since (unless
+    `changed_code`), TrackingError when MLflow cannot be reached.
     """
     model = resolve_model(recipe, TASKS)
-    predictor, version = load_version(model, alias)
+    predictor, version = load_version(model, alias, changed_code=changed_code)
     written = predictor.write(predictor.encode(prompt), tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
     print(f"{model.name} version {version.version}, seed {seed}", file=sys.stderr)
     print(prompt, end="", flush=True)

@@ -1,6 +1,7 @@
 """`shardline predict`: what a registered model says of image files, or of the rows of CSV files."""
 
 import csv
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,24 +17,33 @@ from pipelines.release.registry import load_version, resolve_model
 from storage.errors import DataError, SourceError
 
 T = TypeVar("T")
+Answer = dict[str, Any]  # {"label", "probability"} or {"value"}
 TASKS = ("classification", "regression")
 
 
-def print_predictions(recipe: str | None, files: Sequence[Path], alias: str) -> None:
-    """Print a line for each image, or for each row of a CSV file: name, answer, probability, separated by tabs.
+def print_predictions(
+    recipe: str | None, files: Sequence[Path], alias: str, *, changed_code: bool = False, as_json: bool = False
+) -> None:
+    """Print a line for each image, or for each row of a CSV file: name, answer, probability, separated by tabs; or all
+    of it as one JSON value, which takes memory for all of it.
 
     Raises SourceError for a missing file, DataError for one that cannot be read, ParamsError when there is no such
-    model or version, TrackingError when MLflow cannot be reached.
+    model or version, or its own code has changed since (unless `changed_code`), TrackingError when MLflow cannot be
+    reached.
     """
     for file in files:
         if not file.is_file():
             what = "is a folder; name the files in it" if file.is_dir() else "no such file"
             raise SourceError(f"{file}: {what}.")
     model = resolve_model(recipe, TASKS, inputs=_inputs(files))
-    predictor, version = load_version(model, alias)
+    predictor, version = load_version(model, alias, changed_code=changed_code)
     print(f"{model.name} version {version.version}", file=sys.stderr)
+    if as_json:
+        rows = [{"name": name} | answer for name, answer in predictions(predictor, files)]
+        print(json.dumps({"model": model.name, "version": int(version.version), "predictions": rows}, indent=2))
+        return
     for name, answer in predictions(predictor, files):
-        print(name, *answer, sep="\t", flush=True)  # data, as it is
+        print(name, *_texts(answer), sep="\t", flush=True)  # data, as it is
 
 
 def _inputs(files: Sequence[Path]) -> str:
@@ -41,7 +51,7 @@ def _inputs(files: Sequence[Path]) -> str:
     return "table" if files[0].suffix.lower() in (".csv", ".tsv") else "image"
 
 
-def predictions(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[str, list[str]]]:
+def predictions(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[str, Answer]]:
     """(file, or file:line of a table; what the model says) one by one, in bounded memory."""
     if predictor.kind == "table":
         for file in files:
@@ -49,12 +59,12 @@ def predictions(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[s
     elif predictor.kind == "image":
         for part in batches(track(files, "predict", len(files), "files"), BATCH):
             images = [predictor.pixels(file.read_bytes(), str(file)) for file in part]
-            yield from zip(map(str, part), _texts(predictor.answer(np.stack(images))), strict=True)
+            yield from zip(map(str, part), _each(predictor.answer(np.stack(images))), strict=True)
     else:
         raise DataError(f"A model for {predictor.kind} inputs takes no files; use it from Python (see its model card).")
 
 
-def _of_table(predictor: Predictor, file: Path) -> Iterator[tuple[str, list[str]]]:
+def _of_table(predictor: Predictor, file: Path) -> Iterator[tuple[str, Answer]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
             # strict: a quote without a partner is refused, where it would swallow the rows up to the next one
@@ -69,7 +79,7 @@ def _of_table(predictor: Predictor, file: Path) -> Iterator[tuple[str, list[str]
                 columns = dict(zip(head, zip(*(row for _, row in part), strict=True), strict=True))
                 answers = predictor.answer(predictor.rows(columns, f"{file} from line {part[0][0]}"))
                 names = (f"{file}:{line}" for line, _ in part)
-                yield from zip(names, _texts(answers), strict=True)
+                yield from zip(names, _each(answers), strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{file}: not a CSV file in UTF-8 ({error}). Is a quote missing, or one within a field not doubled?"
@@ -87,12 +97,17 @@ def _rows(reader: Any, head: list[str], file: Path) -> Iterator[tuple[int, list[
         line = reader.line_num + 1
 
 
-def _texts(answers: dict[str, list[Any]]) -> list[list[str]]:
-    """What is printed of each answer: label and probability, or the value."""
+def _each(answers: dict[str, list[Any]]) -> list[Answer]:
+    """Of each answer label and probability, or the value."""
     if "value" in answers:
-        return [[f"{value:.6g}"] for value in answers["value"]]
+        return [{"value": value} for value in answers["value"]]
     pairs = zip(answers["label"], answers["probability"], strict=True)
-    return [[label, f"{probability:.4f}"] for label, probability in pairs]
+    return [{"label": label, "probability": probability} for label, probability in pairs]
+
+
+def _texts(answer: Answer) -> list[str]:
+    """As it is printed."""
+    return [f"{answer['value']:.6g}"] if "value" in answer else [answer["label"], f"{answer['probability']:.4f}"]
 
 
 def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:

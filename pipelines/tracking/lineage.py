@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from pipelines.params import FILENAME
-from pipelines.runtime.own_code import PIPELINE, differ_in_code_alone
+from pipelines.runtime.own_code import PIPELINE, code_of, differ_in_code_alone
 from pipelines.workspace import Workspace, recipes
 from storage.digest import digest_file
 from storage.lake import ZONES, Zone
@@ -55,7 +55,7 @@ def _git_tags(ws: Workspace) -> dict[str, str]:
     commit = _git(ws, "rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = str(bool(uncommitted(ws))).lower()
+    dirty = str(bool(uncommitted(ws) or unknown_to_git(ws))).lower()
     return {"git.commit": commit, "git.dirty": dirty, "mlflow.source.git.commit": commit}
 
 
@@ -72,6 +72,17 @@ def uncommitted(ws: Workspace) -> list[str]:
     if names is None and _git(ws, "rev-parse", "HEAD"):
         return ["files that git could not compare"]
     return names.strip("\0").split("\0") if names else []
+
+
+def unknown_to_git(ws: Workspace) -> list[str]:
+    """Files of the user's own code that a stage runs and git doesn't track, ignored or not; by their paths from the
+    recipe's folder. None where there is no commit."""
+    own = sorted({path for paths in code_of(ws).values() for path in paths})
+    if not own or not _git(ws, "rev-parse", "HEAD"):
+        return []
+    tracked = set((_git(ws, "ls-files", "-z", "--recurse-submodules", "--", ":/") or "").split("\0"))
+    root = ws.root.resolve()  # git's paths have no links in them
+    return [path for path in own if os.path.relpath((ws.root / path).resolve(), root) not in tracked]
 
 
 def _lists_code_alone(ws: Workspace) -> bool:

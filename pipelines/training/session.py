@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from pipelines.caching.tiers import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.models.spec import why_malformed
 from pipelines.params import Params
-from pipelines.runtime.own_code import digests
+from pipelines.runtime.own_code import code_behind, digests
 from pipelines.streaming import Stream
 from pipelines.streaming.arrays import int64
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
@@ -227,6 +227,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     zone = ws.zone("shards")
     manifest = zone.manifest()
     task, config = aim(params, manifest)
+    config = replace(config, code=code_behind(params.model.name, ws))
     validates = _validates(params, manifest, config.window)
     device = pick_device(train.device, ranks.local_rank, ranks.local_world)
     precision = Precision.choose(train.precision, device)

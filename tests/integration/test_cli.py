@@ -107,6 +107,12 @@ def test_looking_at_zones_and_verifying_them(run: Run, recipe: Path) -> None:
     assert "… and 14 more" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["verify", "show"])
+def test_a_recipe_where_a_zone_is_expected_is_told_how_it_is_given(run: Run, project: Path, command: str) -> None:
+    told = " ".join(run("shardline", command, "python_lm", cwd=project, code=2).stderr.replace("│", " ").split())
+    assert "'python_lm' is no zone: raw, curated, shards. A recipe is given by --recipe: --recipe python_lm" in told
+
+
 def test_a_damaged_input_stops_the_next_stage(run: Run, recipe: Path) -> None:
     run("shardline", "ingest", cwd=recipe)
     victim = next((recipe / "data" / "raw" / "objects").iterdir())

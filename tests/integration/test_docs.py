@@ -23,9 +23,9 @@ def test_your_own_data(run: Run, project: Path) -> None:
         for script in SHELL.findall(page)
         for command in script.strip().splitlines()
     ]
-    assert "is champion" in outputs[1]
-    assert "set aside 2" in outputs[2]
-    first, second = outputs[4].splitlines()
+    assert "is champion" in outputs[2]
+    assert "set aside 2" in outputs[3]
+    first, second = outputs[5].splitlines()
     assert first.startswith("new.csv:2\tinner\t")
     assert second.startswith("new.csv:3\touter\t")
     quarantine = (project / "recipes" / "rings" / "data" / "curated" / "quarantine.jsonl").read_text()

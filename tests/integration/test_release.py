@@ -579,6 +579,24 @@ def test_images_and_tables_are_answered_line_by_line(make, monkeypatch, capsys):
     assert said.out.split("\t")[1] == lines[0][1]
 
 
+def test_predictions_are_json_for_programs(make, monkeypatch):
+    from typer.testing import CliRunner
+
+    from pipelines.cli.app import app
+
+    ws = make("image")
+    release(ws, 0.9, bias=50.0)
+    monkeypatch.chdir(ws.root)
+    for name in ("a.png", "b\t.png"):
+        (ws.root / name).write_bytes(png())
+    done = CliRunner().invoke(app, ["predict", "--json", "a.png", "b\t.png"])
+    answered = json.loads(done.stdout)
+    assert (answered["model"], answered["version"]) == ("image_test", 1)
+    assert [row["name"] for row in answered["predictions"]] == ["a.png", "b\t.png"]
+    assert {row["label"] for row in answered["predictions"]} == {"light"}
+    assert all(row["probability"] == pytest.approx(1) for row in answered["predictions"])
+
+
 def test_text_is_written_and_repeats_by_seed(make, monkeypatch, capsys):
     ws = make("text", promote={"gate": {"metric": "accuracy"}})
     release(ws, 0.9)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.servers import answers, wait_for
 
 from pipelines.models import ModelConfig, build_model, save_model
 from pipelines.models.saved import weights
+from pipelines.runtime.own_code import code_behind
 from pipelines.workspace import Workspace
 from storage.manifest import Manifest
 from storage.shards import SUFFIX, encode_samples, encode_tokens
@@ -98,7 +100,8 @@ def write_model(ws: Workspace, *, seed: int = 0, bias: float | None = None, run_
         last = [name for name in state if name.endswith("bias")][-1]
         state[last][-1] += bias
     task = "language" if "vocab_size" in spec else "classification"
-    save_model(ws.model, state, ModelConfig(params.model.model_dump(), spec, seq_len, task, manifest.digest))
+    config = ModelConfig(params.model.model_dump(), spec, seq_len, task, manifest.digest)
+    save_model(ws.model, state, replace(config, code=code_behind(params.model.name, ws)))
     reference = {"run_id": run_id, "experiment": params.recipe, "tracking_uri": ws.tracking_uri}
     (ws.model / "run.json").write_text(json.dumps(reference))
 

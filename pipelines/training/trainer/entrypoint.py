@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipelines.models import save_model
 from pipelines.models.importing import import_named, importable, refuse_data
 from pipelines.params import suggestion
 from pipelines.params.schema.flat import flat
-from pipelines.runtime.own_code import digests
+from pipelines.runtime.own_code import code_behind, digests
 from pipelines.training.checkpoints import checkpoint_key
 from pipelines.training.curves import Curves
 from pipelines.training.data.loader import Loader
@@ -116,6 +117,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[TrainerJo
     params, zone = ws.params, ws.zone("shards")
     manifest = zone.manifest()
     task, config = aim(params, manifest)
+    config = replace(config, code=code_behind(params.model.name, ws))
     if not samples_in(manifest, "train", config.window):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
     device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)

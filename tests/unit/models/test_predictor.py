@@ -113,7 +113,7 @@ def test_rows_of_a_table_are_named_by_their_line(tmp_path):
     assert len(found) == 1201
     assert found[0][0] == f"{file}:2"
     assert found[-1][0] == f"{file}:1203"
-    assert len({tuple(answer) for _, answer in found[:1200]}) == 1
+    assert len({tuple(answer.values()) for _, answer in found[:1200]}) == 1
 
 
 def test_a_row_with_line_breaks_is_named_by_its_first_line_as_in_curate(tmp_path):

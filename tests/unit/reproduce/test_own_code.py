@@ -9,7 +9,7 @@ import yaml
 from conftest import REPOSITORY, TINY, write_params
 
 from pipelines.reproduce.code_dependencies import depend_on_code
-from pipelines.runtime.own_code import code_of
+from pipelines.runtime.own_code import changed_since, code_behind, code_of
 from pipelines.workspace import Workspace
 
 
@@ -117,3 +117,24 @@ def test_code_in_an_out_is_not_listed_since_dvc_would_read_no_recipe_any_more(re
     depend_on_code(opened(recipe, model={"name": "model:M"}))
     assert deps(recipe)["train"] == ["model.py", "plots/shapes.py"]
     assert deps(recipe)["evaluate"] == deps(recipe)["train"]
+
+
+def test_a_model_s_code_is_the_same_with_and_without_the_path_of_its_training(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading looks in the project, too: what PYTHONPATH gave a training is not gone for those that come without."""
+    project = recipe.parents[1]
+    (project / "shared_blocks.py").write_text("")
+    (recipe / "model.py").write_text("import shared_blocks")
+    ws = opened(recipe, model={"name": "model:M"})
+    with monkeypatch.context() as training:
+        training.setattr(sys, "path", [str(project), *sys.path])
+        trained = code_behind("model:M", ws)
+    assert sorted(trained) == ["../../shared_blocks.py", "model.py"]
+    assert changed_since(ws, "model:M", trained) == []
+    (project / "shared_blocks.py").unlink()
+    (recipe / "model.py").write_text("import other")
+    (recipe / "other.py").write_text("")
+    words = ["../../shared_blocks.py (gone)", "model.py (changed)", "other.py (new)"]
+    assert changed_since(ws, "model:M", trained) == words
+    assert code_behind("mlp", ws) == {}
