@@ -13,7 +13,7 @@ from pipelines.reproduce.writer import exclusive
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe}", persist_result=False)
 def evaluate(recipe: Recipe = RECIPE) -> dict[str, Any]:
-    """Measure the model on held-out samples. Returns metrics/evaluate.json."""
+    """Measure the model, and simple baselines beside it, on held-out samples. Returns metrics/evaluate.json."""
     ws = open_recipe(recipe)
     with exclusive(ws):
         run_stage(recipe, "evaluate")

@@ -39,8 +39,8 @@ UP_TO_DATE = "up to date"
 
 @flow(name="pipeline", flow_run_name="{recipe}", persist_result=False)
 def pipeline(recipe: Recipe = RECIPE, force: Force = False, push: Push = True, retries: Retries = 2) -> dict[str, str]:
-    """Run what is stale of a recipe, from its sources to the registry: new source files, changed parameters, missing
-    outs. Leaves a summary on the Artifacts page. Returns what became of each stage.
+    """Run the stages of a recipe that are stale, from its sources to the registry: new source files, changed
+    parameters, missing outputs. Leaves a summary on the Artifacts page. Returns what became of each stage.
     """
     ws = open_recipe(recipe)
     outcomes: dict[str, Outcome] = {}

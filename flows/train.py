@@ -16,8 +16,8 @@ from pipelines.reproduce.writer import exclusive
 def train(recipe: Recipe = RECIPE, retries: Retries = 2, retry_delay: RetryDelay = 10.0) -> str | None:
     """Train the model of params.yaml on the shards, on `train.ranks` ranks. Returns the MLflow run's id.
 
-    Stopped by a signal that nobody here sent (a machine taken away) or failed, it goes on from its last checkpoint,
-    `retries` times. Cancelled, it saves a checkpoint and leaves no process behind.
+    A training that fails, or that a signal from outside stops (a machine that is taken away), resumes from its last
+    checkpoint up to `retries` times. A cancelled one saves a checkpoint and leaves no process behind.
     """
     ws = open_recipe(recipe)
     with exclusive(ws):

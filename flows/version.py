@@ -11,8 +11,8 @@ from pipelines.reproduce.writer import exclusive
 
 @flow(name="version", flow_run_name="version {recipe}", persist_result=False)
 def version(recipe: Recipe = RECIPE, stages: Stages = [], push: Push = True) -> str:  # noqa: B006
-    """`dvc commit` the stages named (the other flows do so for their own), and `dvc push` the recipe's outs where DVC
-    has a default remote. Returns what was pushed, in DVC's words."""
+    """Record the named stages with `dvc commit`, and upload the recipe's outputs with `dvc push` if DVC has a default
+    remote. Returns what was pushed, in DVC's words."""
     ws = open_recipe(recipe)
     with exclusive(ws):
         for stage in stages:

@@ -13,8 +13,8 @@ from pipelines.caching.tiers import keep_embedded
 
 @flow(name="warm", flow_run_name="warm {recipe}", persist_result=False)
 def warm(recipe: Recipe = RECIPE, tier: Tier = "both") -> str:
-    """Fetch the shards of the train split into the caches, in the order in which training reads them. Returns what the
-    command said last."""
+    """Fetch the shards of the train split into the caches, in the order in which training reads them. Returns the
+    command's last line."""
     with keep_embedded(open_recipe(recipe)):
         return fill(recipe, tier)
 

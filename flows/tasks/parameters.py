@@ -18,14 +18,14 @@ def _recipe_schema() -> dict[str, Any]:
     return {"anyOf": [known, {"title": "name of a newer one", "type": "string"}], "description": _RECIPE}
 
 
-_RECIPE = "A recipe of `shardline recipes`: what is made of which data."
-_RETRIES = "How often a stopped or failed training is resumed."
-_DELAY = "Seconds before the first of these; it doubles each time."
-_FORCE = "Run every stage, stale or not."
-_PUSH = "Upload the outs to DVC's default remote, where there is one."
-_TIER = "Which tier to fill: the node cache on this machine's disk, the hot cache in Redis, or both."
-_STAGES = "The stages to record, as `dvc commit` does; the other flows do so for their own."
-_RELEASE = "package writes and logs the model, promote registers it and moves the aliases."
+_RECIPE = "Name of the recipe to run, as `shardline recipes` lists them."
+_RETRIES = "How often a training that was stopped or failed is resumed from its last checkpoint."
+_DELAY = "Seconds before a stopped or failed training is resumed for the first time; the delay doubles each time."
+_FORCE = "Run every stage, also those that are up to date."
+_PUSH = "Upload the recipe's outputs to DVC's default remote, if there is one."
+_TIER = "Cache to fill: node (this machine's disk), hot (Redis) or both."
+_STAGES = "Stages to record in dvc.lock, as `dvc commit` does; stages that a flow has run are recorded already."
+_RELEASE = "Stages to run: package writes and logs the model, promote registers it and moves its aliases."
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ app = typer.Typer(
     name="shardline",
     help="From raw data to a tracked, resumable, sharded training run.\n\n"
     "`shardline repro` runs what is stale: ingest → curate → shard → train → evaluate → package → promote. "
-    "The stages are also commands of their own; DVC calls them so.",
+    "Each stage is also a command of its own, which DVC calls.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -31,14 +31,19 @@ def recipe_names(incomplete: str) -> list[str]:
     return [name for name in recipes(project_root()) if name.startswith(incomplete)]
 
 
-_RECIPE = "A recipe of `shardline recipes`; by default the current folder's params.yaml."
+_RECIPE = "Name of a recipe, as `shardline recipes` lists them; by default that of the current folder's params.yaml."
 Named = Annotated[str | None, typer.Argument(metavar="RECIPE", help=_RECIPE, autocompletion=recipe_names)]
 Recipe = Annotated[
-    str | None, typer.Option("--recipe", "-r", help="The same, as an option.", autocompletion=recipe_names)
+    str | None,
+    typer.Option(
+        "--recipe", "-r", help="The recipe, as an option instead of an argument.", autocompletion=recipe_names
+    ),
 ]
 #: Of a command whose arguments are something else.
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help=_RECIPE, autocompletion=recipe_names)]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON value on stdout, all else on stderr.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON value to stdout, for programs; everything else goes to stderr.")
+]
 
 
 def one_of(named: str | None, recipe: str | None) -> str | None:

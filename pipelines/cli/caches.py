@@ -8,19 +8,23 @@ from pipelines.cli.app import USE, AsJson, Named, Recipe, app, workspace
 
 Tier = Literal["node", "hot", "both"]
 
-cache = typer.Typer(no_args_is_help=True, help="The caches between the lake and the training: fill, show, empty.")
+cache = typer.Typer(
+    no_args_is_help=True, help="Fill, show or empty the caches of shards between a remote lake and the training."
+)
 app.add_typer(cache, name="cache", rich_help_panel=USE)
 
 
 @cache.command("warm")
 def warm(
     recipe: Named = None,
-    tier: Annotated[Tier, typer.Option(help="Which tier to fill.")] = "both",
-    rank: Annotated[int, typer.Option(min=0, help="Fill what this rank reads first …")] = 0,
-    world: Annotated[int, typer.Option(min=1, help="… of so many.")] = 1,
+    tier: Annotated[
+        Tier, typer.Option(help="Cache to fill: node (this machine's disk), hot (Redis) or both.")
+    ] = "both",
+    rank: Annotated[int, typer.Option(min=0, help="Fill the caches with what this rank reads, counted from 0.")] = 0,
+    world: Annotated[int, typer.Option(min=1, help="Number of ranks of the training that --rank is one of.")] = 1,
     option: Recipe = None,
 ) -> None:
-    """Fetch the shards of the train split, in the order in which training will read them."""
+    """Fetch the shards of the train split into the caches, in the order in which training will read them."""
     from pipelines.caching.warm import warm_and_say
 
     warm_and_say(workspace(recipe, option), tier, rank, world)
@@ -28,7 +32,7 @@ def warm(
 
 @cache.command("show")
 def show(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
-    """Of each tier: bytes, shards, budget, hit ratio."""
+    """Show what the node cache and the hot cache hold: bytes, shards, budget, hit ratio."""
     from pipelines.caching.warm import show as run
 
     run(workspace(recipe, option), as_json)
@@ -37,8 +41,12 @@ def show(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -
 @cache.command("drop")
 def drop(
     recipe: Named = None,
-    tier: Annotated[Tier, typer.Option(help="Which tier to empty.")] = "both",
-    everything: Annotated[bool, typer.Option("--all", help="What other recipes put there, too.")] = False,
+    tier: Annotated[
+        Tier, typer.Option(help="Cache to empty: node (this machine's disk), hot (Redis) or both.")
+    ] = "both",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Remove the shards of all recipes, not only of this one.")
+    ] = False,
     option: Recipe = None,
 ) -> None:
     """Remove this recipe's shards from the caches. The lake keeps them."""

@@ -11,26 +11,38 @@ from pipelines.cli.app import USE, AsJson, Named, Recipe, app, aside, print_json
 if TYPE_CHECKING:
     from pipelines.experiments.comparison.contest import Entry
 
-compare = typer.Typer(no_args_is_help=True, help="Train a recipe in several ways, beside its outs, and compare.")
+compare = typer.Typer(
+    no_args_is_help=True, help="Train a recipe in several ways and compare the results; its outputs stay as they are."
+)
 app.add_typer(compare, name="compare", rich_help_panel=USE)
 
-find = typer.Typer(no_args_is_help=True, help="Find settings by trying.")
+find = typer.Typer(no_args_is_help=True, help="Find the best value of a setting by trying several.")
 app.add_typer(find, name="find", rich_help_panel=USE)
 
-Steps = Annotated[int | None, typer.Option(min=1, help="Of each training; by default as the recipe has.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the table and the plot.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Steps of each training; by default as many as the recipe trains.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder to which the results are written; by default the recipe's .shardline/compare."),
+]
 
 
 @compare.command()
 def optimizers(
     recipe: Named = None,
-    only: Annotated[str | None, typer.Option(help="Some of them: adamw,sgd.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Optimisers to compare, separated by commas (adamw,sgd); by default all.")
+    ] = None,
     steps: Steps = None,
     out: Out = None,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Train with each optimiser, at a learning rate of its own; a table, a plot, and a run with a child each."""
+    """Train a recipe with each optimiser, at a learning rate of its own.
+
+    Makes a table, a plot, and an MLflow run with a child run for each.
+    """
     from pipelines.experiments.comparison import compare_optimizers as run
 
     here = out.absolute() if out else None  # the recipe's folder becomes the current one
@@ -42,15 +54,22 @@ def optimizers(
 @compare.command()
 def communication(
     recipe: Named = None,
-    ranks: Annotated[int, typer.Option(min=2, help="Copies of the model, on this machine.")] = 2,
-    only: Annotated[str | None, typer.Option(help="Some of the ways: all-reduce,powersgd.")] = None,
+    ranks: Annotated[int, typer.Option(min=2, help="Ranks on this machine, each with a copy of the model.")] = 2,
+    only: Annotated[
+        str | None, typer.Option(help="Ways to compare, separated by commas (all-reduce,powersgd); by default all.")
+    ] = None,
     steps: Steps = None,
-    local_steps: Annotated[int, typer.Option(min=2, help="After so many, local copies meet.")] = 16,
+    local_steps: Annotated[
+        int, typer.Option(min=2, help="Steps between the averagings of copies that take local steps.")
+    ] = 16,
     out: Out = None,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Train with each way of train.communication: loss against bytes sent, and a run with a child for each."""
+    """Train a recipe on several ranks with each way to average gradients (train.communication).
+
+    Makes a table and a plot of loss against bytes sent, and an MLflow run with a child run for each.
+    """
     from pipelines.experiments.comparison import compare_communication as run
 
     here = out.absolute() if out else None
@@ -61,7 +80,7 @@ def communication(
 
 @compare.command()
 def schedules(recipe: Named = None, out: Out = None, option: Recipe = None) -> None:
-    """Draw the learning rate of every schedule over this recipe's steps; nothing is trained."""
+    """Plot the learning rate of every schedule over the recipe's steps. Trains nothing."""
     from pipelines.experiments.comparison import compare_schedules as run
 
     here = out.absolute() if out else None
@@ -71,14 +90,18 @@ def schedules(recipe: Named = None, out: Out = None, option: Recipe = None) -> N
 @find.command()
 def batch(
     recipe: Named = None,
-    most: Annotated[int, typer.Option(min=1, help="Largest size to try.")] = 4096,
+    most: Annotated[int, typer.Option(min=1, help="Largest batch size to try, in samples.")] = 4096,
     memory_mb: Annotated[
-        float | None, typer.Option(help="On a CPU: MiB to stay within; by default 0.8 of free.")
+        float | None,
+        typer.Option(help="Memory in MiB that a training on a CPU may take; by default 0.8 of what is free."),
     ] = None,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """The largest batch that the device holds, with samples a second and memory of each size."""
+    """Find the largest batch that fits into the device's memory, and the smallest that is about as fast.
+
+    Shows samples per second and peak memory of each size.
+    """
     from pipelines.experiments.batch_size import find_batch as run
 
     with aside(as_json):

@@ -15,8 +15,11 @@ from pipelines.cli.app import LOOK, USE, AsJson, Named, Recipe, RecipeOption, ap
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
 )
 def run_dvc(context: typer.Context) -> None:
-    """Any DVC command in the current folder's recipe: `shardline dvc exp run` waits until nobody else is at work there;
-    `metrics show`, `plots diff` and their like show this recipe alone."""
+    """Run any DVC command in the current folder's recipe.
+
+    Commands that change the recipe (`shardline dvc exp run`) wait until no other process is at work there. `metrics
+    show`, `plots diff` and the like show this recipe alone.
+    """
     from pipelines.reproduce.repro import open_recipe
     from pipelines.reproduce.views import is_look, look
     from pipelines.reproduce.writer import exclusive
@@ -30,7 +33,7 @@ def run_dvc(context: typer.Context) -> None:
 
 @app.command(rich_help_panel=LOOK)
 def experiments(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
-    """The recipe's DVC experiments: its gate's metric, and the parameters in which they differ."""
+    """List the recipe's DVC experiments: the metric of its gate, and the parameters in which they differ."""
     from pipelines.experiments.comparison.report import show as show_table
     from pipelines.reproduce.views import experiments as run
 
@@ -44,12 +47,15 @@ def experiments(recipe: Named = None, as_json: AsJson = False, option: Recipe = 
 @app.command(rich_help_panel=LOOK)
 def plots(
     revisions: Annotated[
-        list[str] | None, typer.Argument(help="Git revisions or experiments to lay over one another.")
+        list[str] | None,
+        typer.Argument(help="Git revisions or experiments whose curves are drawn into the same plots."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the page; by default .shardline/plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to which the page is written; by default .shardline/plots.")
+    ] = None,
     recipe: RecipeOption = None,
 ) -> None:
-    """The recipe's curves in one page, which needs no network; DVC's own page loads its scripts from one."""
+    """Plot the recipe's curves in one HTML page that needs no network, unlike that of `dvc plots`."""
     from pipelines.reproduce.views import draw
 
     here = out.absolute() if out else None

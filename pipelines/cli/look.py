@@ -24,13 +24,16 @@ def _zone_argument(help: str) -> Any:
 def profile(
     recipe: Named = None,
     steps: Annotated[
-        int | None, typer.Option(min=2, max=100_000, help="Steps that are measured; about 5 s of them by default.")
+        int | None, typer.Option(min=2, max=100_000, help="Steps to measure; by default as many as take about 5 s.")
     ] = None,
-    warm_up: Annotated[int, typer.Option(min=2, help="Steps before, which don't count.")] = 10,
+    warm_up: Annotated[int, typer.Option(min=2, help="Warm-up steps before the measured ones.")] = 10,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """Where a training step's time goes, what to change and what to expect of it. Leaves the training's state alone."""
+    """Measure where a training step's time goes; say what to change and what to expect of it.
+
+    Leaves the recipe's outputs and checkpoints alone.
+    """
     from pipelines.profiling.profile import profile as run
 
     with aside(as_json):
@@ -41,7 +44,7 @@ def profile(
 
 @app.command(rich_help_panel=LOOK)
 def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
-    """This machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
+    """Check this machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
     from pipelines.machine.doctor import doctor as run
 
     if recipe is not None or option is not None:
@@ -51,7 +54,7 @@ def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None)
 
 @app.command(rich_help_panel=LOOK)
 def recipes(as_json: AsJson = False) -> None:
-    """The recipes of this project: what they make of which sources, and how far each has come."""
+    """List the recipes of this project: sources, model, version of the shards, whether a model was promoted."""
     from pipelines.reproduce.inspect import list_recipes, show_recipes
 
     if as_json:
@@ -62,10 +65,12 @@ def recipes(as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=LOOK)
 def params(
-    section: Annotated[str | None, typer.Argument(help="Only names that start with this: train, stream.lanes.")] = None,
+    section: Annotated[
+        str | None, typer.Argument(help="Only parameters whose names start with this: train, stream.lanes.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every parameter: type, range, default and meaning."""
+    """List every parameter: type, range, default and meaning."""
     from pipelines.reproduce.inspect import list_params, show_params
 
     if as_json:
@@ -76,12 +81,12 @@ def params(
 
 @app.command(rich_help_panel=LOOK)
 def show(
-    zone: Annotated[str, _zone_argument("raw, curated or shards.")] = "shards",
+    zone: Annotated[str, _zone_argument("Zone to show: raw, curated or shards.")] = "shards",
     recipe: Named = None,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """What a zone's manifest holds: version, lineage, splits, objects."""
+    """Show what a zone's manifest holds: version, lineage, splits, objects."""
     from pipelines.reproduce.inspect import describe_zone, show_zone
 
     ws = workspace(recipe, option)
@@ -93,7 +98,7 @@ def show(
 
 @app.command(rich_help_panel=LOOK)
 def verify(
-    zone: Annotated[str | None, _zone_argument("raw, curated or shards; all of them by default.")] = None,
+    zone: Annotated[str | None, _zone_argument("Zone to verify: raw, curated or shards; by default all.")] = None,
     recipe: Named = None,
     as_json: AsJson = False,
     option: Recipe = None,
@@ -110,13 +115,15 @@ def verify(
 
 @app.command(rich_help_panel=LOOK)
 def replay(
-    step: Annotated[int, typer.Option(min=1, help="Of the training, counted from 1.")],
+    step: Annotated[int, typer.Option(min=1, help="Step of the training to repeat, counted from 1.")],
     recipe: Named = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every sample of the batch, not the worst ten.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every sample of the batch, instead of the ten with the largest loss.")
+    ] = False,
     as_json: AsJson = False,
     option: Recipe = None,
 ) -> None:
-    """A training step's batch once more: loss of each sample, gradient, and where values stop being finite."""
+    """Repeat one training step: show the loss of its samples, its gradient norm, and where values stop being finite."""
     from pipelines.profiling.replay import show_replay
 
     show_replay(workspace(recipe, option), step, everything=everything, as_json=as_json)
@@ -125,11 +132,11 @@ def replay(
 @app.command(rich_help_panel=LOOK)
 def ui(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is for this machine only.")
+        str, typer.Option(help="Address to listen on; the default can be reached from this machine only.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
 ) -> None:
-    """Browse the runs and the registry: MLflow's UI over the project's store."""
+    """Open MLflow's UI over the project's store: runs, curves and the model registry."""
     from pipelines.tracking.ui import open_ui
 
     open_ui(host, port)

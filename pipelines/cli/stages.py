@@ -38,25 +38,25 @@ def _data_stage(name: str, recipe: str | None, option: str | None) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def ingest(recipe: Named = None, option: Recipe = None) -> None:
-    """Fetch sources into the raw zone, byte for byte; only files that are new or changed."""
+    """Copy the source files that are new or changed into the raw zone, byte for byte."""
     _data_stage("ingest", recipe, option)
 
 
 @app.command(rich_help_panel=STAGES)
 def curate(recipe: Named = None, option: Recipe = None) -> None:
-    """Type, validate, deduplicate and split the raw files; set aside, with a reason, what can't be used."""
+    """Type, validate, deduplicate and split the raw files. Sets unusable files and rows aside, with reasons."""
     _data_stage("curate", recipe, option)
 
 
 @app.command(rich_help_panel=STAGES)
 def shard(recipe: Named = None, option: Recipe = None) -> None:
-    """Write the curated samples, shuffled, as Arrow shards that training maps."""
+    """Write the curated samples, shuffled, as Arrow shards, which training maps into memory."""
     _data_stage("shard", recipe, option)
 
 
 @app.command(rich_help_panel=STAGES)
 def train(recipe: Named = None, option: Recipe = None) -> None:
-    """Train the model of params.yaml on the shards; goes on from the last checkpoint when it was cut off."""
+    """Train the model of params.yaml on the shards; an interrupted training resumes from its last checkpoint."""
     from pipelines.reproduce.parents import tell_of_other_parents
     from pipelines.reproduce.preflight import check_shards
     from pipelines.training import train as run
@@ -69,7 +69,7 @@ def train(recipe: Named = None, option: Recipe = None) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def evaluate(recipe: Named = None, option: Recipe = None) -> None:
-    """Measure the model on held-out samples beside its baselines."""
+    """Measure the model, and simple baselines beside it, on held-out samples."""
     from pipelines.evaluation import evaluate as run
 
     with _at_work("evaluate", recipe, option) as ws:
@@ -78,7 +78,7 @@ def evaluate(recipe: Named = None, option: Recipe = None) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def package(recipe: Named = None, option: Recipe = None) -> None:
-    """Write the model with signature, input example and model card, as MLflow serves it."""
+    """Write the model as an MLflow model that can be served, with signature, input example and model card."""
     from pipelines.release import package as run
 
     with _at_work("package", recipe, option) as ws:
@@ -87,7 +87,7 @@ def package(recipe: Named = None, option: Recipe = None) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def promote(recipe: Named = None, option: Recipe = None) -> None:
-    """Register the model as candidate; make it champion if the gate passes."""
+    """Register the model with the alias candidate; give it the alias champion if it passes the gate."""
     from pipelines.release import promote as run
 
     with _at_work("promote", recipe, option) as ws:

@@ -8,11 +8,11 @@ import typer
 
 from pipelines.cli.app import USE, AsJson, Named, Recipe, RecipeOption, app, one_of
 
-Alias = Annotated[str, typer.Option(help="champion, candidate, or a version number.")]
+Alias = Annotated[str, typer.Option(help="Registered model to use: champion, candidate, or a version number.")]
 ChangedCode = Annotated[
     bool,
     typer.Option(
-        "--changed-code", help="Run the version through today's code of its model, though it was trained with other."
+        "--changed-code", help="Use today's code of the model, although the version was trained with other code."
     ),
 ]
 
@@ -21,10 +21,12 @@ ChangedCode = Annotated[
 def repro(
     recipe: Named = None,
     option: Recipe = None,
-    force: Annotated[bool, typer.Option("--force", help="Run every stage, stale or not.")] = False,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage, also those that are up to date.")] = False,
+    until: Annotated[
+        str | None, typer.Option(help="Last stage to run, e.g. train; by default the last one of dvc.yaml.")
+    ] = None,
 ) -> None:
-    """Run what is stale of a recipe: new source files, changed parameters, missing outs. Resumes what was cut off."""
+    """Run the stale stages of a recipe (new sources, changed parameters, missing outputs); resume interrupted ones."""
     from pipelines.reproduce.repro import repro as run
 
     sys.exit(run(one_of(recipe, option), force=force, until=until))
@@ -32,11 +34,18 @@ def repro(
 
 @app.command(rich_help_panel=USE)
 def generate(
-    prompt: Annotated[str, typer.Option(help="The text to go on from.")],
-    tokens: Annotated[int, typer.Option(min=1, max=100_000, help="Tokens (bytes) to write.")] = 300,
-    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the likeliest K tokens only.")] = 40,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    prompt: Annotated[str, typer.Option(help="Text that the model continues.")],
+    tokens: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Tokens to write (bytes, with the default tokens).")
+    ] = 300,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=5.0, help="Temperature of sampling: lower is less random; 0 always takes the likeliest token."
+        ),
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from this number of likeliest tokens only.")] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of sampling: the same seed writes the same text.")] = 0,
     alias: Alias = "champion",
     changed_code: ChangedCode = False,
     recipe: Named = None,
@@ -54,13 +63,13 @@ def generate(
 
 @app.command(rich_help_panel=USE)
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="Images, or CSV files with the features' columns.")],
+    files: Annotated[list[Path], typer.Argument(help="Image files, or CSV files with the feature columns.")],
     alias: Alias = "champion",
     changed_code: ChangedCode = False,
     as_json: AsJson = False,
     recipe: RecipeOption = None,
 ) -> None:
-    """Classify files with a registered model: one line a file (or a row), label and probability."""
+    """Predict with a registered model. Prints a line per image or CSV row: label and probability, or the value."""
     from pipelines.serving import predict as run
 
     run(recipe, files, alias=alias, changed_code=changed_code, as_json=as_json)

@@ -19,9 +19,11 @@ class Lake(Section):
     """Where the zones lie."""
 
     url: str | None = None
-    """Root URL of the lake (s3://bucket/prefix, gs://…, a folder). None: beside the manifests, in data/."""
+    """Root URL of the lake, where the zones keep their objects: s3://bucket/prefix, gs://…, or a folder. None: in data/
+    of the recipe, beside the manifests."""
     zones: dict[Literal["raw", "curated", "shards"], str] = {}
-    """A URL of its own for a zone (hybrid and multi-cloud), a line each: shards: s3://…"""
+    """URLs of zones that lie elsewhere than lake.url (hybrid and multi-cloud), one zone per line, e.g. shards:
+    s3://bucket/shards."""
 
     @model_validator(mode="after")
     def _are_urls_or_folders(self) -> "Lake":
@@ -38,13 +40,15 @@ class Ingest(Section):
     """sources → raw."""
 
     sources: Sources
-    """fsspec URLs, globs or folders: data/**/*.csv, s3://bucket/prefix/*.jsonl, https://…, {python_stdlib}/**/*.py. Or
-    such lists by the name of a domain, to be mixed by stream.mixture: {code: [src/**/*.py], prose: [books/*.txt]}."""
+    """Where the raw data comes from: fsspec URLs, globs or folders (data/**/*.csv, s3://bucket/prefix/*.jsonl,
+    https://…, {python_stdlib}/**/*.py). One list, or a list per domain, to be weighted by stream.mixture: {code:
+    [src/**/*.py], prose: [books/*.txt]}."""
     exclude: list[str] = []
-    """Globs on a source's name (its path below the glob's fixed part) to leave out: **/test/**."""
+    """Globs of source files to leave out, e.g. **/test/**. They match a file's path below the fixed part of its
+    source's glob."""
     links: Literal["inside", "anywhere"] = "inside"
-    """Where links in a source's folder may lead. inside: within the folder; one that leads out of it is refused.
-    anywhere: to whatever this machine's files are."""
+    """Where symbolic links in a source's folder may lead. inside: within that folder; a link that leads out of it is
+    refused. anywhere: to any file of this machine."""
 
     @property
     def listed(self) -> list[str]:
@@ -62,11 +66,12 @@ class Split(Section):
     """Shares of the samples; they must add up to 1."""
 
     train: float = Field(0.8, ge=0, le=1)
-    """What the model learns from."""
+    """Share of the samples that the model is trained on, from 0 to 1; train, val and test add up to 1."""
     val: float = Field(0.1, ge=0, le=1)
-    """What early stopping looks at."""
+    """Share of the samples for the evaluations during training, on which early stopping and the best checkpoints
+    depend."""
     test: float = Field(0.1, ge=0, le=1)
-    """What the metrics are measured on."""
+    """Share of the samples held out from training, on which evaluate measures the model."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> "Split":
@@ -85,82 +90,95 @@ class Curate(Section):
     """raw → curated: typed, validated, deduplicated, split."""
 
     reader: Annotated[str | Named, AfterValidator(READERS.check), READERS] = "auto"
-    """What the raw files are. auto: by their suffix (text for source code and prose). Or an import path
+    """Format of the raw files. auto: chosen by their suffixes (source code and prose are text). Or an import path
     package.module:Class of a reader of your own, with its parameters: {name, args} (docs/your-own-data.md)."""
     text_field: str = "text"
-    """The field of a JSONL line that holds a document."""
+    """Field of a JSONL line that holds the text of the document."""
     label: str | None = None
-    """The column of a table to predict: needed for csv and parquet."""
+    """Column of a table that the model predicts; required for CSV and Parquet."""
     features: list[str] | None = None
-    """The numeric columns of a table that the model sees. None: all but the label."""
+    """Numeric columns of a table that the model gets as inputs. None: all columns but the label."""
     target: Literal["class", "value"] = "class"
-    """Whether the label is a class or a number to regress."""
+    """What the label is. class: a category to classify. value: a number to regress."""
     null_values: list[str] = ["NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
-    """Labels that stand for no label; their rows are set aside. An empty one always does."""
+    """Label texts that mean "no label": rows with such a label are set aside in quarantine.jsonl, as rows with an empty
+    label always are."""
     split: Split = Split()
-    """Shares of train, val and test; a sample's split depends on its input (text, image or features) and the seed
-    alone, so that equal ones share it."""
+    """Shares of train, val and test. A sample's split depends only on its input (text, image or features) and the seed,
+    so equal inputs are in the same split."""
     deduplicate: bool = True
-    """Keep one of several samples of which the files hold the same (whole rows, lines, files), in the whole dataset."""
+    """Keep only the first of several samples whose sources are equal (whole rows, JSONL lines or files), over the whole
+    dataset."""
     files_per_object: int = Field(64, ge=1, le=100_000)
-    """How many raw files go into one curated object, on average."""
+    """Raw files that go into one curated object, on average."""
     max_pixels: int = Field(64_000_000, ge=1, le=178_956_970)
-    """Pixels of an image; one with more is set aside before it is decoded: a small file may hold a huge one."""
+    """Largest number of pixels of an image. A larger image is set aside in quarantine.jsonl before it is decoded: a
+    small file may hold a huge image."""
     max_quarantined: int = Field(100, ge=0)
-    """Up to this many undecodable files or rows are set aside in quarantine.jsonl; more are fatal."""
+    """Largest number of unusable files or rows that are set aside in quarantine.jsonl; with more, curate fails."""
     max_unpacked_mb: float = Field(512, gt=0)
-    """MiB of memory that the rows of a Parquet file may take, or 50 times its size where that is more; one that would
-    take more is set aside before it is read."""
+    """MiB of memory that the rows of a Parquet file may take. A file that would take more, and more than 50 times its
+    own size, is set aside in quarantine.jsonl before it is read."""
 
 
 class Shard(Section):
     """curated → shards."""
 
     target_mb: float = Field(64.0, gt=0, le=4096)
-    """MiB of a shard."""
+    """Size of a shard in MiB, approximately."""
     compression: Literal["auto", "none", "zstd"] = "auto"
-    """At rest, where the zone is remote. auto: zstd for each shard of which it saves 10 % or more."""
+    """Compression of shards in a remote zone (local shards are never compressed). auto: zstd for each shard of which it
+    saves 10 % or more. none: no shard. zstd: every shard."""
     shuffle_objects: int = Field(64, ge=1, le=10_000)
-    """How many curated objects are mixed into one group of shards, on average (memory: their size)."""
+    """Curated objects whose samples are shuffled together into one group of shards, on average. Takes memory for the
+    size of all of them."""
     images: Literal["pixels", "encoded"] = "pixels"
-    """What shards hold of images. pixels: decoded, uint8. encoded: the JPEG or PNG files, decoded when streaming."""
+    """What shards hold of images. pixels: decoded to uint8. encoded: the JPEG or PNG files, decoded during training."""
     image_size: list[Annotated[int, Field(ge=1, le=65_536)]] | None = Field(None, min_length=2, max_length=2)
-    """[height, width] in pixels to which images are resized. None: all images must have one size."""
+    """[height, width] in pixels to which images are resized. None: not resized; all images must have one size."""
     pack_len: int | None = Field(None, ge=2)
-    """Tokens of a pack of whole documents, so that none is cut that fits in; stream.seq_len must be the same. None:
-    documents lie end to end, and any seq_len cuts them where it falls (docs/streaming.md)."""
+    """Tokens in a pack of whole documents; a document that fits into a pack is never cut. stream.seq_len must be the
+    same number. None: documents are concatenated, and cut wherever a sequence of stream.seq_len ends
+    (docs/streaming.md)."""
     image_mode: Literal["L", "RGB"] = "RGB"
-    """Grey scale (one channel) or colour (three)."""
+    """Colours of images. L: greyscale, one channel. RGB: colour, three channels."""
 
 
 class Stream(Section):
     """shards → batches."""
 
     batch_size: int = Field(64, ge=1)
-    """Samples of the global batch, over all ranks."""
+    """Samples in the global batch, over all ranks together."""
     batch_ramp: Ramp = None
-    """A global batch that grows. Step: samples from there on, beginning at step 0 and ending at batch_size, each a
-    multiple of the first: {0: 16, 500: 32, 2000: 64}. None: batch_size at all steps."""
+    """A global batch that grows, as step: samples from that step on, e.g. {0: 16, 500: 32, 2000: 64}. Begins at step 0
+    and ends at batch_size; each size is a multiple of the first. None: batch_size at all steps."""
     seq_len: int = Field(256, ge=2)
-    """Tokens that the model sees at once (token datasets)."""
+    """Sequence length: tokens that the model sees at once (token datasets)."""
     samples: Literal["windows", "documents"] = "windows"
-    """Of text: windows of seq_len tokens out of all documents end to end, or whole documents, each cut to seq_len."""
+    """What a sample of a token dataset is. windows: a sequence of seq_len tokens, cut from all documents end to end.
+    documents: a whole document, truncated to seq_len."""
     bucket_batches: int = Field(64, ge=1, le=4096)
-    """Batches of documents whose samples are sorted into them by length, so that little is padding; 1: unsorted."""
+    """Consecutive batches among which samples of varying length (samples: documents) are sorted by length, so that
+    batches need little padding. 1: not sorted."""
     pad_multiple: int = Field(16, ge=1, le=65_536)
-    """A batch of documents is padded to its longest, rounded up to a multiple of so many tokens (fewer shapes)."""
+    """Batches of whole documents are padded to the length of their longest, rounded up to a multiple of this number of
+    tokens. A larger number makes fewer different shapes."""
     documents: bool = False
-    """Keep documents that share a window apart: attention, positions and loss (token datasets; docs/streaming.md)."""
+    """Document mask: keep apart documents that share a sequence, in attention, positions and loss (token datasets;
+    docs/streaming.md)."""
     lanes: int | None = Field(None, ge=1)
-    """Disjoint stripes of an epoch that are read side by side; must divide batch_size. None: chosen."""
+    """Number of lanes: disjoint stripes of an epoch that are read side by side. Must divide batch_size. None: chosen
+    from the size of the dataset, at most 16."""
     window: int = Field(65_536, ge=1)
-    """Samples of a lane within which they are shuffled."""
+    """Samples in a shuffle window: the stretch of a lane within which samples are shuffled."""
     first_window: int | None = Field(None, ge=1)
-    """Samples of an epoch's first windows, which then double up to window. None: about those of a shard."""
+    """Samples in a lane's first shuffle window of an epoch; each further one doubles, up to stream.window. None: about
+    the samples of a shard, so that the first batch needs few shards."""
     keep_lanes: bool = False
-    """Keep each shard on its lane in all epochs, so that the caches of many nodes stay warm."""
+    """Keep each shard in the same lane in all epochs, so that the node caches of many nodes stay useful. false: shards
+    change lanes from epoch to epoch."""
     mixture: Mixture = None
-    """Weights of the domains of ingest.sources in each batch, or step: weight, linear between these steps:
+    """Weight of each domain of ingest.sources in every batch: a number, or numbers by step, linear between these steps:
     {code: 0.7, prose: {0: 0.1, 1000: 0.3}}. 0 leaves a domain out. None: all samples alike."""
 
     @property

@@ -19,9 +19,9 @@ class Params(Section):
     """A recipe. Each section that dvc.yaml lists must stand in the file, as DVC looks for it: `lake: {}` at least."""
 
     recipe: str = Field(pattern=NAME)
-    """Its name: the MLflow experiment, the registered model, the folder in a shared lake."""
+    """Name of the recipe: of its MLflow experiment, its registered model and its folder in a shared lake."""
     seed: int = Field(ge=0, lt=2**63)
-    """Of splits, orders, weights and dropout."""
+    """Seed of all randomness: splits, sample orders, initial weights and dropout."""
     lake: Lake
     ingest: Ingest
     curate: Curate

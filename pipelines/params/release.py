@@ -12,56 +12,61 @@ class Metric(Section):
     """A metric besides those of the task."""
 
     name: str
-    """A class of torchmetrics, or package.module:Class of one with update(answers, targets) and compute()."""
+    """Class of torchmetrics, or import path package.module:Class of a class with update(answers, targets) and
+    compute()."""
     args: dict[str, Any] = {}
-    """Keyword arguments of its constructor, which gets task and num_classes by itself."""
+    """Keyword arguments of the metric's constructor, beside task and num_classes, which it gets by itself."""
     key: str | None = Field(None, pattern=NAME)
-    """Its name in metrics/evaluate.json. None: that of the class, as in f1_score."""
+    """Name of the metric in metrics/evaluate.json. None: its class' name in snake case, e.g. f1_score."""
 
 
 class Evaluate(Section):
     """model → metrics."""
 
     split: Literal["val", "test"] = "test"
-    """The split that is evaluated."""
+    """Split on which the model is evaluated."""
     batch_size: int = Field(64, ge=1)
-    """Samples at a time."""
+    """Samples that are evaluated at a time, which changes no result."""
     samples: Literal["auto", "windows", "documents"] = "auto"
-    """Of text: the token stream in windows, or documents cut to stream.seq_len. auto: as the model has learnt."""
+    """What a sample of a token dataset is in the evaluation. windows: a sequence of stream.seq_len tokens. documents: a
+    whole document, truncated to stream.seq_len. auto: what the model was trained on."""
     metrics: list[str | Metric] = []
-    """More metrics: names of torchmetrics, import paths, or {name, args, key}."""
+    """Metrics besides those of the task: names of torchmetrics classes, import paths, or {name, args, key}."""
 
 
 class Package(Section):
     """model → MLflow model folder."""
 
     description: str = ""
-    """A paragraph for the model card."""
+    """A paragraph about the model, for its model card."""
     license: str = "unknown"
-    """Of the weights, for the model card."""
+    """License of the weights, for the model card."""
 
 
 class Gate(Section):
     """One condition of promotion: `metric` must be better than the champion's, or past a fixed bound."""
 
     metric: str
-    """A key of metrics/evaluate.json, with dots: accuracy, bits_per_byte."""
+    """Metric that decides on promotion: a key of metrics/evaluate.json, with dots where it is nested: accuracy,
+    bits_per_byte."""
     mode: Literal["min", "max"] = "max"
-    """Whether smaller or larger is better."""
+    """Whether the gate's metric is better when it is smaller (min) or larger (max)."""
     min_gain: float = Field(0.0, ge=0)
-    """By how much it must beat the champion on the same data version."""
+    """By how much a new model's metric must be better than the champion's, measured on the same data version."""
     bound: float | None = None
-    """It must also be at least as good as this."""
+    """Value that the gate's metric must reach: at least (max) or at most (min). None: no such bound."""
     baseline: str | None = None
-    """It must also be better than this other metric: baseline.bigram.bits_per_byte."""
+    """Another key of metrics/evaluate.json whose value the gate's metric must beat, e.g. baseline.bigram.bits_per_byte.
+    None: no baseline."""
 
 
 class Promote(Section):
     """package → registry."""
 
     model: str | None = Field(None, pattern=NAME)
-    """Name in the registry; None: the recipe's."""
+    """Name of the model in the registry. None: the recipe's name."""
     gate: Gate
-    """What the champion alias asks for."""
+    """Conditions under which a new model becomes the champion."""
     trusted: list[ImportPath] = []
-    """Import paths of earlier models of this recipe, which a version in the registry may name beside model.name."""
+    """Import paths of earlier models of this recipe that versions in the registry still name. They may be imported, as
+    model.name may."""

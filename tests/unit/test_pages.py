@@ -27,7 +27,7 @@ def known(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_parameters_of_a_page_exist(page: Path) -> None:
     found = re.findall(rf"`((?:{'|'.join(SECTIONS)})(?:\.[a-z_0-9]+)+)(?=[`:= ])", page.read_text())
-    others = {name for name in found if name.endswith((".py", ".yaml", ".safetensors", ".md", "package.module"))}
+    others = {name for name in found if name.endswith((".py", ".yaml", ".safetensors", ".b3", ".md", "package.module"))}
     assert [name for name in found if not known(name) and name not in others] == []
 
 
@@ -56,3 +56,20 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}, anchor
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/decisions"])
+def test_every_page_is_in_the_index_of_its_folder(folder: str) -> None:
+    index = REPOSITORY / folder / "README.md"
+    linked = set(re.findall(r"\]\(([\w.-]+\.md)[)#]", index.read_text()))
+    assert {page.name for page in index.parent.glob("*.md") if page != index} - linked == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    ours = r"(?:pipelines|storage|flows|benchmarks|tests|examples)"
+    files = re.findall(rf"`({ours}/[\w/.]+\.py)", page.read_text())
+    modules = re.findall(rf"(?:python -m |from )({ours}(?:\.\w+)+)", page.read_text())
+    paths = [*files, *(module.replace(".", "/") for module in modules)]
+    found = [REPOSITORY / path for path in paths]
+    assert [str(path) for path in found if not (path.exists() or path.with_suffix(".py").exists())] == []

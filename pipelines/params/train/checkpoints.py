@@ -11,17 +11,19 @@ class Checkpoints(Section):
     every: int | None = Field(None, ge=1)
     """Steps between checkpoints. None: train.checkpoint_every."""
     keep_last: int = Field(2, ge=1, le=10_000)
-    """How many of the newest stay."""
+    """Number of newest checkpoints that are kept."""
     keep_best: int = Field(0, ge=0, le=10_000)
-    """How many of those with the least val loss stay too, also after the training. Above 0, each evaluation that is the
-    best so far is followed by a checkpoint."""
+    """Number of checkpoints with the lowest val loss that are kept too, also after the training. Above 0, each
+    evaluation that is the best so far is followed by a checkpoint. 0: none."""
     keep_every: int | None = Field(None, ge=1)
-    """Those of each multiple of so many steps stay too, also after the training. None: none of them."""
+    """Checkpoints at multiples of this number of steps are kept too, also after the training. None: none of them."""
     background: bool = True
-    """Write while training goes on, from a copy of the state in host memory. false: training waits."""
+    """Write checkpoints while training goes on, from a copy of the state in host memory. false: training waits until
+    they are written."""
     url: str | None = None
-    """Where they lie; a folder is relative to the recipe's. None: in the lake where that is remote (lake.url), else in
-    .shardline/checkpoints. Below a url each owner has a folder."""
+    """Where checkpoints are stored: a URL, or a folder relative to the recipe's, with a folder below it for each owner.
+    None: in the lake where lake.url is remote, else in .shardline/checkpoints."""
     owner: str | None = None
-    """Whose they are, where they lie below a url; ${NAME} is replaced from the environment, and SHARDLINE_OWNER wins.
-    None: this clone's own, remembered in .shardline/owners."""
+    """Owner of the checkpoints below a URL, to tell apart the trainings of several clones. ${NAME} is replaced from the
+    environment; the variable SHARDLINE_OWNER overrides it. None: a random name of this clone, kept in
+    .shardline/owners."""

@@ -11,33 +11,37 @@ class Launching(Section):
     """The part of `compute` that concerns the ranks of a training (docs/launching.md)."""
 
     launcher: Literal["auto", "in_process", "torchrun", "ray", "external"] = "auto"
-    """What starts the ranks. external: they are started by somebody else, RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
-    say which this is. auto: external where these are set, else torchrun for several ranks, in_process for one."""
+    """What starts the ranks. external: something else does, and the variables RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT tell each rank its place. auto: external where these are set, else torchrun for several ranks,
+    in_process for one."""
     nodes: int = Field(1, ge=1, le=4096)
-    """Machines that train together, with train.ranks each; the same command is started on every one of them."""
+    """Number of machines that train together, with train.ranks ranks each; the same command is started on each of
+    them."""
     rendezvous: str | None = None
-    """HOST[:PORT] where the machines meet: an address of one of them, which hosts the meeting. ${NAME} stands for that
-    environment variable. Needed for several nodes."""
+    """HOST[:PORT] at which the machines of a training meet: an address of one of them, which hosts the rendezvous.
+    ${NAME} is replaced from the environment. Required for several nodes."""
     rendezvous_id: str | None = None
-    """Of the job, the same on all of its machines; ${NAME} as above. None: a digest of the recipe, its parameters and
-    its data, so that machines that have others never meet."""
+    """Id of the job, the same on all of its machines; ${NAME} is replaced from the environment. None: a digest of the
+    recipe, its parameters and its data, so that only machines that agree on these meet."""
     rendezvous_timeout_s: int = Field(600, ge=1, le=86_400)
-    """Seconds within which enough machines must have met."""
+    """Seconds within which the required number of machines must have met."""
     last_call_s: int = Field(30, ge=1, le=3600)
-    """Seconds to wait for more machines once there are enough (elastic jobs)."""
+    """Seconds to wait for more machines once compute.min_ranks are there (elastic jobs)."""
     heartbeat_s: int = Field(5, ge=1, le=3600)
-    """Seconds between a machine's signs of life; one that was silent for three times as long is given up."""
+    """Seconds between a machine's heartbeats; a machine is given up after three times this long without one."""
     min_ranks: int | None = Field(None, ge=1, le=4096)
-    """Elastic: go on with so many ranks when machines leave. None: with all only."""
+    """Elastic job: least number of ranks with which training goes on when machines leave. None: all ranks are
+    needed."""
     max_ranks: int | None = Field(None, ge=1, le=4096)
-    """Elastic: machines may join up to so many ranks. None: nodes x train.ranks."""
+    """Elastic job: largest number of ranks that machines may join up to. None: compute.nodes x train.ranks."""
     max_restarts: int | None = Field(None, ge=0, le=10_000)
-    """How often failed ranks start again from the last checkpoint by themselves. None: 10 in an elastic job, else 0."""
+    """How often the ranks restart from the last checkpoint without help after a failure. None: 10 in an elastic job,
+    else 0."""
     grace_s: int = Field(30, ge=1, le=3600)
-    """Seconds that ranks have to save and leave after SIGTERM, before SIGKILL."""
+    """Seconds that ranks have after SIGTERM to save a checkpoint and exit, before SIGKILL."""
     hang_timeout_s: float | None = Field(600.0, gt=0, le=86_400)
-    """Seconds without a step (or a batch of an evaluation) after which a training is given up as hung, with the stacks
-    of its ranks. None: never."""
+    """Seconds without progress (a step, or a batch of an evaluation) after which a training is ended as hung, with the
+    stack traces of its ranks. None: never."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Launching":

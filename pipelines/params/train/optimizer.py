@@ -25,9 +25,9 @@ class SGD(Descent):
 
     name: Literal["sgd"] = "sgd"
     momentum: Share = 0.9
-    """Share of the last update that is taken again; 0: none."""
+    """Share of the last update that is added to the next one. 0: no momentum."""
     nesterov: bool = False
-    """Look ahead along the momentum (Nesterov 1983; Sutskever et al. 2013)."""
+    """Use Nesterov momentum, which looks ahead along the momentum (Nesterov 1983; Sutskever et al. 2013)."""
 
 
 class Adam(Descent):
@@ -35,11 +35,11 @@ class Adam(Descent):
 
     name: Literal["adam"] = "adam"
     betas: Betas = [0.9, 0.999]
-    """Decay rates of the first and second moment."""
+    """Decay rates of the first and second moment of the gradient."""
     eps: Positive = 1e-8
-    """Added to the denominator."""
+    """Small number added to the denominator, against division by zero."""
     amsgrad: bool = False
-    """Divide by the largest second moment so far (Reddi et al. 2018)."""
+    """Divide by the largest second moment so far (AMSGrad, Reddi et al. 2018)."""
 
 
 class AdamW(Descent):
@@ -47,11 +47,11 @@ class AdamW(Descent):
 
     name: Literal["adamw"] = "adamw"
     betas: Betas = [0.9, 0.95]
-    """Decay rates of the first and second moment."""
+    """Decay rates of the first and second moment of the gradient."""
     eps: Positive = 1e-8
-    """Added to the denominator."""
+    """Small number added to the denominator, against division by zero."""
     amsgrad: bool = False
-    """Divide by the largest second moment so far (Reddi et al. 2018)."""
+    """Divide by the largest second moment so far (AMSGrad, Reddi et al. 2018)."""
 
 
 class NAdam(Descent):
@@ -59,11 +59,11 @@ class NAdam(Descent):
 
     name: Literal["nadam"] = "nadam"
     betas: Betas = [0.9, 0.999]
-    """Decay rates of the first and second moment."""
+    """Decay rates of the first and second moment of the gradient."""
     eps: Positive = 1e-8
-    """Added to the denominator."""
+    """Small number added to the denominator, against division by zero."""
     momentum_decay: float = Field(4e-3, ge=0)
-    """How fast the momentum rises to betas[0]."""
+    """How fast the momentum rises to betas[0]: a larger number is faster."""
 
 
 class RMSprop(Descent):
@@ -71,13 +71,13 @@ class RMSprop(Descent):
 
     name: Literal["rmsprop"] = "rmsprop"
     alpha: Share = 0.99
-    """Decay rate of the mean square."""
+    """Decay rate of the gradient's mean square."""
     eps: Positive = 1e-8
-    """Added to the denominator."""
+    """Small number added to the denominator, against division by zero."""
     momentum: Share = 0.0
-    """Share of the last update that is taken again."""
+    """Share of the last update that is added to the next one. 0: no momentum."""
     centered: bool = False
-    """Divide by the deviation from the mean gradient (Graves 2013) instead of by the mean square's root."""
+    """Divide by the standard deviation of the gradient (Graves 2013) instead of by the root of its mean square."""
 
 
 class Adagrad(Descent):
@@ -85,11 +85,11 @@ class Adagrad(Descent):
 
     name: Literal["adagrad"] = "adagrad"
     lr_decay: float = Field(0.0, ge=0)
-    """The rate of step t is divided by 1 + t · lr_decay, on top of train.schedule."""
+    """The learning rate of step t is divided by 1 + t · lr_decay, on top of train.schedule. 0: not at all."""
     initial_accumulator_value: float = Field(0.0, ge=0)
-    """Of the sum of squares."""
+    """Value at which the sum of squared gradients starts."""
     eps: Positive = 1e-10
-    """Added to the denominator."""
+    """Small number added to the denominator, against division by zero."""
 
 
 class Adadelta(Descent):
@@ -97,9 +97,9 @@ class Adadelta(Descent):
 
     name: Literal["adadelta"] = "adadelta"
     rho: Share = 0.9
-    """Decay rate of the mean squares."""
+    """Decay rate of the mean squares of gradients and updates."""
     eps: Positive = 1e-6
-    """Added under the roots; the first updates are about as long as its root."""
+    """Small number added under the square roots; the first updates are about as long as its root."""
 
 
 class Muon(Descent):
@@ -108,20 +108,21 @@ class Muon(Descent):
 
     name: Literal["muon"] = "muon"
     momentum: Share = 0.95
-    """Of the matrices."""
+    """Momentum of the updates of hidden matrices."""
     nesterov: bool = True
-    """Look ahead along the momentum."""
+    """Use Nesterov momentum, which looks ahead along the momentum."""
     ns_steps: int = Field(5, ge=1, lt=100)
-    """Iterations of Newton and Schulz."""
+    """Newton-Schulz iterations that make each matrix' update orthogonal."""
     scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    """Of a matrix's update. match_rms_adamw: as long as AdamW's, so that one train.lr fits both (Liu et al. 2025,
+    """Length of a matrix' update. match_rms_adamw: as long as AdamW's, so that one train.lr fits both (Liu et al. 2025,
     arXiv:2502.16982). original: √max(1, rows / columns), with a train.lr of about 0.02."""
     betas: Betas = [0.9, 0.95]
-    """AdamW's, for the rest."""
+    """Decay rates of the first and second moment in AdamW, which updates embeddings, the last layer, biases and
+    norms."""
     eps: Positive = 1e-8
-    """AdamW's, for the rest."""
+    """Small number added to the denominator in AdamW, which updates embeddings, the last layer, biases and norms."""
     rest_lr: Positive = 1.0
-    """The rest's learning rate, as a multiple of train.lr."""
+    """Learning rate of embeddings, the last layer, biases and norms, as a multiple of train.lr."""
 
 
 class LineSearch(Descent):
@@ -130,15 +131,15 @@ class LineSearch(Descent):
 
     closure: ClassVar[bool] = True
     iterations: int = Field(4, ge=1, le=1000)
-    """Directions searched along in each batch."""
+    """Line searches on each batch, each along a new direction."""
     evaluations: int = Field(12, ge=2, le=1000)
-    """Passes over the batch that one search may take."""
+    """Most passes over the batch that one line search may take."""
     c1: float = Field(1e-4, gt=0, lt=0.5)
-    """Sufficient decrease: f(t) ≤ f(0) + c1 · t · f'(0)."""
+    """Sufficient decrease that a line search asks for (first Wolfe condition): f(t) ≤ f(0) + c1 · t · f'(0)."""
     c2: float = Field(0.9, gt=0, lt=1)
-    """Curvature: |f'(t)| ≤ c2 · |f'(0)|."""
+    """Curvature that a line search asks for (second Wolfe condition): |f'(t)| ≤ c2 · |f'(0)|."""
     tolerance: float = Field(1e-9, ge=0)
-    """A batch is done once the norm of its gradient is no larger."""
+    """Norm of a batch's gradient at or below which its line searches end."""
 
 
 class LBFGS(LineSearch):
@@ -146,7 +147,7 @@ class LBFGS(LineSearch):
 
     name: Literal["lbfgs"] = "lbfgs"
     history: int = Field(10, ge=1, le=100)
-    """Pairs of steps and gradient changes that are kept; each costs twice the memory of the weights."""
+    """Pairs of updates and gradient changes that are kept; each takes twice the memory of the weights."""
 
 
 class ConjugateGradient(LineSearch):
@@ -154,11 +155,14 @@ class ConjugateGradient(LineSearch):
 
     name: Literal["cg"] = "cg"
     formula: Literal["polak_ribiere", "hager_zhang"] = "polak_ribiere"
-    """Of β: Polak & Ribière 1969, never negative (Gilbert & Nocedal 1992), or Hager & Zhang 2005."""
+    """Formula of β. polak_ribiere: Polak & Ribière 1969, never negative (Gilbert & Nocedal 1992). hager_zhang: Hager &
+    Zhang 2005."""
     carry: bool = False
-    """Go on along the last batch's direction in the next one; for batches that are (nearly) the whole data."""
+    """Start on each batch along the last direction of the batch before; for batches that are (nearly) the whole
+    data."""
     c2: float = Field(0.4, gt=0, lt=0.5)
-    """Curvature: |f'(t)| ≤ c2 · |f'(0)|; below 1/2, so that every direction descends."""
+    """Curvature that a line search asks for (second Wolfe condition): |f'(t)| ≤ c2 · |f'(0)|; below 1/2, so that every
+    direction descends."""
 
 
 Optimizer = Annotated[

@@ -11,25 +11,31 @@ class Parallel(Section):
     """data × shard × tensor × pipeline ranks. A layout changes rounding, not what is learnt (docs/parallelism.md)."""
 
     data: int | None = Field(None, ge=1, le=4096)
-    """Copies of the model, each with its part of the batch. None: what the ranks leave after the other three."""
+    """Copies of the model, each with its part of the batch (DDP). None: the ranks divided by shard × tensor ×
+    pipeline."""
     shard: int = Field(1, ge=1, le=4096)
-    """Ranks that share out a copy's weights, gradients and optimiser state, each with its part of the batch (FSDP2)."""
+    """Ranks over which a copy's weights, gradients and optimiser state are sharded, each with its part of the batch
+    (FSDP2). 1: not sharded."""
     tensor: int = Field(1, ge=1, le=256)
-    """Ranks that share each matrix product of a sample (the model needs a tensor_plan)."""
+    """Ranks over which each matrix product is split (tensor parallelism; the model needs a tensor_plan). 1: not
+    split."""
     pipeline: int = Field(1, ge=1, le=256)
-    """Stages of consecutive layers, one after the other on ranks of their own (the model needs a keep_stage)."""
+    """Pipeline stages: groups of consecutive layers on ranks of their own (the model needs a keep_stage). 1: no
+    pipeline."""
     zero: Literal[1, 2, 3] = 3
-    """What a shard group shares out. 1: optimiser state; 2: gradients too; 3: weights too."""
+    """ZeRO stage: what the ranks of parallel.shard share out. 1: the optimiser state. 2: gradients too. 3: weights
+    too."""
     schedule: Literal["1f1b", "gpipe"] = "1f1b"
-    """Order of a pipeline's microbatches. 1f1b holds the activations of `pipeline` of them, gpipe of all."""
+    """Order of a pipeline's microbatches. 1f1b holds the activations of as many microbatches as there are stages, gpipe
+    of all."""
     microbatches: int | None = Field(None, ge=1, le=4096)
-    """Pieces of a rank's batch that follow each other through a pipeline. None: two for each stage."""
+    """Microbatches into which a rank's batch is cut for a pipeline. None: two per stage."""
     activation_checkpointing: bool = False
-    """Keep each block's input only, and compute the rest again in the backward pass."""
+    """Keep only the input of each block in memory, and compute its activations again in the backward pass."""
     offload: bool = False
-    """Keep shards of weights and optimiser state in the host's memory (needs shard > 1)."""
+    """Keep the shards of weights and optimiser state in host memory (needs parallel.shard > 1)."""
     compile: bool = False
-    """Run the blocks through torch.compile (a C++ compiler on CPU; the first steps take long)."""
+    """Compile the model's blocks with torch.compile. Takes a C++ compiler on CPU; the first steps take long."""
 
     @property
     def microbatch_count(self) -> int:

@@ -32,9 +32,10 @@ class WarmupStableDecay(Section):
 
     name: Literal["wsd"] = "wsd"
     decay: float = Field(0.2, gt=0, le=1)
-    """Share of the steps, the last ones, over which the rate falls."""
+    """Share of the steps, at the end, over which the learning rate falls."""
     shape: Literal["linear", "sqrt"] = "linear"
-    """Of the fall by its progress p. linear: 1 - p. sqrt: 1 - √p (Hägele et al. 2024, arXiv:2405.18392)."""
+    """Shape of the fall, as a function of its progress p. linear: 1 - p. sqrt: 1 - √p (Hägele et al. 2024,
+    arXiv:2405.18392)."""
 
 
 class InverseSqrt(Section):
@@ -48,9 +49,9 @@ class Steps(Section):
 
     name: Literal["step"] = "step"
     at: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.75]
-    """Shares of the steps at which the rate falls, rising."""
+    """Shares of the steps at which the learning rate is multiplied by factor, in rising order."""
     factor: float = Field(0.1, gt=0, lt=1)
-    """What the rate is multiplied with there."""
+    """Factor by which the learning rate is multiplied at each share in `at`."""
 
     @model_validator(mode="after")
     def _rising(self) -> "Steps":
@@ -65,11 +66,11 @@ class OneCycle(Section):
 
     name: Literal["one_cycle"] = "one_cycle"
     rise: float = Field(0.3, gt=0, lt=1)
-    """Share of the steps with a rising rate."""
+    """Share of the steps, at the start, over which the learning rate rises."""
     start: float = Field(0.04, gt=0, le=1)
-    """Share of the peak at the first step."""
+    """Learning rate of the first step, as a share of the peak train.lr."""
     end: float = Field(4e-6, ge=0, le=1)
-    """Share of the peak at the last step."""
+    """Learning rate of the last step, as a share of the peak train.lr."""
 
 
 Schedule = Annotated[

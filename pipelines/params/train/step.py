@@ -12,15 +12,15 @@ class Ema(Section):
     """An exponential moving average of the weights."""
 
     decay: float = Field(0.999, gt=0, lt=1)
-    """Share of the average that stays at each update; its memory is about 1 / (1 - decay) updates."""
+    """Share of the moving average that each update keeps; the average reaches back about 1 / (1 - decay) updates."""
     every: int = Field(1, ge=1)
-    """Steps between updates."""
+    """Steps between updates of the moving average."""
     warmup: bool = True
-    """Start with a shorter memory: the decay of update n is at most (1 + n) / (10 + n)."""
+    """Limit the decay of update n to (1 + n) / (10 + n), so that the average follows the weights quickly at first."""
     evaluate: bool = True
-    """Measure the average on the val split rather than the last weights."""
+    """Measure the moving average on the val split. false: the current weights."""
     final: bool = True
-    """The average becomes the model."""
+    """Publish the moving average as the model. false: the last weights."""
 
 
 class Stop(Section):
@@ -34,7 +34,7 @@ class Skip(Section):
 
     name: Literal["skip"] = "skip"
     limit: int = Field(5, ge=1)
-    """Steps that may be skipped in a row; one more stops the training."""
+    """Steps in a row that may be skipped because they were not finite; one more stops the training."""
 
 
 class BackOff(Section):
@@ -42,9 +42,10 @@ class BackOff(Section):
 
     name: Literal["backoff"] = "backoff"
     factor: float = Field(0.5, gt=0, lt=1)
-    """What the learning rate of all later steps is multiplied with, each time."""
+    """Factor by which the learning rate of all later steps is multiplied each time that training goes back to a
+    checkpoint."""
     limit: int = Field(3, ge=1)
-    """How often, in all; the next time stops the training."""
+    """Times that a training may go back to a checkpoint; the next step that is not finite stops it."""
 
 
 NonFinite = Annotated[Stop | Skip | BackOff, Field(discriminator="name"), SHORT]

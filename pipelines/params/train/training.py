@@ -20,58 +20,64 @@ class Model(Section):
     """The model."""
 
     name: ModelName = "mlp"
-    """transformer, mlp, cnn, resnet, vit, or an import path package.module:Class of a torch.nn.Module."""
+    """Model: transformer, mlp, cnn, resnet, vit, or the import path package.module:Class of a torch.nn.Module."""
     args: dict[str, Any] = {}
-    """Keyword arguments of its constructor."""
+    """Keyword arguments of the model's constructor (docs/models.md)."""
 
 
 class Train(Section):
     """shards → model."""
 
     entrypoint: str | None = Field(None, pattern=ENTRYPOINT)
-    """Your own trainer instead of the built-in loop: package.module:function, or a script.py (your-own-trainer.md)."""
+    """Your own trainer instead of the built-in loop: package.module:function, or a script.py
+    (docs/your-own-trainer.md). None: the built-in loop."""
     args: dict[str, Any] = {}
-    """Keyword arguments of the entry point's function."""
+    """Keyword arguments of the function or script that train.entrypoint names."""
     optimizer: Optimizer = AdamW()
-    """The optimiser: its name, or name and parameters (docs/optimizers.md)."""
+    """Optimiser: its name, or {name, …} with its parameters (docs/optimizers.md)."""
     lr: float = Field(1e-3, gt=0, le=10)
-    """Peak learning rate."""
+    """Peak learning rate; train.schedule says how it changes over the steps."""
     schedule: Schedule = Cosine()
-    """How the learning rate goes: a name, or name and parameters."""
+    """Learning rate schedule: its name, or {name, …} with its parameters (docs/optimizers.md)."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly from 0."""
+    """Share of the steps, at the start, over which the learning rate rises linearly from 0."""
     min_lr: float = Field(0.1, ge=0, le=1)
-    """Share of the peak at which the schedule ends."""
+    """Learning rate at the end of the schedule, as a share of the peak train.lr."""
     weight_decay: float = Field(0.1, ge=0)
-    """Weight decay, on matrices only; decoupled with adamw, nadam and muon."""
+    """Weight decay, on matrices only. Decoupled with adamw, nadam and muon; part of the gradient or the loss
+    otherwise."""
     betas: list[float] | None = Field(None, min_length=2, max_length=2)
-    """Short for train.optimizer.betas of adam, adamw, nadam and muon. None: those."""
+    """Short for train.optimizer.betas of adam, adamw, nadam and muon. None: the optimiser's own."""
     clip_norm: float | None = Field(1.0, gt=0)
-    """Largest norm of the gradient; None: not clipped."""
+    """Largest norm of the gradient; a longer gradient is scaled down to it. None: not clipped."""
     clip_value: float | None = Field(None, gt=0)
-    """Largest absolute value of a gradient's element, before clip_norm; None: not clipped."""
+    """Largest absolute value of an element of the gradient; applied before clip_norm. None: not clipped."""
     ema: Ema | None = None
-    """A moving average of the weights, e.g. {decay: 0.999}; None: without."""
+    """Exponential moving average of the weights, e.g. {decay: 0.999}. None: no average."""
     nonfinite: NonFinite = Stop()
-    """What a step does whose loss or gradient is not finite: stop, skip or backoff, or name and parameters."""
+    """What to do at a step whose loss or gradient is not finite. stop: end the training. skip: leave the weights as
+    they are. backoff: return to the last checkpoint with a lower learning rate. A name, or {name, …} with
+    parameters."""
     accumulate: int = Field(1, ge=1)
-    """Pieces into which a batch is cut to save memory; the step is the same up to rounding."""
+    """Pieces into which a batch is cut to save memory (gradient accumulation); the step is the same up to rounding. 1:
+    not cut."""
     loss: LossName = "auto"
-    """auto, cross_entropy, focal; squared, absolute, huber; or package.module:function that sums over the targets."""
+    """Loss: auto, cross_entropy or focal for classes and tokens; squared, absolute or huber for numbers; or the import
+    path package.module:function of one that sums over the targets. auto: cross_entropy or squared."""
     loss_args: dict[str, Any] = {}
-    """Keyword arguments of the loss."""
+    """Keyword arguments of the loss function (docs/models.md)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread over the other classes."""
+    """Share of the target's probability that is spread over the other classes. 0: none."""
     steps: int | None = Field(None, ge=1)
-    """Optimiser steps. Give this or epochs."""
+    """Length of the training in optimiser steps. Give either this or train.epochs."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the train split. Give this or steps."""
+    """Length of the training in passes over the train split. Give either this or train.steps."""
     eval_every: int = Field(100, ge=1)
     """Steps between evaluations on the val split."""
     eval_batches: int | None = Field(None, ge=1)
-    """Batches of such an evaluation; None: the whole val split."""
+    """Batches of the val split that each evaluation during training reads. None: the whole val split."""
     patience: int | None = Field(None, ge=1)
-    """Evaluations without a better val loss after which training stops; None: never."""
+    """Early stopping: evaluations in a row without a better val loss after which training stops. None: never."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints."""
     checkpoints: Checkpoints = Checkpoints()
@@ -79,20 +85,22 @@ class Train(Section):
     log_every: int = Field(10, ge=1)
     """Steps between points of the logged curves."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the matrix products. auto: bf16 where the accelerator has it, else fp32."""
+    """Number format of the matrix products. auto: bf16 where the accelerator supports it, else fp32."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")
-    """auto: the first of cuda, mps, xpu, cpu that is there."""
+    """Device that a rank trains on: cpu, mps, cuda, xpu, or one of several as in cuda:1. auto: the first of cuda, mps,
+    xpu, cpu that is there."""
     ranks: int = Field(1, ge=1, le=4096)
-    """Processes on this machine, started by torchrun when more than one."""
+    """Ranks (training processes) on this machine; torchrun starts them if there are several."""
     threads: int | None = Field(None, ge=1)
-    """Threads of a rank on CPU; None: the cores shared out over the ranks."""
+    """CPU threads of each rank. None: the machine's cores divided by its ranks."""
     parallel: Parallel = Parallel()
     """How model and batches are laid out over the ranks."""
     communication: Communication = Communication()
     """What the ranks send each other, and how often."""
 
     price_per_hour: float | None = Field(None, ge=0)
-    """Price of an hour of one rank's share of its machine: the machine's price / the ranks on it. None: not known."""
+    """Price of one hour of a rank's share of its machine (the machine's price / the ranks on it), in your currency; for
+    the metric spent/cost. None: no cost is computed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":

@@ -30,7 +30,7 @@ def loaded(folder: Path, **sections: object) -> Params:
         ({"train": {"steps": 3, "device": "gpu"}}, r"train.device"),
         ({"curate": {"split": {"train": 0.9, "val": 0.2, "test": 0.1}}}, r"= 1.2, but must be 1"),
         ({"ingest": {"sources": []}}, r"ingest.sources: .*at least 1 item"),
-        ({"ingest": {}}, r"ingest.sources: missing. It has no default. fsspec URLs"),
+        ({"ingest": {}}, r"ingest.sources: missing. It has no default. Where the raw data"),
         ({"recipe": "a/b"}, r"recipe: .*pattern"),
         ({"promote": {"gate": {"metric": "accuracy", "mode": "largest"}}}, r"promote.gate.mode: .*'min' or 'max'"),
         ({"lake": {"zones": {"shard": "s3://x"}}}, r"lake.zones.shard"),
