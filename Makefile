@@ -53,7 +53,7 @@ format: setup    ## let ruff format and mend what it can
 
 lock: setup      ## resolve requirements.lock anew for Python 3.11 to 3.13
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --extra dev --no-annotate \
+	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra dev --no-annotate \
 		--no-header --quiet pyproject.toml --output-file requirements.lock
 
 # The peers of the benchmarks, in an environment of their own.
@@ -71,7 +71,7 @@ $(PEERED): benchmarks/peers.in benchmarks/peers.lock $(wildcard benchmarks/stand
 
 bench-lock: setup  ## resolve benchmarks/peers.lock anew
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header --quiet \
+	$(BIN)/uv pip compile --upgrade --universal --fork-strategy fewest --python-version 3.11 --no-annotate --no-header --quiet \
 		--no-emit-package torchvision benchmarks/peers.in --output-file benchmarks/peers.lock
 
 bench-jax: bench-setup  ## the example of a training loop in JAX, in the peers' environment
