@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.contender import listen, touch
 from benchmarks.contenders.ours import remote, settings
 from benchmarks.works import load
-from pipelines.streaming import Stream
+from pipelines.streaming import Loading, Ordering, Stream
 from storage.cache.hot.cache import HotCache
 from storage.cache.node.cache import NodeCache
 from storage.cache.tiered import Tiered
@@ -24,14 +24,14 @@ def make() -> Any:
         node = NodeCache(Path(folder), job["node_bytes"], job["node_bytes"])  # all ring: what is open, nothing more
         hot = HotCache(url, budget, ring, timeout=30)
         with Tiered(zone, node, hot) as tiers:
-            order = {"lanes": job["lanes"], "window": job["window"], "rank": job["rank"], "world": job["world"]}
             with Stream(
                 zone,
                 zone.manifest(),
-                tiers=tiers,
-                ahead=job["node_bytes"] // 2,
+                rank=job["rank"],
+                world=job["world"],
                 epochs=number + 1,
-                **order,
+                order=Ordering(lanes=job["lanes"], window=job["window"]),
+                loading=Loading(tiers=tiers, ahead=job["node_bytes"] // 2),
                 **settings(work),
             ) as stream:
                 stream.set_epoch(number)

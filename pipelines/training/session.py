@@ -14,8 +14,9 @@ from pipelines.caching.tiers import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.params import Params
 from pipelines.runtime.own_code import digests
-from pipelines.streaming import Stream
+from pipelines.streaming import Loading, Stream
 from pipelines.streaming.arrays import int64
+from pipelines.streaming.from_params import parts_of_train, parts_of_val
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
 from pipelines.training.checkpoints.place import Place, find_place
@@ -203,18 +204,17 @@ def open_stream(
     """This rank's part of a split: shuffled, mixed and endless for training, else once in the stored order; of one
     domain only where it is named."""
     settings, compute = params.stream, params.compute
+    parts = parts_of_train(settings, manifest) if train else parts_of_val(settings, manifest, domain)
+    parts["loading"] = Loading(
+        tiers=tiers,
+        ahead=round(compute.ahead_mb * _MIB),
+        memory=round(compute.memory_mb * _MIB),
+        prefetch=compute.prefetch,
+        allocate=host_memory(device),
+    )
     return Stream(
-        tiers.zone, manifest, split=split, batch_size=settings.batch_size,
-        batch_ramp=settings.batch_ramp if train else None, seed=params.seed, shuffle=train,
-        rank=layout.data_rank, world=layout.data_world,
-        seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
-        lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
-        keep_lanes=settings.keep_lanes, mixture=settings.mixture if train else None, domain=domain,
-        samples=settings.samples, pad_multiple=settings.pad_multiple,
-        bucket_batches=settings.bucket_batches if settings.samples == "documents" else 1,
-        epochs=None if train else 1, prefetch=compute.prefetch,
-        tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
-        allocate=host_memory(device), documents=settings.documents,
+        tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, rank=layout.data_rank,
+        world=layout.data_world, epochs=None if train else 1, **parts,
     )  # fmt: skip
 
 

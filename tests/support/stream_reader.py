@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipelines.streaming import Stream
+from support.flat_streams import flat_stream
+
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.lake import Zone
 
@@ -23,7 +24,7 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
     node = NodeCache(Path(job["node"]), job["budget"], timeout=60) if job.get("node") else None
     hot = HotCache(job["hot"], job["budget"], timeout=10, lease=job.get("lease", 5)) if job.get("hot") else None
     before = peak()
-    with Tiered(zone, node, hot) as tiers, Stream(zone, zone.manifest(), tiers=tiers, **job["settings"]) as stream:
+    with Tiered(zone, node, hot) as tiers, flat_stream(zone, zone.manifest(), tiers=tiers, **job["settings"]) as stream:
         batches = [batch["label"].tolist() for batch in stream]
     return {
         "batches": batches,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, write_params
+from support.flat_streams import flat_stream
 from support.training_samples import make_points, without_mlflow
 
 from pipelines.caching.warm import _ahead
@@ -45,7 +46,7 @@ def workspace(folder: Path, **train: Any) -> Workspace:
 def stream_of(ws: Workspace, **options: Any) -> Stream:
     zone = ws.zone("shards")
     about = {"split": "train", "batch_size": 16, "seed": 3, "batch_ramp": RAMP}
-    return Stream(zone, zone.manifest(), **about | options)
+    return flat_stream(zone, zone.manifest(), **about | options)
 
 
 def test_resumed_at_every_step_by_any_number_of_ranks_the_batches_are_the_same(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import shared_memory
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 from torch.utils.data import DataLoader
 
@@ -31,7 +32,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Stream]]:
     manifest = publish(zone, 3, rows=6, width=2)
 
     def stream(**settings: Any) -> Stream:
-        made.append(Stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 3, **settings}))
+        made.append(flat_stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 3, **settings}))
         return made[-1]
 
     yield stream
