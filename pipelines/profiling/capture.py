@@ -158,27 +158,27 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
 
     ranks = Ranks(rank, world, local_rank, world)
     with stop_on_signals(StopRequest()) as stop, open_session(window.workspace, ranks) as session:
-        session.validates, session.exchange.sampler = False, None
+        session.data.validates, session.learner.exchange.sampler = False, None
         run = _Runner(session, stop)
         found = Found(
-            precision=str(session.precision.dtype).removeprefix("torch."), device=str(session.device),
-            threads=_threads(), parameters=session.parameters,
+            precision=str(session.learner.precision.dtype).removeprefix("torch."), device=str(session.group.device),
+            threads=_threads(), parameters=session.learner.parameters,
         )  # fmt: skip
         began = perf_counter()
         run.steps(1)
         found.first_batch = perf_counter() - began
         warm = run.steps(max(1, window.warm_up - 1))
-        steps = window.steps or session.ranks.share(_enough(window.seconds, median(warm.seconds)))
-        before = session.stream.meter.snapshot()
+        steps = window.steps or session.group.ranks.share(_enough(window.seconds, median(warm.seconds)))
+        before = session.data.stream.meter.snapshot()
         timed = run.steps(steps)
         found.seconds, found.waits, found.stolen = timed.seconds, timed.waits, timed.stolen
-        shares = (session.stream.meter.snapshot() - before).shares()
+        shares = (session.data.stream.meter.snapshot() - before).shares()
         found.stream = {part: shares[part] for part in ("fetch", "plan", "decode", "gather")}
         _trace(run, min(steps, _TRACED), window.folder / TRACE if ranks.leads else None)
-        found.resident = _resident(session.device)
+        found.resident = _resident(session.group.device)
         found.flops = _flops(session)
         ranks.wait()  # the ranks measure the peak side by side, as they compute
-        found.peaks = _peaks(session.device, window.seconds / 8)
+        found.peaks = _peaks(session.group.device, window.seconds / 8)
         if ranks.leads:
             (window.folder / FOUND).write_text(json.dumps(asdict(found)))
         ranks.wait()
@@ -189,13 +189,13 @@ class _Runner:
 
     def __init__(self, session: Any, stop: Any) -> None:
         self.session, self.stop = session, stop
-        session.steps = 0
+        session.goal.steps = 0
 
     def steps(self, count: int) -> _Clock:
         from pipelines.training.loop import fit
 
         clock: Any = _Clock()
-        self.session.steps += count
+        self.session.goal.steps += count
         fit(self.session, clock, self.stop)
         return clock  # type: ignore[no-any-return]
 
@@ -216,12 +216,15 @@ def _trace(run: _Runner, steps: int, file: Path | None) -> None:
 
     session: Any = run.session
     kinds = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
-    activities = [ProfilerActivity.CPU, *([kinds[session.device.type]] if session.device.type in kinds else [])]
-    stream = session.stream
-    session.stream = _Watched(stream)
+    activities = [
+        ProfilerActivity.CPU,
+        *([kinds[session.group.device.type]] if session.group.device.type in kinds else []),
+    ]
+    stream = session.data.stream
+    session.data.stream = _Watched(stream)
     with profile(activities=activities, profile_memory=True, record_shapes=False, acc_events=True) as profiler:
         run.steps(steps + 1)
-    session.stream = stream
+    session.data.stream = stream
     if file is not None:
         profiler.export_chrome_trace(str(file))
 
@@ -233,7 +236,7 @@ def _flops(session: Any) -> float:
     from pipelines.profiling.flops import more_formulas
     from pipelines.training.loop import forward_backward
 
-    batch = max(islice(session.stream, 2), key=lambda batch: batch.size)  # an epoch's last one may be short
+    batch = max(islice(session.data.stream, 2), key=lambda batch: batch.size)  # an epoch's last one may be short
     with FlopCounterMode(display=False, custom_mapping=more_formulas()) as counter:
         forward_backward(session, batch)
     return float(counter.get_total_flops())

@@ -55,9 +55,9 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
         aside = Aside(Path(folder), ws.project, alone(ws.params, size), ws)
         with open_session(aside, Ranks()) as session:
-            if limit is not None and session.device.type == "cpu":
+            if limit is not None and session.group.device.type == "cpu":
                 resource.setrlimit(resource.RLIMIT_DATA, (_reserved() + limit, resource.RLIM_INFINITY))
-            batch = next(session.stream)
+            batch = next(session.data.stream)
             step = partial(take_step, session, partial(forward_backward, session, batch), StopRequest())
             for _ in range(_WARM):
                 step()
@@ -66,7 +66,7 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
                 step()  # it ends with a sum on the host, so the device is done
                 steps += 1
             rate = steps * batch.size / (perf_counter() - began)
-            return Trial(size, True, rate, _peak(session.device.type))
+            return Trial(size, True, rate, _peak(session.group.device.type))
 
 
 def _reserved() -> int:

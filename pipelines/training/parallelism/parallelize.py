@@ -54,8 +54,7 @@ def arrange(
 
     assert isinstance(model, Staged)
     runner = Pipelined(
-        module, model.wire, layout, mesh, precision.autocast,
-        schedule=parallel.schedule, pieces=parallel.pieces, shared=shared, device=device,
+        module, model.wire, layout, mesh, precision.autocast, parallel=parallel, shared=shared, device=device,
     )  # fmt: skip
     return Arranged(model, module, runner, shared)
 

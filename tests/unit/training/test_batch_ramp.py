@@ -138,9 +138,9 @@ def test_training_takes_the_ramp_s_batches_resumes_and_replays_them(
 def test_epochs_rates_caches_and_other_trainers_know_the_ramp(tmp_path: Path) -> None:
     ws = workspace(tmp_path, steps=None, epochs=1.5)
     with open_session(ws, Ranks()) as session:
-        assert session.steps == 14
+        assert session.goal.steps == 14
         assert [planned(session, step) for step in (4, 5)] == [{"batch_size": 4.0}, {"batch_size": 8.0}]
-        loader = Loader(session.stream, session.task, session.ranks, session.device, session.layout)
+        loader = Loader(session.data.stream, session.goal.task, session.group)
         assert [sum(1 for _ in loader) for _ in range(3)] == [11, 5, 5]
     assert len(list(_ahead(ws, 0, 2))) == 3
     params = ws.params.model_copy(update={"train": ws.params.train.model_copy(update={"ranks": 8})})

@@ -57,9 +57,9 @@ def test_a_window_is_a_pack_whose_fill_is_nobodys_target(apart: bool, tmp_path: 
     ws, manifest = packs(tmp_path, documents=apart)
     files = opened(ws, manifest, "train")
     with open_session(ws, Ranks()) as session:
-        session.stream.epochs = 1
-        batches = list(session.stream)
-        counted = sum(session.task.counted(batch.arrays) for batch in batches)
+        session.data.stream.epochs = 1
+        batches = list(session.data.stream)
+        counted = sum(session.goal.task.counted(batch.arrays) for batch in batches)
     assert sum(batch["tokens"].shape[0] for batch in batches) == sum(len(shard.tokens) // PACK for shard in files)
     real = sum(int((shard.tokens != 256).sum()) for shard in files)
     ends = sum(shard.rows for shard in files)
