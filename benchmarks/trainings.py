@@ -63,8 +63,8 @@ class Steps(Reporter):
     """Says each step."""
 
     def step(self, seconds: float, waited: float, work: int) -> None:
-        self.done = getattr(self, "done", 0) + 1
-        say(f"step {self.done}")
+        self.since.steps += 1
+        say(f"step {self.since.steps}")
 
 
 def run(ws: Workspace) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.contender import Batch, Epoch, later, serve
 from benchmarks.works import SHARD_BYTES, Work
 from pipelines.streaming import Loading, Stream, Text
-from storage.cache.hot.cache import HotCache
+from storage.cache.hot.cache import HotCache, Timing
 from storage.cache.node.cache import NodeCache
 from storage.cache.tiered import Tiered
 from storage.lake import Zone
@@ -150,7 +150,9 @@ def hot(work: Work) -> Epoch:
     """From Redis through a node cache whose folder is empty. The first epoch fills Redis; then nothing may be asked of
     the lake any more."""
     zone = remote(work)
-    hot_cache = HotCache(work.job["url"], work.job["budget"], timeout=30)  # a busy machine may not send it to the lake
+    hot_cache = HotCache(
+        work.job["url"], work.job["budget"], timing=Timing(timeout=30)
+    )  # a busy machine may not send it to the lake
     place, numbers = work.folder / "hot-shardline", count()
 
     def epoch(_: int) -> Iterator[Batch]:

@@ -10,16 +10,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipelines.params import Params
 from pipelines.params.train.checkpoints import Checkpoints
+from pipelines.profiling.flops import more_formulas
+from pipelines.runtime.parent_death import die_with_parent
 from pipelines.streaming import Batch, Stream
+from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.workspace import Workspace
 
 TRACE, FOUND = "trace.json", "found.json"
@@ -78,26 +83,36 @@ class Window:
         return Scratch(self.root, self.project, params, self.folder / "state")
 
 
-@dataclass
-class Found:
+class Clocked(BaseModel):
+    """What each step took by the clock, in seconds."""
+
+    seconds: list[float] = []
+    waits: list[float] = []
+    """Of these, waiting for data."""
+    stolen: list[float] = []
+    """Of these, ready to compute but without a core, because others had them all. 0 where the system doesn't tell."""
+
+
+class Setup(BaseModel):
+    """What the window was run with."""
+
+    precision: str
+    device: str
+    threads: int
+    parameters: int
+
+
+class Found(BaseModel):
     """What a window showed on rank 0, beside the trace."""
 
-    seconds: list[float] = field(default_factory=list)
-    """Of each step by the clock."""
-    waits: list[float] = field(default_factory=list)
-    """Of these, waiting for data."""
-    stolen: list[float] = field(default_factory=list)
-    """Of these, ready to compute but without a core, because others had them all. 0 where the system doesn't tell."""
-    stream: dict[str, float] = field(default_factory=dict)
+    setup: Setup
+    steps: Clocked = Clocked()
+    stream: dict[str, float] = {}
     """Share of the window that the stream's threads spent on fetch, plan, decode and gather."""
     first_batch: float = 0.0
     """Seconds to the first batch."""
     flops: float = 0.0
-    peaks: dict[str, float] = field(default_factory=dict)
-    precision: str = ""
-    device: str = ""
-    threads: int = 1
-    parameters: int = 0
+    peaks: dict[str, float] = {}
     resident: int = 0
     """Bytes of this process in memory at the end; on an accelerator, the most that tensors took."""
 
@@ -106,16 +121,14 @@ class _Clock:
     """The reporter of a window: notes what each step took, and tells the profiler."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.waits: list[float] = []
-        self.stolen: list[float] = []
+        self.steps = Clocked()
         self._queued = _queued()
 
     def step(self, seconds: float, waited: float, work: int) -> None:
-        self.seconds.append(seconds)
-        self.waits.append(waited)
+        self.steps.seconds.append(seconds)
+        self.steps.waits.append(waited)
         before, self._queued = self._queued, _queued()
-        self.stolen.append(self._queued - before)
+        self.steps.stolen.append(self._queued - before)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None  # whatever else the loop reports
@@ -153,7 +166,6 @@ class _Watched:
 def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
     """Run the window as one of its ranks; rank 0 leaves trace.json and found.json. Raises ShardlineError."""
     from pipelines.training.process.process_group import Ranks
-    from pipelines.training.process.signals import StopRequest, stop_on_signals
     from pipelines.training.session import open_session
 
     ranks = Ranks(rank, world, local_rank, world)
@@ -161,17 +173,18 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         session.data.validates, session.learner.exchange.sampler = False, None
         run = _Runner(session, stop)
         found = Found(
-            precision=str(session.learner.precision.dtype).removeprefix("torch."), device=str(session.group.device),
-            threads=_threads(), parameters=session.learner.parameters,
+            setup=Setup(
+                precision=str(session.learner.precision.dtype).removeprefix("torch."), device=str(session.group.device),
+                threads=_threads(), parameters=session.learner.parameters,
+            )
         )  # fmt: skip
         began = perf_counter()
         run.steps(1)
         found.first_batch = perf_counter() - began
         warm = run.steps(max(1, window.warm_up - 1))
-        steps = window.steps or session.group.ranks.share(_enough(window.seconds, median(warm.seconds)))
+        steps = window.steps or session.group.ranks.share(_enough(window.seconds, median(warm.steps.seconds)))
         before = session.data.stream.meter.snapshot()
-        timed = run.steps(steps)
-        found.seconds, found.waits, found.stolen = timed.seconds, timed.waits, timed.stolen
+        found.steps = run.steps(steps).steps
         shares = (session.data.stream.meter.snapshot() - before).shares()
         found.stream = {part: shares[part] for part in ("fetch", "plan", "decode", "gather")}
         _trace(run, min(steps, _TRACED), window.folder / TRACE if ranks.leads else None)
@@ -180,7 +193,7 @@ def watch(window: Window, rank: int = 0, world: int = 1, local_rank: int = 0) ->
         ranks.wait()  # the ranks measure the peak side by side, as they compute
         found.peaks = _peaks(session.group.device, window.seconds / 8)
         if ranks.leads:
-            (window.folder / FOUND).write_text(json.dumps(asdict(found)))
+            (window.folder / FOUND).write_text(found.model_dump_json())
         ranks.wait()
 
 
@@ -215,11 +228,8 @@ def _trace(run: _Runner, steps: int, file: Path | None) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     session: Any = run.session
-    kinds = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
-    activities = [
-        ProfilerActivity.CPU,
-        *([kinds[session.group.device.type]] if session.group.device.type in kinds else []),
-    ]
+    kinds, device = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}, session.group.device.type
+    activities = [ProfilerActivity.CPU, *([kinds[device]] if device in kinds else [])]
     stream = session.data.stream
     session.data.stream = _Watched(stream)
     with profile(activities=activities, profile_memory=True, record_shapes=False, acc_events=True) as profiler:
@@ -233,7 +243,6 @@ def _flops(session: Any) -> float:
     """Operations of a step on this rank: forward and backward of one more batch, counted operator by operator."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipelines.profiling.flops import more_formulas
     from pipelines.training.loop import forward_backward
 
     batch = max(islice(session.data.stream, 2), key=lambda batch: batch.size)  # an epoch's last one may be short
@@ -259,7 +268,5 @@ def _resident(device: Any) -> int:
 
 
 if __name__ == "__main__":
-    from pipelines.runtime.parent_death import die_with_parent
-
     die_with_parent(os.getppid())
     watch(Window.load(Path(sys.argv[1])), *(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))

@@ -39,14 +39,21 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Which batch a step had."""
+
+    step: int
+    epoch: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class Replay:
     """What a step's batch does. `weights_of`: steps done by the weights used, 0 for the initial ones. `samples`: (id,
     mean loss of its targets), the worst first, which is what isn't finite."""
 
-    step: int
+    place: Place
     weights_of: int
-    epoch: int
-    batch: int
     loss: float
     gradient_norm: float
     samples: list[tuple[str, float]]
@@ -60,8 +67,9 @@ class Replay:
 
     def text(self, shown: int = 10) -> str:
         used = f"the checkpoint after step {self.weights_of}" if self.weights_of else "the initial weights"
+        at = self.place
         lines = [
-            f"step {self.step}: batch {self.batch} of epoch {self.epoch}, {len(self.samples)} samples, with {used}",
+            f"step {at.step}: batch {at.batch} of epoch {at.epoch}, {len(self.samples)} samples, with {used}",
             f"loss {self.loss:.6g}, gradient norm {self.gradient_norm:.6g}",
             "samples, the worst first:",
             *(f"  {loss:<12.6g} {name}" for name, loss in self.samples[:shown]),
@@ -82,7 +90,8 @@ class Replay:
 def show_replay(ws: Workspace, step: int, *, everything: bool = False, as_json: bool = False) -> None:
     """Replay a step and print what came of it."""
     found = replay(ws, step)
-    values = asdict(found) | {"not_finite": found.not_finite}
+    values = asdict(found)
+    values = values.pop("place") | values | {"not_finite": found.not_finite}
     say(json.dumps(values) if as_json else found.text(len(found.samples) if everything else 10))
 
 
@@ -104,7 +113,7 @@ def replay(ws: Workspace, step: int) -> Replay:
         bad = [name for name, gradient in named.items() if not bool(torch.isfinite(gradient).all())]
         samples = sorted(zip(batch.ids(), _losses(s, batch), strict=True), key=_badness, reverse=True)
         return Replay(
-            step, weights_of, epoch, index, float(loss) / targets, float(norm), samples,
+            Place(step, epoch, index), weights_of, float(loss) / targets, float(norm), samples,
             origins[0] if origins else None, bad,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
 from pipelines.training.state import Point
+from pipelines.training.trainer.entrypoint import run_entrypoint
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 from storage.errors import DataError
@@ -34,8 +35,6 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
     `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
     stop = StopRequest() if stop is None else stop
     if ws.params.train.entrypoint is not None:
-        from pipelines.training.trainer.entrypoint import run_entrypoint
-
         gc_tuning.work()
         with memory_explained(ws.params):
             run_entrypoint(ws, ranks, stop)

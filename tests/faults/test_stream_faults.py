@@ -29,7 +29,7 @@ from support.servers import Redis, S3Machine, redis_server, wait_for
 from pipelines.streaming import Stream, source
 from pipelines.streaming.fetch import Fetcher, Opened
 from storage.atomic import write_atomically
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.cache.hot.push import part_keys
 from storage.cache.tiered import objects_of
 from storage.digest import digest_bytes, digest_file
@@ -184,7 +184,7 @@ def site(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
         redis = stack.enter_context(redis_server(tmp_path / "redis"))
         redis_proxy = stack.enter_context(FaultyProxy("127.0.0.1", redis.port))
-        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timeout=REDIS_TIMEOUT, lease=LEASE)
+        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timing=Timing(timeout=REDIS_TIMEOUT, lease=LEASE))
         tiers = Tiered(zone, NodeCache(tmp_path / "node", half), hot)
         site = Site(server, proxy, redis, redis_proxy, tiers, tmp_path / "credentials", tmp_path, caplog, stack)
         site.use_key("test")

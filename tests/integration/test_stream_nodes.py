@@ -12,7 +12,7 @@ from support.servers import S3, redis_server
 from support.stream_reader import read_all
 
 from pipelines.training.data.stream_loader import StreamLoader
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.lake import Zone
 
 pytestmark = pytest.mark.xdist_group("s3")
@@ -86,7 +86,10 @@ def test_the_workers_of_a_stream_loader_deliver_each_batch_once(
     """In order, though the stream that they are started with has read from S3 and Redis before."""
     few = Zone(tmp_path / "zone", zone.url)
     manifest = publish(few, 4, rows=ROWS, width=WIDTH // 16)
-    node, hot = NodeCache(tmp_path / "node", 64 * MIB), HotCache(redis_url, 64 * MIB, timeout=10, prefix=method)
+    node, hot = (
+        NodeCache(tmp_path / "node", 64 * MIB),
+        HotCache(redis_url, 64 * MIB, prefix=method, timing=Timing(timeout=10)),
+    )
     tiers = Tiered(few, node, hot) if cached else Tiered(few)
     with tiers, flat_stream(few, manifest, tiers=tiers, ahead=MIB, **SETTINGS) as stream:  # type: ignore[arg-type]
         loaded = [next(stream)["label"].tolist()]

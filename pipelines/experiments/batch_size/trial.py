@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 
 from pipelines.params import Params, Train
+from pipelines.training.process.signals import StopRequest
 from pipelines.workspace import Aside, Workspace
 
 SECONDS = 1.0  # of measuring, once the first steps are done
@@ -48,7 +49,6 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
     """Steps on the first batch of `size`; on the CPU with at most `limit` bytes of memory for it."""
     from pipelines.training.loop import forward_backward
     from pipelines.training.process.process_group import Ranks
-    from pipelines.training.process.signals import StopRequest
     from pipelines.training.session import open_session
     from pipelines.training.step import take_step
 

@@ -85,7 +85,7 @@ def _fit(s: Session, stop: StopRequest, advance: Advance) -> Course:
     optimizer, state = s.learner.optimizer, s.state
     passes = optimizer.evaluations if isinstance(optimizer, LineSearchOptimizer) else state.step
     val = [point | {"sent_mb": report.sent[int(point["step"])]} for point in state.val_curve]
-    return Course(state.train_curve, val, passes, report.seconds, s.learner.exchange.wire.bytes / 1e6, failed)
+    return Course(state.train_curve, val, passes, report.since.seconds, s.learner.exchange.wire.bytes / 1e6, failed)
 
 
 @contextmanager
