@@ -39,7 +39,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchPlace:
     """Which batch a step had."""
 
     step: int
@@ -52,7 +52,7 @@ class Replay:
     """What a step's batch does. `weights_of`: steps done by the weights used, 0 for the initial ones. `samples`: (id,
     mean loss of its targets), the worst first, which is what isn't finite."""
 
-    place: Place
+    place: BatchPlace
     weights_of: int
     loss: float
     gradient_norm: float
@@ -113,7 +113,7 @@ def replay(ws: Workspace, step: int) -> Replay:
         bad = [name for name, gradient in named.items() if not bool(torch.isfinite(gradient).all())]
         samples = sorted(zip(batch.ids(), _losses(s, batch), strict=True), key=_badness, reverse=True)
         return Replay(
-            Place(step, epoch, index), weights_of, float(loss) / targets, float(norm), samples,
+            BatchPlace(step, epoch, index), weights_of, float(loss) / targets, float(norm), samples,
             origins[0] if origins else None, bad,
         )  # fmt: skip
 

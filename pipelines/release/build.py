@@ -72,7 +72,7 @@ def _fill(
     ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run, begin: Begin
 ) -> None:
     from pipelines.models.predictor import kind_of
-    from pipelines.release.model_card import Facts, Measured, Origin, Trained, write_card
+    from pipelines.release.model_card import Facts, Lineage, Measured, Trained, write_card
     from pipelines.release.signature import interface_of
 
     interface = interface_of(config.spec)
@@ -100,7 +100,7 @@ def _fill(
         measured=Measured(
             metrics=metrics, train_metrics=numbers(json.loads(train.read_text())) if train.is_file() else {}
         ),
-        origin=Origin(run=f"`{run.id}` ({run.url})" if run.id else "none (MLflow was away)", lineage=lineage_tags(ws)),
+        lineage=Lineage(run=f"`{run.id}` ({run.url})" if run.id else "none (MLflow was away)", tags=lineage_tags(ws)),
         example=example,
     )
     write_card(folder, card)

@@ -47,11 +47,11 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Lineage:
     """The MLflow run that it came from, and that run's tags."""
 
     run: str
-    lineage: Mapping[str, str]
+    tags: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Facts:
     parameters: int
     data: Trained
     measured: Measured
-    origin: Origin
+    lineage: Lineage
     example: str
 
 
@@ -147,10 +147,10 @@ def _lineage_table(facts: Facts) -> str:
         "git.dirty": "uncommitted changes", "dvc.lock": "dvc.lock", "dvc.experiment": "DVC experiment",
         "prefect.flow_run_id": "Prefect flow run",
     }  # fmt: skip
-    rows = [[label, f"`{facts.origin.lineage[tag]}`"] for tag, label in names.items() if tag in facts.origin.lineage]
+    rows = [[label, f"`{facts.lineage.tags[tag]}`"] for tag, label in names.items() if tag in facts.lineage.tags]
     sources = ", ".join(f"`{source}`" for source in facts.params.ingest.listed)
     counts = ", ".join(f"{name} {value:,}" for name, value in facts.data.counts.items() if isinstance(value, int))
-    head = [["sources", sources], ["trained on", f"`{facts.data.manifest}`"], ["MLflow run", facts.origin.run]]
+    head = [["sources", sources], ["trained on", f"`{facts.data.manifest}`"], ["MLflow run", facts.lineage.run]]
     return _table(["", ""], [*head, *([["counts", counts]] if counts else []), *rows])
 
 

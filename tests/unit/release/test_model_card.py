@@ -7,7 +7,7 @@ import yaml
 from support.release_samples import GATES, MODELS, SPECS, TASKS
 
 from pipelines.params import Params
-from pipelines.release.model_card import Facts, Measured, Origin, Trained, model_card
+from pipelines.release.model_card import Facts, Lineage, Measured, Trained, model_card
 
 METRICS = {"loss": 0.25, "accuracy": 0.975, "baseline.majority.accuracy": 0.1, "baseline.majority.samples": 7}
 
@@ -24,7 +24,7 @@ def facts(kind: str, **package: str) -> Facts:
         params=params, task=TASKS[kind], kind=kind, parameters=12345, example="label 7",
         data=Trained(manifest="a1" * 32, counts={"rows": 1000}, spec=SPECS[kind], seq_len=16),
         measured=Measured(metrics=METRICS, train_metrics={"steps": 3.0}),
-        origin=Origin(run="`run`", lineage={
+        lineage=Lineage(run="`run`", tags={
             "git.commit": "c0ffee", "git.dirty": "false", "dvc.lock": "d1" * 32, "data.raw": "b2" * 32,
         }),
     )  # fmt: skip
