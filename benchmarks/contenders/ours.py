@@ -150,9 +150,8 @@ def hot(work: Work) -> Epoch:
     """From Redis through a node cache whose folder is empty. The first epoch fills Redis; then nothing may be asked of
     the lake any more."""
     zone = remote(work)
-    hot_cache = HotCache(
-        work.job["url"], work.job["budget"], timing=Timing(timeout=30)
-    )  # a busy machine may not send it to the lake
+    patient = Timing(timeout=30)  # a busy machine may not send it to the lake
+    hot_cache = HotCache(work.job["url"], work.job["budget"], timing=patient)
     place, numbers = work.folder / "hot-shardline", count()
 
     def epoch(_: int) -> Iterator[Batch]:
