@@ -20,7 +20,7 @@ from pipelines.params import Network
 from pipelines.training.communication import sampling
 from pipelines.training.communication.local_sgd import Meetings
 from pipelines.training.communication.sampling import FIRST, under_way
-from pipelines.training.parallelism import Layout, SharedScaler
+from pipelines.training.parallelism import Group, Layout, SharedScaler
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.process.signals import StopRequest
 from pipelines.training.step import _once
@@ -284,8 +284,9 @@ def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:
         return model.weight.grad.norm()
 
     session: Any = SimpleNamespace(
-        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), layout=Layout(), exchange=exchange,
-        scaler=scaler, optimizer=optimizer, clip=clip, ranks=Ranks(), device=torch.device("cpu"),
+        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), clip=clip,
+        group=Group(ranks=Ranks(), layout=Layout(), device=torch.device("cpu")),
+        learner=SimpleNamespace(exchange=exchange, scaler=scaler, optimizer=optimizer),
     )  # fmt: skip
     for session.state.step in range(steps):
         _once(session, forward_backward, StopRequest(), 0.0)
