@@ -13,7 +13,7 @@ app.add_typer(cache, name="cache", rich_help_panel=USE)
 
 
 @cache.command("warm")
-def warm(
+def warm_command(
     recipe: Named = None,
     tier: Annotated[Tier, typer.Option(help="Which tier to fill.")] = "both",
     rank: Annotated[int, typer.Option(min=0, help="Fill what this rank reads first …")] = 0,
@@ -27,21 +27,21 @@ def warm(
 
 
 @cache.command("show")
-def show(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
+def show_command(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """Of each tier: bytes, shards, budget, hit ratio."""
-    from pipelines.caching.warm import show as run
+    from pipelines.caching.warm import show
 
-    run(workspace(recipe, option), as_json)
+    show(workspace(recipe, option), as_json)
 
 
 @cache.command("drop")
-def drop(
+def drop_command(
     recipe: Named = None,
     tier: Annotated[Tier, typer.Option(help="Which tier to empty.")] = "both",
     everything: Annotated[bool, typer.Option("--all", help="What other recipes put there, too.")] = False,
     option: Recipe = None,
 ) -> None:
     """Remove this recipe's shards from the caches. The lake keeps them."""
-    from pipelines.caching.warm import drop as run
+    from pipelines.caching.warm import drop
 
-    run(workspace(recipe, option), tier, everything)
+    drop(workspace(recipe, option), tier, everything)

@@ -31,11 +31,11 @@ def optimizers(
     option: Recipe = None,
 ) -> None:
     """Train with each optimiser, at a learning rate of its own; a table, a plot, and a run with a child each."""
-    from pipelines.experiments.comparison import compare_optimizers as run
+    from pipelines.experiments.comparison import compare_optimizers
 
     here = out.absolute() if out else None  # the recipe's folder becomes the current one
     with aside(as_json):
-        entries = run(workspace(recipe, option), _names(only), steps, here)
+        entries = compare_optimizers(workspace(recipe, option), _names(only), steps, here)
     _print_entries(entries, as_json)
 
 
@@ -51,21 +51,21 @@ def communication(
     option: Recipe = None,
 ) -> None:
     """Train with copies that talk in each way of train.communication; loss against bytes, and a run with a child each."""
-    from pipelines.experiments.comparison import compare_communication as run
+    from pipelines.experiments.comparison import compare_communication
 
     here = out.absolute() if out else None
     with aside(as_json):
-        entries = run(workspace(recipe, option), ranks, _names(only), steps, local_steps, here)
+        entries = compare_communication(workspace(recipe, option), ranks, _names(only), steps, local_steps, here)
     _print_entries(entries, as_json)
 
 
 @compare.command()
 def schedules(recipe: Named = None, out: Out = None, option: Recipe = None) -> None:
     """Draw the learning rate of every schedule over this recipe's steps; nothing is trained."""
-    from pipelines.experiments.comparison import compare_schedules as run
+    from pipelines.experiments.comparison import compare_schedules
 
     here = out.absolute() if out else None
-    run(workspace(recipe, option), here)
+    compare_schedules(workspace(recipe, option), here)
 
 
 @find.command()
@@ -79,10 +79,10 @@ def batch(
     option: Recipe = None,
 ) -> None:
     """The largest batch that the device holds, with samples a second and memory of each size."""
-    from pipelines.experiments.batch_size import find_batch as run
+    from pipelines.experiments.batch_size import find_batch
 
     with aside(as_json):
-        trials = run(workspace(recipe, option), most, memory_mb)
+        trials = find_batch(workspace(recipe, option), most, memory_mb)
     if as_json:
         print_json([asdict(trial) for trial in trials])
 

@@ -9,8 +9,8 @@ from pipelines.cli.app import LOOK, AsJson, Named, Recipe, app, aside, print_jso
 Zone = Literal["raw", "curated", "shards"]
 
 
-@app.command(rich_help_panel=LOOK)
-def profile(
+@app.command("profile", rich_help_panel=LOOK)
+def profile_command(
     recipe: Named = None,
     steps: Annotated[
         int | None, typer.Option(min=2, max=100_000, help="Steps that are measured; about 5 s of them by default.")
@@ -20,22 +20,22 @@ def profile(
     option: Recipe = None,
 ) -> None:
     """Where a training step's time goes, what to change and what to expect of it. Leaves the training's state alone."""
-    from pipelines.profiling.profile import profile as run
+    from pipelines.profiling.profile import profile
 
     with aside(as_json):
-        bottleneck = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
+        bottleneck = profile(workspace(recipe, option), steps=steps, warm_up=warm_up)
     if as_json:
         print_json(bottleneck.to_json())
 
 
-@app.command(rich_help_panel=LOOK)
-def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
+@app.command("doctor", rich_help_panel=LOOK)
+def doctor_command(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """This machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
-    from pipelines.machine.doctor import doctor as run
+    from pipelines.machine.doctor import doctor
 
     if recipe is not None or option is not None:
         workspace(recipe, option)  # goes to its folder
-    run(as_json=as_json)
+    doctor(as_json=as_json)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.progress import say, stepping
+from pipelines.evaluation import evaluate_model
+from pipelines.models import Own, load_model
 from pipelines.params.schema.flat import numbers
 from pipelines.release.descriptions import describe_promotion
 from pipelines.release.eligibility import why_not
@@ -257,8 +259,6 @@ def _champion_metrics(ws: Workspace, store: Store, version: "ModelVersion", mani
 
 def evaluate_files(ws: Workspace, folder: Path) -> dict[str, float]:
     """Flat metrics of the model in `folder` on the workspace's shards. Raises ShardlineError where they don't fit."""
-    from pipelines.evaluation import evaluate_model
-    from pipelines.models import Own, load_model
 
     module, config = load_model(folder, Own.of(ws.params, ws.root, ws.project))
     zone = ws.zone("shards")
