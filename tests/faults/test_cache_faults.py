@@ -20,7 +20,7 @@ import pytest
 from conftest import REPOSITORY
 from support.servers import Proxy, Redis, redis_cluster, redis_server, wait_for
 
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.cache.hot import cache as hot_module
 from storage.cache.hot.push import BATCH
 from storage.cache.hot.receive import get_into
@@ -67,7 +67,7 @@ def read_all(cache: Tiered, objects: list[StoredObject]) -> float:
 
 
 def hot(url: str, **options: Any) -> HotCache:
-    return HotCache(url, 64 * PART, 16 * PART, **{"timeout": 0.5, **options})
+    return HotCache(url, 64 * PART, 16 * PART, timing=Timing(**{"timeout": 0.5, **options}))
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

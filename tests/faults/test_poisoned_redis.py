@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.servers import Redis, redis_server
 
-from storage.cache import HotCache, Tiered
+from storage.cache import HotCache, Tiered, Timing
 from storage.cache.hot.receive import get_into
 from storage.digest import digest_bytes
 from storage.lake import StoredObject, Zone
@@ -44,7 +44,7 @@ def objects(zone: Zone) -> list[StoredObject]:
 
 
 def hot(server: Redis, budget: int = BUDGET, ring: int = 16 * PART, **options: Any) -> HotCache:
-    return HotCache(server.url, budget, ring, **{"timeout": 2, "wait": 5, **options})
+    return HotCache(server.url, budget, ring, timing=Timing(**{"timeout": 2, "wait": 5, **options}))
 
 
 def read_all(zone: Zone, cache: HotCache, objects: list[StoredObject]) -> dict[str, Any]:

@@ -22,13 +22,14 @@ import pytest
 from conftest import REPOSITORY
 from support import shared_memory
 from support.faulty_proxy import FaultyProxy, s3_error
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 from support.servers import Redis, S3Machine, redis_server, wait_for
 
 from pipelines.streaming import Stream, source
 from pipelines.streaming.fetch import Fetcher, Opened
 from storage.atomic import write_atomically
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.cache.hot.push import part_keys
 from storage.cache.tiered import objects_of
 from storage.digest import digest_bytes, digest_file
@@ -51,7 +52,7 @@ def open_stream(tiers: Tiered) -> Stream:
     """One without an end that is never far ahead, and holds few shards: most are still to come, in each epoch again."""
     manifest = tiers.zone.manifest()
     size = max(manifest.table["bytes"].to_pylist())
-    return Stream(tiers.zone, manifest, tiers=tiers, ahead=size, memory=4 * size, **SETTINGS)
+    return flat_stream(tiers.zone, manifest, tiers=tiers, ahead=size, memory=4 * size, **SETTINGS)
 
 
 def take(stream: Stream, count: int | None) -> Batches:
@@ -61,7 +62,7 @@ def take(stream: Stream, count: int | None) -> Batches:
 
 def undisturbed(zone: Zone) -> Batches:
     """Two epochs, straight from the lake."""
-    with Stream(zone, zone.manifest(), prefetch=0, epochs=2, **SETTINGS) as stream:
+    with flat_stream(zone, zone.manifest(), prefetch=0, epochs=2, **SETTINGS) as stream:
         batches = take(stream, None)
     rows = sum(zone.manifest().table["rows"].to_pylist())
     assert sorted(label for labels, _ in batches for label in labels) == sorted([*range(rows)] * 2)
@@ -183,7 +184,7 @@ def site(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
         redis = stack.enter_context(redis_server(tmp_path / "redis"))
         redis_proxy = stack.enter_context(FaultyProxy("127.0.0.1", redis.port))
-        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timeout=REDIS_TIMEOUT, lease=LEASE)
+        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timing=Timing(timeout=REDIS_TIMEOUT, lease=LEASE))
         tiers = Tiered(zone, NodeCache(tmp_path / "node", half), hot)
         site = Site(server, proxy, redis, redis_proxy, tiers, tmp_path / "credentials", tmp_path, caplog, stack)
         site.use_key("test")
@@ -477,7 +478,7 @@ def test_a_version_that_is_replaced_meanwhile(site: Site, old: str) -> None:
             needed = {paths[label // ROWS] for label in expected[len(seen)][0]}
             assert any(path in str(caught.value) for path in needed)
         assert time.monotonic() - begun < SLACK
-    with Stream(zone, zone.manifest(), epochs=1, **SETTINGS) as stream:
+    with flat_stream(zone, zone.manifest(), epochs=1, **SETTINGS) as stream:
         assert sorted(label for labels, _ in take(stream, None) for label in labels) == [
             *range(ROWS * SHARDS, ROWS * (SHARDS + 1))
         ]
@@ -513,7 +514,10 @@ def test_a_stream_whose_lake_is_silent_is_closed_in_moments(site: Site, monkeypa
 
     monkeypatch.setattr(Fetcher, "open", open_shard)
     site.proxy.slow(1 << 20)  # the next shard isn't there when the first batch is
-    with Tiered(site.zone) as tiers, Stream(site.zone, site.zone.manifest(), tiers=tiers, prefetch=64, **SETTINGS) as s:
+    with (
+        Tiered(site.zone) as tiers,
+        flat_stream(site.zone, site.zone.manifest(), tiers=tiers, prefetch=64, **SETTINGS) as s,
+    ):
         next(s)
         site.proxy.stall()
         wait_for(lambda: bool(waits), "a shard that is waited for")

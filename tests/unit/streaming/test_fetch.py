@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fsspec.core import url_to_fs
+from support.flat_streams import flat_stream
 from support.servers import wait_for
 
 from pipelines.streaming import Stream, fetch, source
@@ -271,7 +272,7 @@ def test_it_can_be_pickled(zone: Zone, manifest: Manifest) -> None:
 
 
 def make(tiers: Tiered, manifest: Manifest, **settings: Any) -> Stream:
-    return Stream(
+    return flat_stream(
         tiers.zone, manifest, tiers=tiers, **{"split": "train", "batch_size": 8, "seed": 3, "window": 40, **settings}
     )
 

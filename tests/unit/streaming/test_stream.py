@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from support.flat_streams import flat_stream
 from support.servers import wait_for
 
 from pipelines.streaming import Batch, Stream
@@ -69,7 +70,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
-    return Stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 11, "window": 6, **settings})
+    return flat_stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 11, "window": 6, **settings})
 
 
 def labels(batches: Any) -> list[list[int]]:
@@ -505,9 +506,9 @@ def test_waiting_is_measured(zone: Zone, samples: Manifest) -> None:
 def test_a_second_interruption_loses_nothing(zone: Zone, samples: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another Ctrl-C while the first one's threads are waited for: the next loop goes on from the state."""
     settings = {"split": "train", "batch_size": 8, "seed": 3, "epochs": 1}
-    with Stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
+    with flat_stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
         expected = [batch["label"].tolist() for batch in stream]
-    with Stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
+    with flat_stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
         seen = [next(stream)["label"].tolist()]
 
         def interrupted(items: object) -> None:
