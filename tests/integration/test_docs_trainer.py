@@ -24,7 +24,7 @@ def follow(page: str, run: Run, project: Path) -> list[str]:
 @pytest.mark.xdist_group("docs")
 @pytest.mark.long
 def test_your_own_trainer(run: Run, project: Path) -> None:
-    first, _, second = follow("your-own-trainer.md", run, project)
+    _, first, _, second = follow("your-own-trainer.md", run, project)
     recipe = project / "recipes" / "own"
     assert "mlp by trainer.py" in first
     assert "is champion" in first
