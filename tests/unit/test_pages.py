@@ -27,7 +27,7 @@ def known(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_parameters_of_a_page_exist(page: Path) -> None:
     found = re.findall(rf"`((?:{'|'.join(SECTIONS)})(?:\.[a-z_0-9]+)+)(?=[`:= ])", page.read_text())
-    others = {name for name in found if name.endswith((".py", ".yaml", ".safetensors", ".md", "package.module"))}
+    others = {name for name in found if name.endswith((".py", ".yaml", ".safetensors", ".b3", ".md", "package.module"))}
     assert [name for name in found if not known(name) and name not in others] == []
 
 
