@@ -9,8 +9,9 @@ import yaml
 from conftest import REPOSITORY, TINY, write_params
 
 from pipelines.reproduce.code_dependencies import depend_on_code
-from pipelines.runtime.own_code import changed_since, code_behind, code_of
-from pipelines.workspace import Workspace
+from pipelines.runtime.own_code import changed_since, code_behind, code_of, digests
+from pipelines.workspace import Aside, Workspace
+from storage.digest import digest_bytes
 
 
 def opened(folder: Path, **sections: object) -> Workspace:
@@ -49,6 +50,18 @@ def test_imports_are_followed_and_nothing_is_run(recipe: Path) -> None:
     )
     model = ["broken.py", "metric.py", "net/__init__.py", "net/layers.py", "net/model.py", "shared.py"]
     assert code_of(ws) == {"train": model, "evaluate": model, "package": model}
+
+
+@pytest.mark.parametrize("where", ["missing", "link"])
+def test_a_trial_in_another_folder_has_the_same_code(where: str, recipe: Path, tmp_path: Path) -> None:
+    """Which need not be there yet, or is a link, so that its `..` is another folder."""
+    (tmp_path / "shared.py").write_text("x = 1")
+    ws = opened(recipe, model={"name": "shared:Net"})
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    aside = Aside(tmp_path / where, ws.project, ws.params, ws)
+    assert code_behind("shared:Net", aside) == {"../shared.py": digest_bytes(b"x = 1")}
+    assert digests(aside, "train") == digests(ws, "train") != []
 
 
 def test_each_setting_s_code_is_listed_where_it_is_run(recipe: Path) -> None:
