@@ -4,7 +4,6 @@ The batch is exact, as the order is a function of (seed, step). The weights are 
 the step, else the initial ones; nothing is written, no optimiser step is taken.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from pipelines.console.formats import json_text
 from pipelines.console.progress import say
 from pipelines.params import Params
 from pipelines.streaming import Batch
@@ -92,7 +92,7 @@ def show_replay(ws: Workspace, step: int, *, everything: bool = False, as_json: 
     found = replay(ws, step)
     values = asdict(found)
     values = values.pop("place") | values | {"not_finite": found.not_finite}
-    say(json.dumps(values) if as_json else found.text(len(found.samples) if everything else 10))
+    say(json_text(values) if as_json else found.text(len(found.samples) if everything else 10))
 
 
 def replay(ws: Workspace, step: int) -> Replay:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
@@ -371,6 +372,22 @@ def test_a_store_that_is_back_is_not_waited_for(proxy: FaultyProxy, zone: Zone, 
     assert fetch(zone, stored, away, timeout=60) == DATA
     assert time.monotonic() - back[0] < 3 + SLACK
     timer.join()
+
+
+@pytest.mark.long
+def test_a_store_is_asked_every_other_second_however_long_it_has_failed(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject
+) -> None:
+    """It may be back at any time. Pauses that doubled on and on would be of four seconds by then."""
+    asked = list[float]()
+
+    def fail(head: bytes) -> bytes | None:
+        asked.append(time.monotonic())
+        return s3_error(500, "InternalError") if asked[-1] - asked[0] < 8 else None
+
+    proxy.answer(fail)
+    assert RangeReader(str(zone.url), timeout=60).size(stored.path) == stored.bytes
+    assert max(later - sooner for sooner, later in pairwise(asked)) < 1.5 + 1
 
 
 @pytest.mark.parametrize(("ask", "share"), [("size", 1 / 12), ("put", 0.45)])

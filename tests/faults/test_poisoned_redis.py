@@ -80,6 +80,32 @@ def test_a_size_that_is_absurd_is_not_believed(
     assert read_all(zone, hot(server), objects)["hot"].hits == len(objects)
 
 
+def test_what_gives_its_place_is_deleted_up_to_the_budget(
+    server: Redis, redis: Any, zone: Zone, objects: list[StoredObject]
+) -> None:
+    """However large it claims to be: its parts are named one by one."""
+    read_all(zone, hot(server), objects)
+    redis.hset(key("sizes"), "f" * 64, 1000 * BUDGET)
+    redis.zadd(key("used"), {"f" * 64: 0})
+    redis.hincrby(key("totals"), "pinned", 1000 * BUDGET)
+    redis.config_resetstat()
+    read_all(zone, hot(server), objects)
+    assert redis.hget(key("sizes"), "f" * 64) is None, "it was dropped"
+    deleted = redis.info("commandstats").get("cmdstat_unlink", {"calls": 0})["calls"]
+    assert deleted == BUDGET // PART
+
+
+def test_numbers_without_an_end_are_none(server: Redis, redis: Any, zone: Zone, objects: list[StoredObject]) -> None:
+    """Python refuses to read them."""
+    read_all(zone, hot(server), objects)
+    for name, field in (("sizes", objects[0].digest), ("totals", "ring"), ("counters", "hits")):
+        redis.hset(key(name), field, "9" * 5000)
+    cache = hot(server)
+    assert cache.digests() == {obj.digest: obj.bytes for obj in objects[1:]}
+    assert cache.usage()["bytes"] == sum(obj.bytes for obj in objects[1:])
+    assert read_all(zone, cache, objects)["hot"].failures == 0
+
+
 @pytest.mark.parametrize("totals", [{"pinned": HUGE, "ring": HUGE}, {"pinned": "nan", "ring": "-5", "turn": "x"}])
 def test_totals_that_are_wrong_are_counted_anew(
     server: Redis, redis: Any, zone: Zone, objects: list[StoredObject], totals: dict[str, Any]

@@ -103,6 +103,20 @@ def test_what_a_person_lists_stays_and_what_is_gone_goes(recipe: Path) -> None:
     assert "../../x.csv" in (recipe / "dvc.yaml").read_text()
 
 
+def test_what_is_gone_stays_listed_where_a_stage_makes_it_or_a_person_wrote_the_stage(recipe: Path) -> None:
+    """It comes back before it is needed, or DVC says what is missing; a stage of ours that runs no own code any more
+    is rid of it."""
+    pipeline = yaml.safe_load((recipe / "dvc.yaml").read_text())
+    pipeline["stages"]["train"]["deps"] += ["data/curated/made.py", "model.py"]
+    pipeline["stages"]["report"] = {"cmd": "python report.py", "deps": ["report.py"], "outs": ["report.txt"]}
+    (recipe / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    assert depend_on_code(opened(recipe)) == ["train depends on model.py no more, which is gone"]
+    assert {name: found for name, found in deps(recipe).items() if found} == {
+        "train": ["data/curated/made.py"],
+        "report": ["report.py"],
+    }
+
+
 def test_recipes_without_own_code_keep_their_file(recipe: Path) -> None:
     before = (recipe / "dvc.yaml").read_bytes()
     assert depend_on_code(opened(recipe)) == []
