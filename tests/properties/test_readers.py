@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from support.whole_files import whole
 
 from pipelines.ingest.quarantine import rows_of
-from pipelines.ingest.readers import csv_rows, jsonl_rows, parquet_rows, row_digests
-from pipelines.ingest.readers.records import Grammar, records
-from pipelines.ingest.readers.window import Window
+from pipelines.ingest.readers import jsonl_rows, row_digests
+from pipelines.ingest.readers.lookahead import Lookahead
+from pipelines.ingest.readers.tables import csv_rows, parquet_rows
+from pipelines.ingest.readers.tables.records import Grammar, records
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
@@ -46,19 +47,19 @@ def told(rows: Rows) -> list[Any]:
     return [rows.ids, rows.table.to_pylist(), aside, rows.content.to_pylist()]
 
 
-def window(data: bytes, start: int, ahead: int) -> Window:
+def standing_at(data: bytes, start: int, ahead: int) -> Lookahead:
     """One of a file of which `start` bytes have been read."""
-    found = Window(io.BytesIO(data), ahead)
+    found = Lookahead(io.BytesIO(data), ahead)
     found.need(start)
     found.start = start
     return found
 
 
 @given(st.text("a\r\n", max_size=20).map(str.encode), st.integers(1, 5))
-def test_a_window_knows_lines_whatever_of_them_it_has(data: bytes, ahead: int) -> None:
+def test_a_lookahead_knows_lines_whatever_of_them_it_has(data: bytes, ahead: int) -> None:
     lines = data.splitlines(keepends=True)
     for first in range(len(lines) + 1):
-        file, place = Window(io.BytesIO(data), ahead), 0
+        file, place = Lookahead(io.BytesIO(data), ahead), 0
         for line in lines[:first]:
             assert file.more()
             file.skip_line()
@@ -74,7 +75,7 @@ def test_each_line_is_of_one_record_or_set_aside_or_blank(body: bytes, block: in
     damaged: list[int] = []
     lines = body.splitlines()
     owners = [0] * len(lines)
-    file = window(HEADER + body, len(HEADER), block)
+    file = standing_at(HEADER + body, len(HEADER), block)
     for part in records(file, 1, Grammar(","), lambda line, _: damaged.append(line), block):
         for start, end, line, span in zip(part.starts, part.ends, part.lines, part.spans, strict=True):
             record = part.data[start:end]
@@ -96,7 +97,7 @@ def test_records_are_the_same_however_little_of_the_file_is_in_memory(
 
     def found(block: int, ahead: int) -> tuple[list[tuple[bytes, int, int]], list[int]]:
         damaged: list[int] = []
-        file, taken = window(HEADER + body, len(HEADER), ahead), []
+        file, taken = standing_at(HEADER + body, len(HEADER), ahead), []
         for part in records(file, 1, Grammar(",", 1 << 20, largest), lambda at, _: damaged.append(at), block):
             assert len(part.data) <= 3 * (block + largest + ahead + 3)
             for start, end, line, span in zip(part.starts, part.ends, part.lines, part.spans, strict=True):

@@ -4,7 +4,7 @@ import codecs
 import zlib
 
 from pipelines.ingest.quarantine import Aside, uncountable
-from pipelines.ingest.readers.window import Window
+from pipelines.ingest.readers.lookahead import Lookahead
 
 _TABLE = "export its tables as CSV or Parquet first"
 _ARRAY = "save what is in it as CSV or Parquet first"
@@ -53,16 +53,16 @@ _TAR = 257, (b"ustar\x0000", b"ustar  \x00")  # where and what
 _LOOKED_AT = 4096
 
 
-def is_text(name: str, window: Window, aside: Aside) -> bool:
+def is_text(name: str, lookahead: Lookahead, aside: Aside) -> bool:
     """Whether a file may be lines of text in UTF-8. Else it is set aside with the number of its lines, or DataError is
     raised where nobody knows how many rows it holds."""
-    window.need(_LOOKED_AT)
-    if (found := foreign(window.data)) is None:
+    lookahead.need(_LOOKED_AT)
+    if (found := foreign(lookahead.data)) is None:
         return True
     reason, in_lines = found
     if not in_lines:
         raise uncountable(name, reason)
-    aside.add(name, reason, max(sum(piece.count(b"\n") for piece in window.rest()), 1))
+    aside.add(name, reason, max(sum(piece.count(b"\n") for piece in lookahead.rest()), 1))
     return False
 
 

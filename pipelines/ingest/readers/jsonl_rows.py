@@ -11,7 +11,7 @@ from pipelines.ingest.quarantine import Aside
 from pipelines.ingest.readers import row_digests
 from pipelines.ingest.readers.formats import is_text
 from pipelines.ingest.readers.lines import Ints, line_ends, whole_crlf
-from pipelines.ingest.readers.window import AHEAD, Window, skip_mark
+from pipelines.ingest.readers.lookahead import AHEAD, Lookahead, skip_mark
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
@@ -21,31 +21,31 @@ _BLOCK = 1 << 20
 def read_jsonl(name: str, file: BinaryIO, params: Curate, block: int | None = None) -> Iterator[Rows]:
     """The field `curate.text_field` of each line, which is a JSON object. A piece has the lines of about `block` bytes
     (None: 1 MiB), or one that is longer."""
-    aside, window = Aside(params.max_quarantined), Window(file, block or AHEAD)
-    if not is_text(name, window, aside):
+    aside, lookahead = Aside(params.max_quarantined), Lookahead(file, block or AHEAD)
+    if not is_text(name, lookahead, aside):
         yield Rows.none(aside)
         return
-    skip_mark(window)
+    skip_mark(lookahead)
     line = 1
-    while window.more():
-        starts, ends = _lines(window, block or _BLOCK)
-        documents, kept = _texts(name, window.data, starts, ends, line, params.text_field, aside)
+    while lookahead.more():
+        starts, ends = _lines(lookahead, block or _BLOCK)
+        documents, kept = _texts(name, lookahead.data, starts, ends, line, params.text_field, aside)
         rows = np.array(kept, np.int64)
-        digests = row_digests.of_spans(window.data, starts[rows], ends[rows]) if params.deduplicate else None
+        digests = row_digests.of_spans(lookahead.data, starts[rows], ends[rows]) if params.deduplicate else None
         table = pa.table({"text": pa.array(documents, pa.large_string())})
         yield Rows([f"{name}:{line + row}" for row in kept], table, aside.new(), digests)
         line += len(starts)
 
 
-def _lines(window: Window, size: int) -> tuple[Ints, Ints]:
-    """Starts and ends of the lines of a block, behind which the window goes; their bytes stay in its data."""
+def _lines(lookahead: Lookahead, size: int) -> tuple[Ints, Ints]:
+    """Starts and ends of the lines of a block, behind which `lookahead` goes; their bytes stay in its data."""
     while True:
-        window.need(size + 2)  # so that `stop` is the end of the data at the end of the file alone
-        data, start = window.data, window.start
+        lookahead.need(size + 2)  # so that `stop` is the end of the data at the end of the file alone
+        data, start = lookahead.data, lookahead.start
         stop = whole_crlf(data, start + size)
         ends, after = line_ends(data, start, stop)
         if len(ends):
-            window.start = int(after[-1])
+            lookahead.start = int(after[-1])
             return np.concatenate([[start], after[:-1]]), ends
         size *= 4
 

@@ -15,9 +15,9 @@ from conftest import TINY, write_params
 
 from pipelines.ingest import curate, curated, data_stage
 from pipelines.ingest.quarantine import rows_of
-from pipelines.ingest.readers.csv_rows import read_csv
 from pipelines.ingest.readers.jsonl_rows import read_jsonl
-from pipelines.ingest.readers.parquet_rows import read_parquet
+from pipelines.ingest.readers.tables.csv_rows import read_csv
+from pipelines.ingest.readers.tables.parquet_rows import read_parquet
 from pipelines.ingest.rows import Rows
 from pipelines.ingest.stage import journal_of, run
 from pipelines.params import Curate

@@ -6,7 +6,7 @@ import pytest
 from support.whole_files import whole
 
 from pipelines.ingest.quarantine import GATHERED
-from pipelines.ingest.readers import csv_rows, records
+from pipelines.ingest.readers.tables import csv_rows, records
 from pipelines.params import Curate
 from storage.errors import DataError
 

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 from support.whole_files import whole
 
-from pipelines.ingest.readers import parquet_rows
-from pipelines.ingest.readers.parquet_pages import claimed
+from pipelines.ingest.readers.tables import parquet_rows
+from pipelines.ingest.readers.tables.parquet_pages import claimed
 from pipelines.params import Curate
 from storage.errors import DataError
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.whole_files import whole
 
-from pipelines.ingest.readers import csv_rows, detect, jsonl_rows, parquet_rows, text
+from pipelines.ingest.readers import detect, jsonl_rows, text
 from pipelines.ingest.readers.lines import line_ends
+from pipelines.ingest.readers.tables import csv_rows, parquet_rows
 from pipelines.params import Curate
 from storage.errors import DataError
 

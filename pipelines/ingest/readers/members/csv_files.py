@@ -18,6 +18,6 @@ class Csv(Reader):
     suffixes = (".csv", ".tsv")
 
     def read(self, name: str, file: BinaryIO, params: "Curate") -> "Iterator[Rows]":
-        from pipelines.ingest.readers.csv_rows import read_csv
+        from pipelines.ingest.readers.tables.csv_rows import read_csv
 
         return read_csv(name, file, params)

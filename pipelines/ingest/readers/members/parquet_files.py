@@ -18,6 +18,6 @@ class Parquet(Reader):
     suffixes = (".parquet",)
 
     def read(self, name: str, file: BinaryIO, params: "Curate") -> "Iterator[Rows]":
-        from pipelines.ingest.readers.parquet_rows import read_parquet
+        from pipelines.ingest.readers.tables.parquet_rows import read_parquet
 
         return read_parquet(name, file, params)

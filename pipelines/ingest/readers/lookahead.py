@@ -1,4 +1,4 @@
-"""A file as a window that moves over it: what has been read is let go of, so memory is that of the window."""
+"""A file of which a bounded stretch is in memory, read ahead of where the reader stands; what is behind is let go."""
 
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -9,7 +9,7 @@ AHEAD = 8 << 20  # bytes
 _BOM = b"\xef\xbb\xbf"  # with which some programs begin UTF-8
 
 
-class Window:
+class Lookahead:
     """Bytes of `file` in `data`, from `start` on as many as were asked for; one byte before `start` stays. Each read is
     of `ahead` bytes or more.
 
@@ -70,8 +70,8 @@ class Window:
         return found + (last not in (b"", b"\n", b"\r"))
 
 
-def skip_mark(window: Window) -> None:
+def skip_mark(lookahead: Lookahead) -> None:
     """Go behind the byte order mark that a file may begin with."""
-    window.need(len(_BOM))
-    if window.data.startswith(_BOM):
-        window.start = len(_BOM)
+    lookahead.need(len(_BOM))
+    if lookahead.data.startswith(_BOM):
+        lookahead.start = len(_BOM)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.ingest.readers.lines import Ints, breaks, line_ends, next_line, whole_crlf
-from pipelines.ingest.readers.window import Window
+from pipelines.ingest.readers.lookahead import Lookahead
 
 BLOCK = 1 << 20
 MOST = 65_536  # records of a block
@@ -65,22 +65,24 @@ def text_of(field: bytes) -> bytes:
     return field[1:-1].replace(b'""', b'"') if field.startswith(b'"') else field
 
 
-def records(window: Window, line: int, grammar: Grammar, damaged: Damaged, block: int = BLOCK) -> Iterator[Records]:
-    """All records of what is left in `window`, where `line` begins, about `block` bytes at a time. There must be a byte
-    before them. The window never holds much more than a block and the largest record."""
-    while window.more():
-        found = _at_once(window, line, grammar, block) or _one_by_one(window, line, grammar, damaged, block)
+def records(
+    lookahead: Lookahead, line: int, grammar: Grammar, damaged: Damaged, block: int = BLOCK
+) -> Iterator[Records]:
+    """All records of what is left in `lookahead`, where `line` begins, about `block` bytes at a time. There must be a
+    byte before them. It never holds much more than a block and the largest record."""
+    while lookahead.more():
+        found = _at_once(lookahead, line, grammar, block) or _one_by_one(lookahead, line, grammar, damaged, block)
         part, line = found
         if len(part.starts):
             yield part
 
 
-def _at_once(window: Window, line: int, grammar: Grammar, size: int) -> tuple[Records, int] | None:
+def _at_once(lookahead: Lookahead, line: int, grammar: Grammar, size: int) -> tuple[Records, int] | None:
     """The records of a block, and on which line the next one starts. None where a quote out of place, or a record of
     more than the largest, comes first."""
     while True:
-        window.need(size + 2)  # so that `stop` is the end of the data at the end of the file alone
-        data, start = window.data, window.start
+        lookahead.need(size + 2)  # so that `stop` is the end of the data at the end of the file alone
+        data, start = lookahead.data, lookahead.start
         stop = whole_crlf(data, start + size)
         at, after = line_ends(data, start, stop)
         outside, in_place = _outside(data, start, stop, at, grammar)
@@ -96,7 +98,7 @@ def _at_once(window: Window, line: int, grammar: Grammar, size: int) -> tuple[Re
     lines = line + np.concatenate([[0], outside[:-1] + 1])
     filled = ends > starts
     part = Records(data, starts[filled], ends[filled], lines[filled], spans[filled])
-    window.start = int(nexts[-1])
+    lookahead.start = int(nexts[-1])
     return part, line + int(outside[-1]) + 1
 
 
@@ -117,11 +119,11 @@ def _outside(data: bytes, start: int, stop: int, at: Ints, grammar: Grammar) -> 
     return np.flatnonzero(outside), first > stop
 
 
-def _one_by_one(window: Window, line: int, grammar: Grammar, damaged: Damaged, size: int) -> tuple[Records, int]:
+def _one_by_one(lookahead: Lookahead, line: int, grammar: Grammar, damaged: Damaged, size: int) -> tuple[Records, int]:
     """As `_at_once`, whatever comes."""
     parts, lines, spans = list[bytes](), list[int](), list[int]()
-    window.need(size + grammar.largest + 2)
-    data, start = window.data, window.start
+    lookahead.need(size + grammar.largest + 2)
+    data, start = lookahead.data, lookahead.start
     stop = min(start + size, len(data))
     while start < stop:
         limit = min(start + grammar.largest, len(data))
@@ -136,11 +138,11 @@ def _one_by_one(window: Window, line: int, grammar: Grammar, damaged: Damaged, s
         else:
             span, after = 1, next_line(data, start)[1]
             damaged(line, grammar.fault(data, end, limit))
-        window.start, start, line = start, after, line + span
-    if start == len(data) and not window.ended:
-        window.skip_line()  # a damaged one, which may go on
+        lookahead.start, start, line = start, after, line + span
+    if start == len(data) and not lookahead.ended:
+        lookahead.skip_line()  # a damaged one, which may go on
     else:
-        window.start = start
+        lookahead.start = start
     sizes = np.array([len(part) for part in parts], np.int64)
     ends = np.cumsum(sizes + 1)
     joined = b"\n" + b"\n".join(parts)

@@ -1,83 +1,26 @@
-"""A lake that fails for real: an S3 server behind a proxy that harms it, killed, and with damaged objects.
+"""Reads from a lake that fails for real, behind a proxy that harms it and with damaged objects.
 
 In each case the bytes are exact, or there is one LakeError (or DigestError) that names the object, within the time-out.
 """
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from support.faulty_lake import DATA, RANGES, TIMEOUT, fails, fetch
 from support.faulty_proxy import FaultyProxy, s3_error
-from support.servers import S3Machine, wait_for
+from support.servers import wait_for
 
 from storage.atomic import write_atomically
 from storage.errors import DigestError, LakeError
 from storage.lake import StoredObject, Zone
-from storage.manifest import Manifest
 from storage.objects.retries import RangeReader, _Job
 
 pytestmark = pytest.mark.xdist_group("s3")
-
-TIMEOUT = 1.5  # seconds, of `compute.lake_timeout` where a fault lasts
-SLACK = 2.0  # seconds: the machine is busy
-DATA = np.random.default_rng(0).bytes(20 << 20)
-RANGES = 5  # of 4 MiB, in which such an object is read
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Machine]:
-    server = S3Machine(tmp_path_factory.mktemp("s3"))
-    with server.stack:
-        yield server
-
-
-@pytest.fixture
-def proxy(server: S3Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """What this process takes for the S3 server."""
-    with FaultyProxy(*server.place) as proxy:
-        for name, value in server.s3.env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
-        yield proxy
-
-
-@pytest.fixture
-def zone(proxy: FaultyProxy, tmp_path: Path) -> Zone:
-    return Zone(tmp_path / "zone", "s3://lake/faults")
-
-
-@pytest.fixture
-def stored(zone: Zone) -> StoredObject:
-    return zone.publish(DATA, ".bin")
-
-
-OnRange = Callable[[int, int], None]
-
-
-def fetch(zone: Zone, stored: StoredObject, on_range: OnRange | None = None, timeout: float = 20) -> bytes:
-    """By a reader of its own, so that no connection is left of another test."""
-    out = bytearray(stored.bytes)
-    RangeReader(str(zone.url), timeout=timeout).read_into(stored.path, 0, out, on_range)
-    return bytes(out)
-
-
-def fails(zone: Zone, stored: StoredObject, *says: str, on_range: OnRange | None = None) -> None:
-    """Reading fails within the time-out, with one error that names the object."""
-    begun = time.monotonic()
-    with pytest.raises(LakeError) as caught:
-        fetch(zone, stored, on_range, TIMEOUT)
-    assert time.monotonic() - begun < TIMEOUT + SLACK
-    for text in (zone.describe(stored.path), *says):
-        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
@@ -280,100 +223,6 @@ def test_damage_in_the_lake_is_named(zone: Zone, how: str) -> None:
         zone.read(stored.path, stored.digest, stored.bytes)
 
 
-def test_an_upload_outlives_errors_and_cuts(proxy: FaultyProxy, zone: Zone) -> None:
-    left = [s3_error(503, "SlowDown")] * 3
-    proxy.answer(lambda head: left.pop() if left and head.startswith((b"PUT", b"POST")) else None)
-    proxy.cut(after=0, times=2)
-    data = DATA[: 9 << 20] + b"uploaded"
-    stored = zone.publish(data, ".bin")
-    assert not left
-    assert zone.read(stored.path, stored.digest) == data
-
-
-#: Copies a file into the zone, whose upload never ends.
-UPLOAD = """
-import sys, fsspec
-from pathlib import Path
-from storage.lake import Zone
-Zone(Path(sys.argv[1]), "s3://lake/faults").publish_from(fsspec.filesystem("file"), sys.argv[2], ".bin")
-"""
-
-
-def test_a_killed_upload_leaves_nothing_visible_and_is_swept(
-    proxy: FaultyProxy, zone: Zone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, waiting = tmp_path / "source.bin", tmp_path / "tmp"
-    source.write_bytes(DATA + b"killed")
-    waiting.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(waiting))
-    foreign = waiting / ".incoming.abcdefgh.tmp"
-    foreign.write_text("another program's")
-    os.utime(foreign, (0, 0))
-    before = zone.sizes()
-    proxy.slow(100_000)
-    proxy.answer(lambda head: proxy.stall() if head.startswith(b"PUT") else None)  # type: ignore[func-returns-value]
-    env = {**os.environ, "TMPDIR": str(waiting)}
-    process = subprocess.Popen([sys.executable, "-c", UPLOAD, str(zone.folder), str(source)], env=env)
-    wait_for(lambda: any(head.startswith(b"PUT") for head in proxy.requests), "the upload")
-    left = [file for file in waiting.iterdir() if file != foreign]
-    assert [file.stat().st_size for file in left] == [len(DATA) + 6]
-    os.utime(left[0], (0, 0))
-    manifest = Manifest.build("raw", [], kind="files")
-    assert zone.sweep(manifest) == 0  # its process lives
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    proxy.heal()
-    proxy.down()
-    proxy.up()
-    assert zone.sizes() == before
-    os.utime(left[0])
-    assert zone.sweep(manifest) == 0  # younger than this process
-    os.utime(left[0], (0, 0))
-    assert zone.sweep(manifest) == 1
-    assert list(waiting.iterdir()) == [foreign]
-
-
-def test_a_server_that_is_killed_and_comes_back(
-    server: S3Machine, proxy: FaultyProxy, zone: Zone, stored: StoredObject
-) -> None:
-    starter: list[threading.Thread] = []
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-        proxy.target = server.place
-
-    def kill(start: int, stop: int) -> None:
-        if not starter:
-            starter.append(threading.Thread(target=restart))
-            starter[0].start()
-            server.s3.process.wait()
-
-    assert fetch(zone, stored, kill, timeout=60) == DATA
-    starter[0].join()
-
-
-@pytest.mark.parametrize("how", ["forgotten", "refused"])
-def test_a_store_that_is_back_is_not_waited_for(proxy: FaultyProxy, zone: Zone, stored: StoredObject, how: str) -> None:
-    """It is away for three seconds; connections of before may never hear of it. With the time-out of everyday."""
-    back: list[float] = []
-
-    def up() -> None:
-        proxy.up()
-        back.append(time.monotonic())
-
-    def away(start: int, stop: int) -> None:
-        if not timer.is_alive() and not back:
-            proxy.forget() if how == "forgotten" else proxy.down()
-            timer.start()
-
-    timer = threading.Timer(3, up)
-    proxy.slow(40 << 20)  # so that the ranges are not done at once
-    assert fetch(zone, stored, away, timeout=60) == DATA
-    assert time.monotonic() - back[0] < 3 + SLACK
-    timer.join()
-
-
 @pytest.mark.long
 def test_a_store_is_asked_every_other_second_however_long_it_has_failed(
     proxy: FaultyProxy, zone: Zone, stored: StoredObject
@@ -388,37 +237,3 @@ def test_a_store_is_asked_every_other_second_however_long_it_has_failed(
     proxy.answer(fail)
     assert RangeReader(str(zone.url), timeout=60).size(stored.path) == stored.bytes
     assert max(later - sooner for sooner, later in pairwise(asked)) < 1.5 + 1
-
-
-@pytest.mark.parametrize(("ask", "share"), [("size", 1 / 12), ("put", 0.45)])
-def test_what_a_store_has_forgotten_is_asked_again(
-    proxy: FaultyProxy, zone: Zone, stored: StoredObject, ask: str, share: float
-) -> None:
-    asked, over = list[bytes](), threading.Event()
-    reader, timeout = RangeReader(str(zone.url), timeout=12), 12
-
-    def forget_the_first(head: bytes) -> None:
-        asked.append(head)
-        if len(asked) == 1:
-            over.wait()
-
-    proxy.answer(forget_the_first)
-    begun = time.monotonic()
-    if ask == "size":
-        assert reader.size(stored.path) == stored.bytes
-    else:
-        reader.put("objects/new", b"new")
-    assert share * timeout < time.monotonic() - begun < share * timeout + SLACK
-    over.set()
-
-
-@pytest.mark.parametrize(("code", "kind"), [("SlowDown", "busy"), ("ServiceUnavailable", "passing")])
-def test_a_store_that_asks_for_fewer_requests_gets_them(
-    proxy: FaultyProxy, zone: Zone, stored: StoredObject, code: str, kind: str
-) -> None:
-    """One that is only away is asked again soon."""
-    client = RangeReader(str(zone.url))._open()[1]
-    proxy.answer(lambda _: s3_error(503, code))
-    with pytest.raises(OSError, match="503") as caught:
-        client.read_into(stored.path, 0, memoryview(bytearray(10)), lambda _: None)
-    assert client.explain(caught.value).kind == kind

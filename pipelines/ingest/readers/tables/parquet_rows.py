@@ -16,9 +16,9 @@ import pyarrow.parquet
 
 from pipelines.ingest.quarantine import Aside, uncountable
 from pipelines.ingest.readers import row_digests
-from pipelines.ingest.readers.columns import Columns, chosen, typed
-from pipelines.ingest.readers.parquet_pages import claimed
-from pipelines.ingest.readers.table import rows_of_batch
+from pipelines.ingest.readers.tables.columns import Columns, chosen, typed
+from pipelines.ingest.readers.tables.parquet_pages import claimed
+from pipelines.ingest.readers.tables.table import rows_of_batch
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 from storage.errors import DataError

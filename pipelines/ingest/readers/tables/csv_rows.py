@@ -13,12 +13,12 @@ import pyarrow.csv
 
 from pipelines.ingest.quarantine import Aside
 from pipelines.ingest.readers import row_digests
-from pipelines.ingest.readers.columns import Columns, chosen, typed
 from pipelines.ingest.readers.formats import is_text
 from pipelines.ingest.readers.lines import breaks, next_line
-from pipelines.ingest.readers.records import BLOCK, LARGEST, Grammar, Records, records, text_of
-from pipelines.ingest.readers.table import rows_of_batch
-from pipelines.ingest.readers.window import AHEAD, Window, skip_mark
+from pipelines.ingest.readers.lookahead import AHEAD, Lookahead, skip_mark
+from pipelines.ingest.readers.tables.columns import Columns, chosen, typed
+from pipelines.ingest.readers.tables.records import BLOCK, LARGEST, Grammar, Records, records, text_of
+from pipelines.ingest.readers.tables.table import rows_of_batch
 from pipelines.ingest.rows import Rows
 from pipelines.params import Curate
 
@@ -34,21 +34,21 @@ def read_csv(name: str, file: BinaryIO, params: Curate, block: int | None = None
 
     A piece has the records of about `block` bytes; None: 1 MiB, or some rows as long as the header where that is more.
     """
-    aside, window = Aside(params.max_quarantined), Window(file, block or AHEAD)
+    aside, lookahead = Aside(params.max_quarantined), Lookahead(file, block or AHEAD)
     grammar = Grammar("\t" if name.lower().endswith(".tsv") else ",")
-    if not is_text(name, window, aside):
+    if not is_text(name, lookahead, aside):
         yield Rows.none(aside)
         return
-    line = _first_line(window)
+    line = _first_line(lookahead)
     try:
-        header, lines = _header(window, grammar)
+        header, lines = _header(lookahead, grammar)
     except ValueError as error:
-        aside.add(name, str(error), max(line - 1 + window.count_lines() - 1, 1))
+        aside.add(name, str(error), max(line - 1 + lookahead.count_lines() - 1, 1))
         yield Rows.none(aside)
         return
     form = _Form.of(grammar.delimiter, header, chosen(name, header, params))
-    size = block or max(BLOCK, min(_WIDE * window.place, LARGEST))
-    for part in records(window, line + lines, form.grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
+    size = block or max(BLOCK, min(_WIDE * lookahead.place, LARGEST))
+    for part in records(lookahead, line + lines, form.grammar, lambda at, why: aside.add(f"{name}:{at}", why), size):
         batch, wrong = _at_once(part, form) or _one_by_one(part, form)
         digests = row_digests.of_spans(part.data, part.starts, part.ends) if params.deduplicate else None
         if digests is not None and params.features:  # else all columns are features, which are compared by name
@@ -57,21 +57,21 @@ def read_csv(name: str, file: BinaryIO, params: Curate, block: int | None = None
     yield Rows.none(aside)
 
 
-def _first_line(window: Window) -> int:
-    """The first line that isn't blank, to which a new window goes."""
-    skip_mark(window)
+def _first_line(lookahead: Lookahead) -> int:
+    """The first line that isn't blank, to which `lookahead` goes."""
+    skip_mark(lookahead)
     line = 1
-    while window.more() and window.data[window.start] in b"\r\n":
-        window.need(2)
-        window.start, line = next_line(window.data, window.start)[1], line + 1
+    while lookahead.more() and lookahead.data[lookahead.start] in b"\r\n":
+        lookahead.need(2)
+        lookahead.start, line = next_line(lookahead.data, lookahead.start)[1], line + 1
     return line
 
 
-def _header(window: Window, grammar: Grammar) -> tuple[list[str], int]:
-    """The names of the columns, and how many lines they take up, after which the window stands. Raises ValueError; then
-    it stands before them."""
-    window.need(LARGEST + 2)
-    data, start = window.data, window.start
+def _header(lookahead: Lookahead, grammar: Grammar) -> tuple[list[str], int]:
+    """The names of the columns, and how many lines they take up, after which `lookahead` stands. Raises ValueError;
+    then it stands before them."""
+    lookahead.need(LARGEST + 2)
+    data, start = lookahead.data, lookahead.start
     match = grammar.record.match(data, start, start + LARGEST)
     end = match.end() if match else start
     if end == start and end == len(data):
@@ -84,7 +84,7 @@ def _header(window: Window, grammar: Grammar) -> tuple[list[str], int]:
         names = [text_of(field).decode() for field in grammar.fields(match[0])]
     except UnicodeDecodeError as error:
         raise ValueError(f"the header is not UTF-8 ({error.reason}): convert the file to UTF-8") from error
-    window.start = next_line(data, end)[1]
+    lookahead.start = next_line(data, end)[1]
     return names, breaks(match[0]) + 1
 
 

@@ -1,0 +1,1 @@
+"""Rows of tables: CSV and Parquet, their columns typed, their damage told."""
