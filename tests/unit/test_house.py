@@ -10,10 +10,11 @@ MOST = 8  # arguments; what takes more has parts
 
 #: What takes more, and why it may.
 MORE = {
+    "pipelines/cli/use.py: generate_command": "a command's options, which people name",
     "pipelines/models/architectures/resnet.py: ResNet.__init__": "the model's public parameters, by model.args",
     "pipelines/models/architectures/transformer.py: Transformer.__init__": "the model's public parameters",
     "pipelines/models/architectures/vit.py: ViT.__init__": "the model's public parameters, by model.args",
-    "pipelines/profiling/bottleneck.py: Figures": "figures of one window, told by --json under these names",
+    "pipelines/profiling/bottleneck.py: Figures": "figures of one capture, told by --json under these names",
     "pipelines/streaming/meter.py: Times": "figures of one meter",
     "pipelines/training/state.py: TrainState": "what a checkpoint holds, under these names",
 }
