@@ -68,17 +68,17 @@ class Ours:
     def __init__(self, stack: ExitStack, recipe: str, data: Path, tiny: bool) -> None:
         ws = workspace(recipe, data, tiny)
         self.session = stack.enter_context(open_session(ws, Ranks()))
-        self.session.steps, self.session.validates = 0, False
+        self.session.goal.steps, self.session.data.validates = 0, False
         self.report = stack.enter_context(reporting(ws, self.session))
-        self.stream = self.session.stream
+        self.stream = self.session.data.stream
         self.batches = [copy(batch) for batch in islice(self.stream, READY)]
         self.ready = Ready(self.batches)
         self.strict = torch.get_deterministic_debug_mode()
 
     def block(self, steps: int, *, streamed: bool = False) -> float:
         session: Any = self.session
-        session.stream = self.stream if streamed else self.ready
-        session.steps += steps
+        session.data.stream = self.stream if streamed else self.ready
+        session.goal.steps += steps
         torch.set_deterministic_debug_mode(self.strict)
         began = time.perf_counter()
         fit(session, self.report, StopRequest())
@@ -101,16 +101,16 @@ class Plain:
     def __init__(self, ours: Ours) -> None:
         s: Session = ours.session
         train = s.params.train
-        self.language = s.task.name == "language"
+        self.language = s.goal.task.name == "language"
         self.smoothing = train.label_smoothing
-        self.model: nn.Module = s.config.build(s.params.seed).train()
+        self.model: nn.Module = s.goal.config.build(s.params.seed).train()
         decay = [p for p in self.model.parameters() if p.ndim >= 2]
         rest = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decay, "weight_decay": train.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, 0.95), fused=True)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, schedule)
         self.batches = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in ours.batches]
-        self.label = s.task.target
+        self.label = s.goal.task.target
         self.curve: list[float] = []
         self.done = 0
 

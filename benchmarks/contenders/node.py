@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.contender import listen, touch
 from benchmarks.contenders.ours import remote, settings
 from benchmarks.parts.works import load
-from pipelines.streaming import Stream
-from storage.cache.hot.cache import HotCache
+from pipelines.streaming import Loading, Ordering, Stream
+from storage.cache.hot.cache import HotCache, Timing
 from storage.cache.node.cache import NodeCache
 from storage.cache.tiered import Tiered
 
@@ -22,16 +22,16 @@ def make() -> Any:
     def epoch(number: int, folder: str, url: str, budget: int, ring: int) -> dict[str, Any]:
         """Read epoch `number` as rank `job["rank"]`: bytes by tier, and how many this node asked for."""
         node = NodeCache(Path(folder), job["node_bytes"], job["node_bytes"])  # all ring: what is open, nothing more
-        hot = HotCache(url, budget, ring, timeout=30)
+        hot = HotCache(url, budget, ring, timing=Timing(timeout=30))
         with Tiered(zone, node, hot) as tiers:
-            order = {"lanes": job["lanes"], "window": job["window"], "rank": job["rank"], "world": job["world"]}
             with Stream(
                 zone,
                 zone.manifest(),
-                tiers=tiers,
-                ahead=job["node_bytes"] // 2,
+                rank=job["rank"],
+                world=job["world"],
                 epochs=number + 1,
-                **order,
+                order=Ordering(lanes=job["lanes"], window=job["window"]),
+                loading=Loading(tiers=tiers, ahead=job["node_bytes"] // 2),
                 **settings(work),
             ) as stream:
                 stream.set_epoch(number)

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.contender import Batch, Epoch, later, serve
 from benchmarks.parts.works import SHARD_BYTES, Work
-from pipelines.streaming import Stream
-from storage.cache.hot.cache import HotCache
+from pipelines.streaming import Loading, Stream, Text
+from storage.cache.hot.cache import HotCache, Timing
 from storage.cache.node.cache import NodeCache
 from storage.cache.tiered import Tiered
 from storage.lake import Zone
@@ -98,7 +98,7 @@ def _record(zone: Zone, encoded: Any, rows: int, tokens: int = 0) -> dict[str, A
 
 def settings(work: Work) -> dict[str, Any]:
     """What every stream of the work is given."""
-    tokens = {"seq_len": 2048} if work.name == "tokens" else {}
+    tokens = {"text": Text(seq_len=2048)} if work.name == "tokens" else {}
     return {"split": "train", "batch_size": work.batch, "seed": 1, **tokens}
 
 
@@ -138,7 +138,7 @@ def cold(work: Work) -> Epoch:
         node = NodeCache(place / str(next(numbers)), NODE_BUDGET)
         with (
             Tiered(zone, node) as tiers,
-            Stream(zone, zone.manifest(), tiers=tiers, epochs=1, **settings(work)) as stream,
+            Stream(zone, zone.manifest(), epochs=1, loading=Loading(tiers=tiers), **settings(work)) as stream,
         ):
             yield from map(arrays, stream)
         later(lambda: shutil.rmtree(place, ignore_errors=True))
@@ -150,14 +150,15 @@ def hot(work: Work) -> Epoch:
     """From Redis through a node cache whose folder is empty. The first epoch fills Redis; then nothing may be asked of
     the lake any more."""
     zone = remote(work)
-    hot_cache = HotCache(work.job["url"], work.job["budget"], timeout=30)  # a busy machine may not send it to the lake
+    patient = Timing(timeout=30)  # a busy machine may not send it to the lake
+    hot_cache = HotCache(work.job["url"], work.job["budget"], timing=patient)
     place, numbers = work.folder / "hot-shardline", count()
 
     def epoch(_: int) -> Iterator[Batch]:
         node = NodeCache(place / str(number := next(numbers)), NODE_BUDGET)
         with (
             Tiered(zone, node, hot_cache) as tiers,
-            Stream(zone, zone.manifest(), tiers=tiers, epochs=1, **settings(work)) as stream,
+            Stream(zone, zone.manifest(), epochs=1, loading=Loading(tiers=tiers), **settings(work)) as stream,
         ):
             yield from map(arrays, stream)
             asked = tiers.counters()["lake"].bytes

@@ -63,8 +63,8 @@ class Steps(Reporter):
     """Says each step."""
 
     def step(self, seconds: float, waited: float, work: int) -> None:
-        self.done = getattr(self, "done", 0) + 1
-        say(f"step {self.done}")
+        self.since.steps += 1
+        say(f"step {self.since.steps}")
 
 
 def run(ws: Workspace) -> int:
@@ -72,7 +72,7 @@ def run(ws: Workspace) -> int:
     with stop_on_signals(StopRequest()) as stop, open_session(ws, Ranks()) as session:
         say(f"restored {session.state.step}")
         try:
-            fit(session, Steps(None, lambda *_, **__: None, "tokens", session.steps), stop)
+            fit(session, Steps(None, lambda *_, **__: None, "tokens", session.goal.steps), stop)
         except Interrupted as error:
             return error.exit_code
     return 0
@@ -80,18 +80,18 @@ def run(ws: Workspace) -> int:
 
 def late(session: Session) -> None:
     """Leave a checkpoint that says it was taken at 99 % of the steps."""
-    session.state.step, done = STEPS * 99 // 100, session.stream.state_dict()
-    epoch, place = divmod(session.state.step, len(session.stream))
-    session.stream.load_state_dict(done | {"epoch": epoch, "step": place})
+    session.state.step, done = STEPS * 99 // 100, session.data.stream.state_dict()
+    epoch, place = divmod(session.state.step, len(session.data.stream))
+    session.data.stream.load_state_dict(done | {"epoch": epoch, "step": place})
     session.save(wait=True)
 
 
 def step(session: Session) -> float:
     """One step. Returns its seconds."""
     began = perf_counter()
-    forward_backward(session, next(iter(session.stream)))
-    session.optimizer.step()
-    session.optimizer.zero_grad()
+    forward_backward(session, next(iter(session.data.stream)))
+    session.learner.optimizer.step()
+    session.learner.optimizer.zero_grad()
     session.state.step += 1
     return perf_counter() - began
 
@@ -103,7 +103,7 @@ def pause(ws: Workspace, rounds: int) -> dict[str, Any]:
     all, since it shares the cores with them.
     """
     with open_session(ws, Ranks()) as session:
-        saver = session.checkpoints
+        saver = session.checkpoints.saver
         found: dict[str, list[float]] = {}
         for turn in range(rounds + 1):
             plain = median(step(session) for _ in range(3))
@@ -126,7 +126,7 @@ def pause(ws: Workspace, rounds: int) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in saver.zone.folder.glob("objects/*")) // 2
         late(session)
     medians = {name: median(values) for name, values in found.items()}
-    return {"seconds": medians, "bytes": size, "parameters": session.parameters, "all": found}
+    return {"seconds": medians, "bytes": size, "parameters": session.learner.parameters, "all": found}
 
 
 def torch_saves(session: Session, folder: Path) -> dict[str, float]:
@@ -139,7 +139,7 @@ def torch_saves(session: Session, folder: Path) -> dict[str, float]:
     found = {}
 
     def state() -> dict[str, Any]:
-        model, optimizer = get_state_dict(session.model, session.optimizer)
+        model, optimizer = get_state_dict(session.learner.model, session.learner.optimizer)
         return {"model": model, "optimizer": optimizer}
 
     futures: list[Any] = []

@@ -19,7 +19,7 @@ from benchmarks.parts.servers import BUCKET, redis, s3
 from benchmarks.parts.works import load
 from benchmarks.rounds import Entrant, Process, say, started
 from benchmarks.setting import Setting
-from pipelines.streaming import Order
+from pipelines.streaming import Order, Ordering
 
 NODES = 8  # 2 for a tiny one
 EPOCHS = 3
@@ -36,7 +36,8 @@ def ask(setting: Setting) -> Outcome:
         sizes = [record["bytes"] for record in records]
         count = 2 if setting.tiny else NODES
         cut = {"lanes": count, "window": 2 * max(record["rows"] for record in records)}
-        order = Order([record["rows"] for record in records], batch=work.batch, seed=settings(work)["seed"], **cut)
+        rows, ordering = [record["rows"] for record in records], Ordering(**cut)
+        order = Order(rows, batch=work.batch, seed=settings(work)["seed"], ordering=ordering)
         nodes = [
             Entrant(
                 f"node {rank}",

@@ -16,7 +16,7 @@ from benchmarks.outcome import Bar, Outcome
 from benchmarks.rounds import say
 from benchmarks.setting import Setting
 from benchmarks.studies.shuffle_quality import COLUMNS, Quality, full_shuffle, quality
-from pipelines.streaming import Order
+from pipelines.streaming import Order, Ordering
 
 NODES = (1, 4, 16, 64, 256, 1024)
 EPOCHS = 3
@@ -29,16 +29,16 @@ ASKED = 2  # nodes of a cluster that are simulated; they are all alike
 
 FEW = "16 lanes"  # the default for data of this size
 #: How the order is set, by name.
-ORDERS: dict[str, dict[str, Any]] = {
-    FEW: {"lanes": 16},
-    "1,024 lanes": {"lanes": 1024},
-    "1,024 lanes, kept": {"lanes": 1024, "keep_lanes": True},
+ORDERS = {
+    FEW: Ordering(lanes=16),
+    "1,024 lanes": Ordering(lanes=1024),
+    "1,024 lanes, kept": Ordering(lanes=1024, keep_lanes=True),
 }
-MODEL: dict[str, Any] = {"rows": 1 << 22, "shard_rows": 320, "batch": 64, "window": 8192}  # lanes by 16 fewer
-MODELS: dict[str, dict[str, Any]] = {
-    FEW: {"lanes": 1},
-    "1,024 lanes": {"lanes": 64},
-    "1,024 lanes, kept": {"lanes": 64, "keep_lanes": True},
+MODEL: dict[str, Any] = {"rows": 1 << 22, "shard_rows": 320, "batch": 64}
+MODELS = {  # lanes by 16 fewer
+    FEW: Ordering(lanes=1, window=8192),
+    "1,024 lanes": Ordering(lanes=64, window=8192),
+    "1,024 lanes, kept": Ordering(lanes=64, window=8192, keep_lanes=True),
 }
 
 
@@ -63,20 +63,20 @@ def ask(setting: Setting) -> Outcome:
     shards = DATASET // SHARD_BYTES // shrink
     budget = NODE_BUDGET // shrink
     found = {}
-    for name, settings in ORDERS.items():
+    for name, ordering in ORDERS.items():
         say(f"{name}: {shards:,} shards")
-        found[name] = simulate(np.full(shards, SHARD_ROWS), settings, budget)
+        found[name] = simulate(np.full(shards, SHARD_ROWS), ordering, budget)
     dataset = shards * SHARD_BYTES
     rows = MODEL["rows"] >> (5 if setting.tiny else 2 if setting.quick else 0)
-    model = {name: quality(model_order(rows, settings)) for name, settings in MODELS.items()}
+    model = {name: quality(model_order(rows, ordering)) for name, ordering in MODELS.items()}
     return _outcome(found, model, full_shuffle(rows, MODEL["batch"]), dataset, budget)
 
 
 def simulate(
-    shard_rows: npt.NDArray[np.int64], settings: dict[str, Any], budget: int, shard_bytes: int = SHARD_BYTES
+    shard_rows: npt.NDArray[np.int64], ordering: Ordering, budget: int, shard_bytes: int = SHARD_BYTES
 ) -> dict[int, list[float]]:
     """By number of nodes: bytes that a node asks of what lies behind its cache, by epoch."""
-    order = Order(shard_rows, batch=BATCH, seed=1, **settings)
+    order = Order(shard_rows, batch=BATCH, seed=1, ordering=ordering)
     clusters = {
         nodes: {
             rank: Node(np.zeros(len(shard_rows), np.bool_), budget) for rank in (0, nodes // 2)[: min(ASKED, nodes)]
@@ -93,9 +93,9 @@ def simulate(
     }
 
 
-def model_order(rows: int, settings: dict[str, Any]) -> Order:
+def model_order(rows: int, ordering: Ordering) -> Order:
     shards = np.full(rows // MODEL["shard_rows"], MODEL["shard_rows"])
-    return Order(shards, batch=MODEL["batch"], seed=1, window=MODEL["window"], **settings)
+    return Order(shards, batch=MODEL["batch"], seed=1, ordering=ordering)
 
 
 def _outcome(

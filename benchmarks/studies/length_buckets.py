@@ -20,7 +20,7 @@ import numpy as np
 
 from pipelines.console.progress import say
 from pipelines.ingest.encoders.encode import SEPARATOR, VOCABULARY, encode_documents
-from pipelines.streaming import Stream
+from pipelines.streaming import Batching, Ordering, Stream, Text
 from storage.lake import Zone
 from storage.manifest import Manifest
 from storage.shards import SUFFIX
@@ -66,9 +66,13 @@ def publish(folder: Path, documents: list[bytes]) -> tuple[Zone, Manifest]:
     return zone, zone.commit(Manifest.build("shards", records, kind="tokens", spec=SPEC))
 
 
-def stream(data: tuple[Zone, Manifest], seq_len: int, batches: int, **settings: Any) -> Stream:
-    base = {"samples": "documents", "pad_multiple": 16, "bucket_batches": batches, "batch_size": BATCH}
-    return Stream(*data, split="train", seed=0, seq_len=seq_len, **{**base, **settings})
+def stream(data: tuple[Zone, Manifest], text: Text, batches: int, batch_size: int = BATCH, **more: Any) -> Stream:
+    bucketed = Batching(bucket_batches=batches)
+    return Stream(*data, split="train", batch_size=batch_size, seed=0, text=text, batching=bucketed, **more)
+
+
+def whole(seq_len: int, pad_multiple: int = 16) -> Text:
+    return Text(seq_len=seq_len, samples="documents", pad_multiple=pad_multiple)
 
 
 def padding(folder: Path) -> None:
@@ -80,7 +84,7 @@ def padding(folder: Path) -> None:
             for multiple in (16, 64):
                 shares = []
                 for batches in (1, 8, 16, 64, 256):
-                    with stream(data, seq_len, batches, epochs=2, pad_multiple=multiple) as got:
+                    with stream(data, whole(seq_len, multiple), batches, epochs=2) as got:
                         shapes = {batch["tokens"].shape[1] for batch in got}
                         found = got.meter.snapshot().of_documents()
                     shares.append(f"{batches}: {found['padding']:.3f} ({len(shapes)} shapes)")
@@ -93,7 +97,7 @@ def planning(folder: Path) -> None:
         seconds: dict[int, list[float]] = {1: [], 64: []}
         for _ in range(rounds):
             for batches in seconds:
-                with stream(data, 2048, batches, batch_size=batch, lanes=lanes, prefetch=0) as got:
+                with stream(data, whole(2048), batches, batch, order=Ordering(lanes=lanes)) as got:
                     steps = got.order.rows // batch  # full ones
                     got.order.block(0, 0, steps)  # opens the shards
                     began = perf_counter()
@@ -113,9 +117,9 @@ def training(folder: Path) -> None:
     data, seq_len = publish(folder, functions()), 1024
     task, device = task_of(SPEC, counts_vary=True), torch.device("cpu")
     streams = {
-        "as they come": stream(data, seq_len, 1),
-        "blocks of 64": stream(data, seq_len, 64),
-        "windows (packed)": stream(data, seq_len, 1, samples="windows", batch_size=BATCH // 4),
+        "as they come": stream(data, whole(seq_len), 1),
+        "blocks of 64": stream(data, whole(seq_len), 64),
+        "windows (packed)": stream(data, Text(seq_len=seq_len), 1, BATCH // 4),
     }
     models = {}
     for name, each in streams.items():

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.streaming import Order
+from pipelines.streaming import Order, Ordering
 
 Ints = npt.NDArray[np.int64]
 CLASSES = 16
@@ -87,10 +87,7 @@ def main() -> None:
                 [rows] * shards,
                 batch=batch,
                 seed=1,
-                lanes=lanes,
-                window=window,
-                first_window=first,
-                keep_lanes=keep,
+                ordering=Ordering(lanes=lanes, window=window, first_window=first, keep_lanes=keep),
             )
             cells = " | ".join(quality(order).cells())
             grown = f"{window:,}{' from the start' if first else ''}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.params import Cache
 from pipelines.params.environment import expand
 from pipelines.workspace import STATE, Workspace
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.cache.hot.address import check
 from storage.cache.hot.embedded import Embedded
 from storage.cache.node.place import check_apart
@@ -60,9 +60,18 @@ def open_hot(ws: Workspace) -> HotCache | None:
     else:
         url = hot_url(settings.url)
     return HotCache(
-        url, budget, _bytes(settings.ring_mb), timeout=settings.timeout_ms / 1000, wait=settings.wait_s,
-        lease=settings.lease_s, idle=cache.idle_hours * _HOUR, prefix=settings.prefix, server=server,
-    )  # fmt: skip
+        url,
+        budget,
+        _bytes(settings.ring_mb),
+        timing=Timing(
+            timeout=settings.timeout_ms / 1000,
+            wait=settings.wait_s,
+            lease=settings.lease_s,
+            idle=cache.idle_hours * _HOUR,
+        ),
+        prefix=settings.prefix,
+        server=server,
+    )
 
 
 def hot_url(url: str) -> str:

@@ -10,7 +10,9 @@ from pipelines.caching.tiers import EMBEDDED, describe_hot, open_cache
 from pipelines.console.formats import human_bytes
 from pipelines.console.progress import progress, say
 from pipelines.console.tables import print_table
-from pipelines.streaming import Stream
+from pipelines.streaming import Loading, Stream
+from pipelines.streaming.from_params import parts_of_train
+from pipelines.streaming.options import Parts
 from pipelines.workspace import Workspace
 from storage.cache import HotCache, NodeCache, Tiered
 from storage.cache.hot.link import Unavailable
@@ -27,7 +29,6 @@ _LOST = {
     "hot": "Redis is full (set its maxmemory to 1.3 x cache.hot.budget_mb, or lower that) or slower than "
     "cache.hot.timeout_ms, or the node cache had them already (then `--tier hot` brings them)",
 }
-_ORDERING = ("lanes", "window", "first_window", "keep_lanes", "mixture", "batch_ramp", "samples", "bucket_batches")
 
 
 def warm(ws: Workspace, tier: Tier = "both", rank: int = 0, world: int = 1) -> dict[str, Any]:
@@ -172,13 +173,10 @@ def _ahead(ws: Workspace, rank: int, world: int) -> Iterator[StoredObject]:
     """The shards of the first epoch, once each, in the order in which this rank needs them."""
     zone, settings = ws.zone("shards"), ws.params.stream
     manifest = zone.manifest()
-    seq_len = settings.seq_len if manifest.header["kind"] == "tokens" else None
-    ordering = {name: value for name, value in settings.model_dump().items() if name in _ORDERING}
-    if settings.samples == "windows":
-        ordering["bucket_batches"] = 1  # as in training
+    parts = parts_of_train(settings, manifest) | Parts(loading=Loading(prefetch=0))
     with Stream(
         zone, manifest, split="train", batch_size=settings.batch_size, seed=ws.params.seed, rank=rank, world=world,
-        seq_len=seq_len, prefetch=0, **ordering,
+        **parts,
     ) as stream:  # fmt: skip
         named = (shard for shards in stream.order.ahead(0, 0, rank, world) for shard in shards.tolist())
         for shard in dict.fromkeys(named):  # a domain may be gone through more than once

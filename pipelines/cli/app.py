@@ -64,11 +64,10 @@ def workspace(named: str | None, recipe: str | None = None) -> Any:
 
 def print_json(value: Any) -> None:
     """As a program reads it."""
-    import json
-
+    from pipelines.console.formats import json_text
     from pipelines.console.progress import say
 
-    say(json.dumps(value, indent=2))
+    say(json_text(value))
 
 
 @contextlib.contextmanager

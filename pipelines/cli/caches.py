@@ -15,7 +15,7 @@ app.add_typer(cache, name="cache", rich_help_panel=USE)
 
 
 @cache.command("warm")
-def warm(
+def warm_command(
     recipe: Named = None,
     tier: Annotated[
         Tier, typer.Option(help="Cache to fill: node (this machine's disk), hot (Redis) or both.")
@@ -31,15 +31,15 @@ def warm(
 
 
 @cache.command("show")
-def show(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
+def show_command(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """Show what the node cache and the hot cache hold: bytes, shards, budget, hit ratio."""
-    from pipelines.caching.warm import show as run
+    from pipelines.caching.warm import show
 
-    run(workspace(recipe, option), as_json)
+    show(workspace(recipe, option), as_json)
 
 
 @cache.command("drop")
-def drop(
+def drop_command(
     recipe: Named = None,
     tier: Annotated[
         Tier, typer.Option(help="Cache to empty: node (this machine's disk), hot (Redis) or both.")
@@ -50,6 +50,6 @@ def drop(
     option: Recipe = None,
 ) -> None:
     """Remove this recipe's shards from the caches. The lake keeps them."""
-    from pipelines.caching.warm import drop as run
+    from pipelines.caching.warm import drop
 
-    run(workspace(recipe, option), tier, everything)
+    drop(workspace(recipe, option), tier, everything)

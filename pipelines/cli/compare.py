@@ -43,11 +43,11 @@ def optimizers(
 
     Makes a table, a plot, and an MLflow run with a child run for each.
     """
-    from pipelines.experiments.comparison import compare_optimizers as run
+    from pipelines.experiments.comparison import compare_optimizers
 
     here = out.absolute() if out else None  # the recipe's folder becomes the current one
     with aside(as_json):
-        entries = run(workspace(recipe, option), _names(only), steps, here)
+        entries = compare_optimizers(workspace(recipe, option), _names(only), steps, here)
     _print_entries(entries, as_json)
 
 
@@ -70,21 +70,21 @@ def communication(
 
     Makes a table and a plot of loss against bytes sent, and an MLflow run with a child run for each.
     """
-    from pipelines.experiments.comparison import compare_communication as run
+    from pipelines.experiments.comparison import compare_communication
 
     here = out.absolute() if out else None
     with aside(as_json):
-        entries = run(workspace(recipe, option), ranks, _names(only), steps, local_steps, here)
+        entries = compare_communication(workspace(recipe, option), ranks, _names(only), steps, local_steps, here)
     _print_entries(entries, as_json)
 
 
 @compare.command()
 def schedules(recipe: Named = None, out: Out = None, option: Recipe = None) -> None:
     """Plot the learning rate of every schedule over the recipe's steps. Trains nothing."""
-    from pipelines.experiments.comparison import compare_schedules as run
+    from pipelines.experiments.comparison import compare_schedules
 
     here = out.absolute() if out else None
-    run(workspace(recipe, option), here)
+    compare_schedules(workspace(recipe, option), here)
 
 
 @find.command()
@@ -102,10 +102,10 @@ def batch(
 
     Shows samples per second and peak memory of each size.
     """
-    from pipelines.experiments.batch_size import find_batch as run
+    from pipelines.experiments.batch_size import find_batch
 
     with aside(as_json):
-        trials = run(workspace(recipe, option), most, memory_mb)
+        trials = find_batch(workspace(recipe, option), most, memory_mb)
     if as_json:
         print_json([asdict(trial) for trial in trials])
 

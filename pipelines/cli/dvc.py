@@ -31,17 +31,17 @@ def run_dvc(context: typer.Context) -> None:
         sys.exit(dvc.run(*context.args))
 
 
-@app.command(rich_help_panel=LOOK)
-def experiments(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
+@app.command("experiments", rich_help_panel=LOOK)
+def experiments_command(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """List the recipe's DVC experiments: the metric of its gate, and the parameters in which they differ."""
-    from pipelines.experiments.comparison.report import show as show_table
-    from pipelines.reproduce.views import experiments as run
+    from pipelines.experiments.comparison import report
+    from pipelines.reproduce.views import experiments
 
-    rows = run(workspace(recipe, option))
+    rows = experiments(workspace(recipe, option))
     if as_json:
         print_json(rows)
     else:
-        show_table(rows)
+        report.show(rows)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -20,8 +20,8 @@ def _zone_argument(help: str) -> Any:
     return typer.Argument(parser=_zone, metavar="ZONE", help=help, autocompletion=lambda: [*ZONES])
 
 
-@app.command(rich_help_panel=LOOK)
-def profile(
+@app.command("profile", rich_help_panel=LOOK)
+def profile_command(
     recipe: Named = None,
     steps: Annotated[
         int | None, typer.Option(min=2, max=100_000, help="Steps to measure; by default as many as take about 5 s.")
@@ -34,22 +34,22 @@ def profile(
 
     Leaves the recipe's outputs and checkpoints alone.
     """
-    from pipelines.profiling.profile import profile as run
+    from pipelines.profiling.profile import profile
 
     with aside(as_json):
-        bottleneck = run(workspace(recipe, option), steps=steps, warm_up=warm_up)
+        bottleneck = profile(workspace(recipe, option), steps=steps, warm_up=warm_up)
     if as_json:
         print_json(bottleneck.to_json())
 
 
-@app.command(rich_help_panel=LOOK)
-def doctor(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
+@app.command("doctor", rich_help_panel=LOOK)
+def doctor_command(recipe: Named = None, as_json: AsJson = False, option: Recipe = None) -> None:
     """Check this machine: processors, memory, accelerators, disks, network; how fast they are, and what is wrong."""
-    from pipelines.machine.doctor import doctor as run
+    from pipelines.machine.doctor import doctor
 
     if recipe is not None or option is not None:
         workspace(recipe, option)  # goes to its folder
-    run(as_json=as_json)
+    doctor(as_json=as_json)
 
 
 @app.command(rich_help_panel=LOOK)

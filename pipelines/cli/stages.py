@@ -54,41 +54,41 @@ def shard(recipe: Named = None, option: Recipe = None) -> None:
     _data_stage("shard", recipe, option)
 
 
-@app.command(rich_help_panel=STAGES)
-def train(recipe: Named = None, option: Recipe = None) -> None:
+@app.command("train", rich_help_panel=STAGES)
+def train_command(recipe: Named = None, option: Recipe = None) -> None:
     """Train the model of params.yaml on the shards; an interrupted training resumes from its last checkpoint."""
     from pipelines.reproduce.parents import tell_of_other_parents
     from pipelines.reproduce.preflight import check_shards
-    from pipelines.training import train as run
+    from pipelines.training import train
 
     with _at_work("train", recipe, option, together=True) as ws:
         check_shards(ws)
         tell_of_other_parents(ws, "shards")
-        run(ws)
+        train(ws)
 
 
-@app.command(rich_help_panel=STAGES)
-def evaluate(recipe: Named = None, option: Recipe = None) -> None:
+@app.command("evaluate", rich_help_panel=STAGES)
+def evaluate_command(recipe: Named = None, option: Recipe = None) -> None:
     """Measure the model, and simple baselines beside it, on held-out samples."""
-    from pipelines.evaluation import evaluate as run
+    from pipelines.evaluation import evaluate
 
     with _at_work("evaluate", recipe, option) as ws:
-        run(ws)
+        evaluate(ws)
 
 
-@app.command(rich_help_panel=STAGES)
-def package(recipe: Named = None, option: Recipe = None) -> None:
+@app.command("package", rich_help_panel=STAGES)
+def package_command(recipe: Named = None, option: Recipe = None) -> None:
     """Write the model as an MLflow model that can be served, with signature, input example and model card."""
-    from pipelines.release import package as run
+    from pipelines.release import package
 
     with _at_work("package", recipe, option) as ws:
-        run(ws)
+        package(ws)
 
 
-@app.command(rich_help_panel=STAGES)
-def promote(recipe: Named = None, option: Recipe = None) -> None:
+@app.command("promote", rich_help_panel=STAGES)
+def promote_command(recipe: Named = None, option: Recipe = None) -> None:
     """Register the model with the alias candidate; give it the alias champion if it passes the gate."""
-    from pipelines.release import promote as run
+    from pipelines.release import promote
 
     with _at_work("promote", recipe, option) as ws:
-        run(ws)
+        promote(ws)

@@ -17,8 +17,8 @@ ChangedCode = Annotated[
 ]
 
 
-@app.command(rich_help_panel=USE)
-def repro(
+@app.command("repro", rich_help_panel=USE)
+def repro_command(
     recipe: Named = None,
     option: Recipe = None,
     force: Annotated[bool, typer.Option("--force", help="Run every stage, also those that are up to date.")] = False,
@@ -27,13 +27,13 @@ def repro(
     ] = None,
 ) -> None:
     """Run the stale stages of a recipe (new sources, changed parameters, missing outputs); resume interrupted ones."""
-    from pipelines.reproduce.repro import repro as run
+    from pipelines.reproduce.repro import repro
 
-    sys.exit(run(one_of(recipe, option), force=force, until=until))
+    sys.exit(repro(one_of(recipe, option), force=force, until=until))
 
 
-@app.command(rich_help_panel=USE)
-def generate(
+@app.command("generate", rich_help_panel=USE)
+def generate_command(
     prompt: Annotated[str, typer.Option(help="Text that the model continues.")],
     tokens: Annotated[
         int, typer.Option(min=1, max=100_000, help="Tokens to write (bytes, with the default tokens).")
@@ -52,17 +52,17 @@ def generate(
     option: Recipe = None,
 ) -> None:
     """Write text with a registered language model."""
-    from pipelines.serving import generate as run
+    from pipelines.serving import generate
 
     chosen = one_of(recipe, option)
-    run(
+    generate(
         chosen, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, alias=alias,
         changed_code=changed_code,
     )  # fmt: skip
 
 
-@app.command(rich_help_panel=USE)
-def predict(
+@app.command("predict", rich_help_panel=USE)
+def predict_command(
     files: Annotated[list[Path], typer.Argument(help="Image files, or CSV files with the feature columns.")],
     alias: Alias = "champion",
     changed_code: ChangedCode = False,
@@ -70,6 +70,6 @@ def predict(
     recipe: RecipeOption = None,
 ) -> None:
     """Predict with a registered model. Prints a line per image or CSV row: label and probability, or the value."""
-    from pipelines.serving import predict as run
+    from pipelines.serving import predict
 
-    run(recipe, files, alias=alias, changed_code=changed_code, as_json=as_json)
+    predict(recipe, files, alias=alias, changed_code=changed_code, as_json=as_json)

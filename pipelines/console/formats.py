@@ -1,4 +1,21 @@
-"""Numbers with units, as people read them."""
+"""Numbers with units, as people read them; and values as programs do."""
+
+import json
+from math import isfinite
+from typing import Any
+
+
+def json_text(value: Any) -> str:
+    """`value` as JSON, which knows no number that isn't finite: null stands for those."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def human_bytes(count: float) -> str:

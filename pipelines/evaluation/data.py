@@ -1,11 +1,13 @@
 """The shards of a split, in the manifest's order, without shuffling: each sample and each byte exactly once."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipelines.evaluation.splits import check_split
 from pipelines.models import ModelConfig
@@ -17,6 +19,21 @@ from storage.manifest import Manifest
 from storage.shards import Shard
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The split that a model is measured on, and how: so many samples at once, on that device."""
+
+    zone: Zone
+    manifest: Manifest
+    split: str
+    batch: int
+    device: torch.device
+
+    def samples(self, target: str, domain: str | None = None) -> Iterator[tuple[Array, Array]]:
+        """Its batches; see `sample_batches`."""
+        return sample_batches(self.zone, self.manifest, self.split, target, self.batch, domain)
 
 
 def open_split(zone: Zone, manifest: Manifest, split: str, domain: str | None = None) -> Iterator[Shard]:

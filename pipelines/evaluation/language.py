@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from pipelines.console.progress import progress, say
 from pipelines.evaluation.baselines import counts_of_streams, no_tokens, token_counts
-from pipelines.evaluation.data import Array, cut_documents, open_split, padded_batches
+from pipelines.evaluation.data import Array, HeldOut, cut_documents, open_split, padded_batches
 from pipelines.evaluation.domains import domains_of, with_domains
 from pipelines.evaluation.metrics.custom import CustomMetrics
 from pipelines.evaluation.plots import bars
@@ -45,8 +45,6 @@ from pipelines.models.tasks import IGNORED, TOKENS
 from pipelines.models.tokens import why_no_bytes
 from pipelines.streaming.gather.document_ids import documents_of
 from storage.errors import ParamsError
-from storage.lake import Zone
-from storage.manifest import Manifest
 from storage.shards import Shard
 
 #: (inputs, targets, what the model is given beside them, tokens that nothing predicts)
@@ -54,11 +52,11 @@ Questions = Iterator[tuple[Array, Array, dict[str, Tensor], int]]
 
 
 def measure_language(
-    model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    custom: CustomMetrics, samples: str = "windows",
-) -> Evaluation:  # fmt: skip
+    model: nn.Module, config: ModelConfig, held: HeldOut, custom: CustomMetrics, samples: str = "windows"
+) -> Evaluation:
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
+    zone, manifest, split, device = held.zone, held.manifest, held.split, held.device
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec.get("separator")
     task = task_of(spec, config.documents).for_model(model)
@@ -71,7 +69,7 @@ def measure_language(
     with progress("evaluate", sum(manifest.select(split)["tokens"].to_pylist()), "tokens") as advance:
         for domain, own in token_cost.items():
             for shard in open_split(zone, manifest, split, domain):
-                pieces, kept, cut = shown(shard, config.seq_len, batch, samples, task, separator, device)
+                pieces, kept, cut = shown(shard, config.seq_len, held.batch, samples, task, separator, device)
                 own.firsts += samples == "windows" and bool(len(shard.tokens))
                 for inputs, targets, beside, alone in pieces:
                     own.nats += cost(model, inputs, targets, device, custom, beside)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from pipelines.evaluation.data import check_fits
+from pipelines.evaluation.data import HeldOut, check_fits
 from pipelines.evaluation.language import measure_language
 from pipelines.evaluation.metrics.custom import CustomMetrics
 from pipelines.evaluation.result import Evaluation, rounded
@@ -24,15 +24,16 @@ def measure(model: nn.Module, config: ModelConfig, zone: Zone, manifest: Manifes
     check_fits(config, manifest)
     task, split, batch = config.get_task(), params.evaluate.split, params.evaluate.batch_size
     device = pick_device(params.train.device)
+    held = HeldOut(zone=zone, manifest=manifest, split=split, batch=batch, device=device)
     custom = CustomMetrics(params.evaluate.metrics, config)
     with repeatable(params.train, device), torch.inference_mode():
         model = model.to(device).eval()
         if task.name == "language":
             samples = config.samples if params.evaluate.samples == "auto" else params.evaluate.samples
-            result = measure_language(model, config, zone, manifest, split, batch, device, custom, samples)
+            result = measure_language(model, config, held, custom, samples)
         elif task.name == "classification":
-            result = measure_classification(model, task, zone, manifest, split, batch, device, custom)
+            result = measure_classification(model, task, held, custom)
         else:
-            result = measure_regression(model, task, zone, manifest, split, batch, device, custom)
+            result = measure_regression(model, task, held, custom)
     about = {"task": task.name, "split": split, "manifest": manifest.digest}
     return Evaluation(rounded(custom.into(about | result.metrics)), result.tables, result.figures)

@@ -10,35 +10,30 @@ from torch import Tensor, nn
 
 from pipelines.console.progress import track
 from pipelines.evaluation.baselines import Counts, majority
-from pipelines.evaluation.data import Array, open_split, sample_batches
+from pipelines.evaluation.data import Array, HeldOut, open_split
 from pipelines.evaluation.domains import Domain, domains_of, with_domains
 from pipelines.evaluation.metrics.custom import CustomMetrics
 from pipelines.evaluation.plots import matrix, scatter
 from pipelines.evaluation.result import Evaluation
 from pipelines.models import Task
-from storage.lake import Zone
-from storage.manifest import Manifest
 
 SCATTERED = 2000  # points of the regression's plot, at most
 
 
-def measure_classification(
-    model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    custom: CustomMetrics,
-) -> Evaluation:  # fmt: skip
+def measure_classification(model: nn.Module, task: Task, held: HeldOut, custom: CustomMetrics) -> Evaluation:
     """Accuracy, cross-entropy in nats, F1 by class and their mean, confusion matrix; beside the commonest class."""
-    classes: list[str] = manifest.header["spec"]["classes"]
+    classes: list[str] = held.manifest.header["spec"]["classes"]
     # rows: truth, columns: answer
-    confusions = {d: np.zeros((len(classes), len(classes)), np.int64) for d in domains_of(manifest, split)}
+    confusions = {d: np.zeros((len(classes), len(classes)), np.int64) for d in domains_of(held.manifest, held.split)}
     nats = dict.fromkeys(confusions, 0.0)
-    batches = ((d, *pair) for d in nats for pair in sample_batches(zone, manifest, split, task.target, batch, d))
+    batches = ((d, *pair) for d in nats for pair in held.samples(task.target, d))
     for domain, inputs, labels in track(batches, "evaluate", unit="batches"):
-        answers = _answers(model, task, inputs, labels, device).float().cpu()
+        answers = _answers(model, task, inputs, labels, held.device).float().cpu()
         right = answers.log_softmax(-1).double()[torch.arange(len(labels)), torch.from_numpy(labels)]
         nats[domain] -= float(right.sum())
         custom.update(answers.softmax(-1), torch.from_numpy(labels).long())
         np.add.at(confusions[domain], (labels, answers.argmax(-1).numpy()), 1)
-    train = _label_counts(zone, manifest, task, len(classes))
+    train = _label_counts(held, task, len(classes))
     confusion = np.sum(list(confusions.values()), axis=0)
     rows = by_class(confusion, classes)
     metrics = _figures(confusion, sum(nats.values()), rows, train)
@@ -95,27 +90,24 @@ def _occurs(confusion: Counts, index: int) -> bool:
     return bool(confusion[index].any() or confusion[:, index].any())
 
 
-def _label_counts(zone: Zone, manifest: Manifest, task: Task, classes: int) -> Counts:
+def _label_counts(held: HeldOut, task: Task, classes: int) -> Counts:
     counts = np.zeros(classes, np.int64)
-    for shard in open_split(zone, manifest, "train"):
+    for shard in open_split(held.zone, held.manifest, "train"):
         labels = shard.column(task.target)
         task.check_values({task.target: labels}, shard.what)
         counts += np.bincount(labels, minlength=classes)
     return counts
 
 
-def measure_regression(
-    model: nn.Module, task: Task, zone: Zone, manifest: Manifest, split: str, batch: int, device: torch.device,
-    custom: CustomMetrics,
-) -> Evaluation:  # fmt: skip
+def measure_regression(model: nn.Module, task: Task, held: HeldOut, custom: CustomMetrics) -> Evaluation:
     """Root mean square error, mean absolute error and R² in the target's unit, beside the train split's mean."""
-    found: dict[Domain, list[tuple[Array, Array]]] = {domain: [] for domain in domains_of(manifest, split)}
-    batches = ((d, *pair) for d in found for pair in sample_batches(zone, manifest, split, task.target, batch, d))
+    found: dict[Domain, list[tuple[Array, Array]]] = {domain: [] for domain in domains_of(held.manifest, held.split)}
+    batches = ((d, *pair) for d in found for pair in held.samples(task.target, d))
     for domain, inputs, targets in track(batches, "evaluate", unit="batches"):
-        answer = _answers(model, task, inputs, targets, device).float().cpu()
+        answer = _answers(model, task, inputs, targets, held.device).float().cpu()
         custom.update(answer, torch.from_numpy(targets).float())
         found[domain].append((answer.double().numpy(), targets.astype(np.float64)))
-    known = [shard.column(task.target).astype(np.float64) for shard in open_split(zone, manifest, "train")]
+    known = [shard.column(task.target).astype(np.float64) for shard in open_split(held.zone, held.manifest, "train")]
     mean = float(np.concatenate(known).mean())
 
     def metrics_of(guess: Array, truth: Array) -> dict[str, Any]:

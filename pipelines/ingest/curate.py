@@ -33,6 +33,8 @@ from storage.manifest import Manifest
 
 VERSION = 2  # of what `work` makes; raise it when the same input gives another object
 
+_NEEDED = {"text": ("text",), "table": ("label",), "image": ("image", "height", "width", "label")}  # columns, by kind
+
 
 @dataclass(frozen=True)
 class CurateStage:
@@ -125,6 +127,8 @@ class CurateStage:
                 aside += rows.quarantined
                 if not rows.ids:
                     continue
+                if wrong := _unfit(rows, reader, tables):
+                    raise DataError(f"curate.reader={READERS.name_of(self.params.reader)!r}: {file['name']}: {wrong}.")
                 tables.append(_with_names(rows, self.params.deduplicate))
                 size += tables[-1].nbytes
                 if size > TOGETHER:
@@ -177,6 +181,23 @@ class CurateStage:
             record |= {"rows": rows - len(left_out), "left_out": duplicates.pack(rows, left_out)}
         by_row = [reader.by_row for reader in readers]
         return len(found.left_out), [*duplicates.listed(self.zone, records, found, by_row)]
+
+
+def _unfit(rows: Rows, reader: Reader, before: Sequence[pa.Table]) -> str | None:
+    """What is wrong with a piece, which somebody else's reader may have made, beside the pieces `before` it."""
+    names = rows.table.column_names
+    if missing := [name for name in _NEEDED[reader.kind] if name not in names]:
+        return f"a piece without the column {missing[0]!r}, which {reader.kind} data has"
+    if len(rows.ids) != rows.table.num_rows:
+        return f"a piece with {len(rows.ids)} names for {rows.table.num_rows} rows"
+    other = before and before[-1].drop_columns([name for name in OWN if name in before[-1].column_names]).schema
+    if before and rows.table.schema != other:
+        return f"pieces with different columns: {_types(other)}; {_types(rows.table.schema)}"
+    return None
+
+
+def _types(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
 
 
 def _with_names(rows: Rows, with_content: bool) -> pa.Table:

@@ -181,8 +181,7 @@ def _encode(
 ) -> Iterator[Encoded]:
     """The rows `order` of `table` as shards."""
     if kind == "text":
-        rows = [text.as_buffer() for text in table["text"]]
-        texts = [rows[row] for row in order.tolist()]  # documents are never copied but into their shard
+        texts = _views(table["text"], order)
         names = table[ID].take(pa.array(order))
         sizes = np.fromiter((2 * (text.size + 1) for text in texts), np.int64, len(texts))
         for start, stop in _cuts(sizes, params.target_mb):
@@ -206,6 +205,18 @@ def _encode(
     inputs = features(table, facts["features"])
     for start, stop in _cuts(np.full(len(inputs), inputs[0].nbytes + 8), params.target_mb):
         yield encode_inputs(inputs[start:stop], labels[start:stop], table[ID][start:stop].to_pylist())
+
+
+def _views(column: pa.ChunkedArray, order: NDArray[np.int64]) -> list[pa.Buffer]:
+    """The texts `order` of a column, without a copy."""
+    places = np.full(len(column), -1, np.int64)
+    places[order] = np.arange(len(order))
+    views, first = [pa.py_buffer(b"")] * len(order), 0
+    for chunk in column.chunks:
+        for row in np.flatnonzero(places[first : first + len(chunk)] >= 0).tolist():
+            views[places[first + row]] = chunk[row].as_buffer()
+        first += len(chunk)
+    return views
 
 
 def _labels(column: pa.ChunkedArray, facts: dict[str, Any]) -> Any:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.progress import progress, say
+from pipelines.machine.collective import all_reduce
 from pipelines.machine.hardware import describe, machine_key
+from pipelines.machine.places import disks, reached
 from pipelines.machine.problems import Problem, find_problems
 from pipelines.params import FILENAME
 from pipelines.workspace import STATE, Workspace, project_root
@@ -35,8 +37,6 @@ def doctor(recipe: Path | None = None, *, as_json: bool = False) -> list[Problem
 
 def examine(ws: Workspace | None, root: Path) -> dict[str, Any]:
     """All facts, measured rates among them."""
-    from pipelines.machine.collective import all_reduce
-    from pipelines.machine.places import disks, reached
     from pipelines.machine.rates import loopback_rate
 
     facts: dict[str, Any] = {}

@@ -10,16 +10,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipelines.params import Params
 from pipelines.params.train.checkpoints import Checkpoints
+from pipelines.profiling.flops import more_formulas
+from pipelines.runtime.parent_death import die_with_parent
 from pipelines.streaming import Batch, Stream
+from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.workspace import Workspace
 
 TRACE, FOUND = "trace.json", "found.json"
@@ -78,26 +83,36 @@ class Capture:
         return Scratch(self.root, self.project, params, self.folder / "state")
 
 
-@dataclass
-class Found:
+class Clocked(BaseModel):
+    """What each step took by the clock, in seconds."""
+
+    seconds: list[float] = []
+    waits: list[float] = []
+    """Of these, waiting for data."""
+    stolen: list[float] = []
+    """Of these, ready to compute but without a core, because others had them all. 0 where the system doesn't tell."""
+
+
+class Setup(BaseModel):
+    """What the window was run with."""
+
+    precision: str
+    device: str
+    threads: int
+    parameters: int
+
+
+class Found(BaseModel):
     """What a window showed on rank 0, beside the trace."""
 
-    seconds: list[float] = field(default_factory=list)
-    """Of each step by the clock."""
-    waits: list[float] = field(default_factory=list)
-    """Of these, waiting for data."""
-    stolen: list[float] = field(default_factory=list)
-    """Of these, ready to compute but without a core, because others had them all. 0 where the system doesn't tell."""
-    stream: dict[str, float] = field(default_factory=dict)
+    setup: Setup
+    steps: Clocked = Clocked()
+    stream: dict[str, float] = {}
     """Share of the window that the stream's threads spent on fetch, plan, decode and gather."""
     first_batch: float = 0.0
     """Seconds to the first batch."""
     flops: float = 0.0
-    peaks: dict[str, float] = field(default_factory=dict)
-    precision: str = ""
-    device: str = ""
-    threads: int = 1
-    parameters: int = 0
+    peaks: dict[str, float] = {}
     resident: int = 0
     """Bytes of this process in memory at the end; on an accelerator, the most that tensors took."""
 
@@ -106,16 +121,14 @@ class _Clock:
     """The reporter of a capture: notes what each step took, and tells the profiler."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.waits: list[float] = []
-        self.stolen: list[float] = []
+        self.steps = Clocked()
         self._queued = _queued()
 
     def step(self, seconds: float, waited: float, work: int) -> None:
-        self.seconds.append(seconds)
-        self.waits.append(waited)
+        self.steps.seconds.append(seconds)
+        self.steps.waits.append(waited)
         before, self._queued = self._queued, _queued()
-        self.stolen.append(self._queued - before)
+        self.steps.stolen.append(self._queued - before)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None  # whatever else the loop reports
@@ -153,34 +166,34 @@ class _Watched:
 def watch(capture: Capture, rank: int = 0, world: int = 1, local_rank: int = 0) -> None:
     """Run the window as one of its ranks; rank 0 leaves trace.json and found.json. Raises ShardlineError."""
     from pipelines.training.process.process_group import Ranks
-    from pipelines.training.process.signals import StopRequest, stop_on_signals
     from pipelines.training.session import open_session
 
     ranks = Ranks(rank, world, local_rank, world)
     with stop_on_signals(StopRequest()) as stop, open_session(capture.workspace, ranks) as session:
-        session.validates, session.gradient_sync.sampler = False, None
+        session.data.validates, session.learner.gradient_sync.sampler = False, None
         run = _Runner(session, stop)
         found = Found(
-            precision=str(session.precision.dtype).removeprefix("torch."), device=str(session.device),
-            threads=_threads(), parameters=session.parameters,
+            setup=Setup(
+                precision=str(session.learner.precision.dtype).removeprefix("torch."), device=str(session.group.device),
+                threads=_threads(), parameters=session.learner.parameters,
+            )
         )  # fmt: skip
         began = perf_counter()
         run.steps(1)
         found.first_batch = perf_counter() - began
         warm = run.steps(max(1, capture.warm_up - 1))
-        steps = capture.steps or session.ranks.share(_enough(capture.seconds, median(warm.seconds)))
-        before = session.stream.meter.snapshot()
-        timed = run.steps(steps)
-        found.seconds, found.waits, found.stolen = timed.seconds, timed.waits, timed.stolen
-        shares = (session.stream.meter.snapshot() - before).shares()
+        steps = capture.steps or session.group.ranks.share(_enough(capture.seconds, median(warm.steps.seconds)))
+        before = session.data.stream.meter.snapshot()
+        found.steps = run.steps(steps).steps
+        shares = (session.data.stream.meter.snapshot() - before).shares()
         found.stream = {part: shares[part] for part in ("fetch", "plan", "decode", "gather")}
         _trace(run, min(steps, _TRACED), capture.folder / TRACE if ranks.leads else None)
-        found.resident = _resident(session.device)
+        found.resident = _resident(session.group.device)
         found.flops = _flops(session)
         ranks.wait()  # the ranks measure the peak side by side, as they compute
-        found.peaks = _peaks(session.device, capture.seconds / 8)
+        found.peaks = _peaks(session.group.device, capture.seconds / 8)
         if ranks.leads:
-            (capture.folder / FOUND).write_text(json.dumps(asdict(found)))
+            (capture.folder / FOUND).write_text(found.model_dump_json())
         ranks.wait()
 
 
@@ -189,13 +202,13 @@ class _Runner:
 
     def __init__(self, session: Any, stop: Any) -> None:
         self.session, self.stop = session, stop
-        session.steps = 0
+        session.goal.steps = 0
 
     def steps(self, count: int) -> _Clock:
         from pipelines.training.loop import fit
 
         clock: Any = _Clock()
-        self.session.steps += count
+        self.session.goal.steps += count
         fit(self.session, clock, self.stop)
         return clock  # type: ignore[no-any-return]
 
@@ -215,13 +228,13 @@ def _trace(run: _Runner, steps: int, file: Path | None) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     session: Any = run.session
-    kinds = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
-    activities = [ProfilerActivity.CPU, *([kinds[session.device.type]] if session.device.type in kinds else [])]
-    stream = session.stream
-    session.stream = _Watched(stream)
+    kinds, device = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}, session.group.device.type
+    activities = [ProfilerActivity.CPU, *([kinds[device]] if device in kinds else [])]
+    stream = session.data.stream
+    session.data.stream = _Watched(stream)
     with profile(activities=activities, profile_memory=True, record_shapes=False, acc_events=True) as profiler:
         run.steps(steps + 1)
-    session.stream = stream
+    session.data.stream = stream
     if file is not None:
         profiler.export_chrome_trace(str(file))
 
@@ -230,10 +243,9 @@ def _flops(session: Any) -> float:
     """Operations of a step on this rank: forward and backward of one more batch, counted operator by operator."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipelines.profiling.flops import more_formulas
     from pipelines.training.loop import forward_backward
 
-    batch = max(islice(session.stream, 2), key=lambda batch: batch.size)  # an epoch's last one may be short
+    batch = max(islice(session.data.stream, 2), key=lambda batch: batch.size)  # an epoch's last one may be short
     with FlopCounterMode(display=False, custom_mapping=more_formulas()) as counter:
         forward_backward(session, batch)
     return float(counter.get_total_flops())
@@ -256,7 +268,5 @@ def _resident(device: Any) -> int:
 
 
 if __name__ == "__main__":
-    from pipelines.runtime.parent_death import die_with_parent
-
     die_with_parent(os.getppid())
     watch(Capture.load(Path(sys.argv[1])), *(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))

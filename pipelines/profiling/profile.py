@@ -18,6 +18,7 @@ import psutil
 from pipelines.console.progress import progress, say
 from pipelines.profiling.bottleneck import PARTS, Bottleneck, Figures, judge
 from pipelines.profiling.capture import FOUND, TRACE, Capture, Found, watch
+from pipelines.profiling.picture import draw
 from pipelines.profiling.trace import Traced, read_trace
 from pipelines.runtime.cores import cores
 from pipelines.runtime.parent_death import AGENT_PID
@@ -42,7 +43,7 @@ def profile(ws: Workspace, *, steps: int | None = None, warm_up: int = 10, secon
         capture = Capture(ws.root, ws.project, ws.params, Path(folder), warm_up, steps, seconds)
         with progress("profile", None):
             _run(capture)
-        found = Found(**json.loads((Path(folder) / FOUND).read_text()))
+        found = Found.model_validate_json((Path(folder) / FOUND).read_text())
         traced = read_trace(Path(folder) / TRACE)
         bottleneck = judge(figures(ws, found, traced))
         kept = _keep(ws, Path(folder), bottleneck, found, traced)
@@ -56,10 +57,10 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
     """The clock's window and the trace, joined. How long a step is and waits is the clock's, without the time in which
     other programs had the cores; how long it computes is the trace's, whose operators take about as long as without a
     profiler. Overhead is what remains."""
-    times = zip(found.seconds, found.waits, found.stolen, strict=True)
+    times = zip(found.steps.seconds, found.steps.waits, found.steps.stolen, strict=True)
     own = [max(waited, seconds - stolen) for seconds, waited, stolen in times]
     step = median(own)
-    shares = {"data": sum(found.waits) / sum(found.seconds)}
+    shares = {"data": sum(found.steps.waits) / sum(found.steps.seconds)}
     slower = max(1.0, step / median(traced.seconds))  # a profiler makes no step faster: the machine was slower before
     for part in ("network", "memory", "compute"):
         shares[part] = slower * median(one[part] for one in traced.parts) / step
@@ -73,13 +74,13 @@ def figures(ws: Workspace, found: Found, traced: Traced) -> Figures:
         step_seconds=step,
         shares={part: shares[part] for part in PARTS},
         stream=found.stream,
-        stolen=sum(found.stolen) / sum(found.seconds),
+        stolen=sum(found.steps.stolen) / sum(found.steps.seconds),
         optimizer=traced.optimizer,
         flops=found.flops,
-        precision=found.precision,
+        precision=found.setup.precision,
         peaks=found.peaks,
-        device=found.device,
-        threads=found.threads,
+        device=found.setup.device,
+        threads=found.setup.threads,
         cores=cores(),
         ranks=train.ranks,
         batch=ws.params.stream.batch_size,
@@ -128,7 +129,6 @@ def _end(process: psutil.Popen) -> None:
 
 def _keep(ws: Workspace, folder: Path, bottleneck: Bottleneck, found: Found, traced: Traced) -> Path:
     """The bottleneck, the picture and the trace, in `.shardline/profile` instead of the last ones."""
-    from pipelines.profiling.picture import draw
 
     kept = ws.state / FOLDER
     shutil.rmtree(kept, ignore_errors=True)
@@ -147,9 +147,10 @@ def _facts(bottleneck: Bottleneck, found: Found, traced: Traced) -> dict[str, An
         for one in traced.operators[: 4 * TOP]
     ]
     return bottleneck.to_json() | {
-        "steps": len(found.seconds), "parameters": found.parameters, "first_batch_seconds": found.first_batch,
-        "memory_bytes": found.resident, "tensor_bytes_peak": max((bytes for _, bytes in traced.memory), default=0.0),
-        "step_ms": [1000 * seconds for seconds in found.seconds], "operators": operators,
+        "steps": len(found.steps.seconds), "parameters": found.setup.parameters,
+        "first_batch_seconds": found.first_batch, "memory_bytes": found.resident,
+        "tensor_bytes_peak": max((bytes for _, bytes in traced.memory), default=0.0),
+        "step_ms": [1000 * seconds for seconds in found.steps.seconds], "operators": operators,
     }  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def _record(ws: Workspace, kept: Path, bottleneck: Bottleneck, found: Found, man
 
     figures = bottleneck.figures
     with open_run(ws, name="profile", kind="profile") as run:
-        run.set_tags({"bound": bottleneck.bound, "device": found.device, "precision": found.precision})
+        run.set_tags({"bound": bottleneck.bound, "device": found.setup.device, "precision": found.setup.precision})
         run.log_dataset(manifest, ws.zone("shards"), "train")
         values = {f"profile/{part}_share": share for part, share in figures.shares.items()}
         run.set_tags({"profile.flops": f"{figures.flops:.6g}"})
@@ -172,8 +173,9 @@ def _record(ws: Workspace, kept: Path, bottleneck: Bottleneck, found: Found, man
 
 
 def _about(found: Found) -> str:
-    threads = f", {found.threads} threads" if found.device == "cpu" else ""
-    return f"{found.parameters:,} parameters, {found.device}{threads}, {len(found.seconds)} steps by the clock"
+    setup = found.setup
+    threads = f", {setup.threads} threads" if setup.device == "cpu" else ""
+    return f"{setup.parameters:,} parameters, {setup.device}{threads}, {len(found.steps.seconds)} steps by the clock"
 
 
 def _quiet_kineto() -> None:

@@ -4,7 +4,6 @@ The batch is exact, as the order is a function of (seed, step). The weights are 
 the step, else the initial ones; nothing is written, no optimiser step is taken.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from pipelines.console.formats import json_text
 from pipelines.console.progress import say
 from pipelines.params import Params
 from pipelines.streaming import Batch
@@ -39,14 +39,21 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class BatchPlace:
+    """Which batch a step had."""
+
+    step: int
+    epoch: int
+    batch: int
+
+
+@dataclass(frozen=True)
 class Replay:
     """What a step's batch does. `weights_of`: steps done by the weights used, 0 for the initial ones. `samples`: (id,
     mean loss of its targets), the worst first, which is what isn't finite."""
 
-    step: int
+    place: BatchPlace
     weights_of: int
-    epoch: int
-    batch: int
     loss: float
     gradient_norm: float
     samples: list[tuple[str, float]]
@@ -60,8 +67,9 @@ class Replay:
 
     def text(self, shown: int = 10) -> str:
         used = f"the checkpoint after step {self.weights_of}" if self.weights_of else "the initial weights"
+        at = self.place
         lines = [
-            f"step {self.step}: batch {self.batch} of epoch {self.epoch}, {len(self.samples)} samples, with {used}",
+            f"step {at.step}: batch {at.batch} of epoch {at.epoch}, {len(self.samples)} samples, with {used}",
             f"loss {self.loss:.6g}, gradient norm {self.gradient_norm:.6g}",
             "samples, the worst first:",
             *(f"  {loss:<12.6g} {name}" for name, loss in self.samples[:shown]),
@@ -82,29 +90,30 @@ class Replay:
 def show_replay(ws: Workspace, step: int, *, everything: bool = False, as_json: bool = False) -> None:
     """Replay a step and print what came of it."""
     found = replay(ws, step)
-    values = asdict(found) | {"not_finite": found.not_finite}
-    say(json.dumps(values) if as_json else found.text(len(found.samples) if everything else 10))
+    values = asdict(found)
+    values = values.pop("place") | values | {"not_finite": found.not_finite}
+    say(json_text(values) if as_json else found.text(len(found.samples) if everything else 10))
 
 
 def replay(ws: Workspace, step: int) -> Replay:
     """Step `step` (counted from 1) again, in this process. Raises ParamsError for a step that the training hasn't."""
     one = Workspace(ws.root, ws.project, _on_one_rank(ws.params))
     with open_session(one, Ranks(), before=step) as s:
-        if not 1 <= step <= s.steps:
-            raise ParamsError(f"--step {step}: this training has the steps 1 to {s.steps}.")
+        if not 1 <= step <= s.goal.steps:
+            raise ParamsError(f"--step {step}: this training has the steps 1 to {s.goal.steps}.")
         weights_of, s.state.step = s.state.step, step - 1
-        epoch, index = s.stream.place(step - 1)
-        batch = s.stream.batch(index, epoch)
+        epoch, index = s.data.stream.place(step - 1)
+        batch = s.data.stream.batch(index, epoch)
         seed_step(s.params.seed, step - 1, 0)
-        with _watched(s.model) as origins:
+        with _watched(s.learner.model) as origins:
             loss, targets = forward_backward(s, batch)
-        s.scaler.unscale_(s.optimizer)
-        named = {name: p.grad for name, p in s.model.named_parameters() if p.grad is not None}
+        s.learner.scaler.unscale_(s.learner.optimizer)
+        named = {name: p.grad for name, p in s.learner.model.named_parameters() if p.grad is not None}
         norm = torch.nn.utils.get_total_norm(list(named.values()))
         bad = [name for name, gradient in named.items() if not bool(torch.isfinite(gradient).all())]
         samples = sorted(zip(batch.ids(), _losses(s, batch), strict=True), key=_badness, reverse=True)
         return Replay(
-            step, weights_of, epoch, index, float(loss) / targets, float(norm), samples,
+            BatchPlace(step, epoch, index), weights_of, float(loss) / targets, float(norm), samples,
             origins[0] if origins else None, bad,
         )  # fmt: skip
 
@@ -125,17 +134,17 @@ def _badness(sample: tuple[str, float]) -> tuple[bool, float]:
 
 def _losses(s: Session, batch: Batch) -> Iterator[float]:
     """The mean loss of each sample's targets, in the batch's order; the same randomness as in the step."""
-    inputs, targets = s.task.pair(batch.arrays, s.device)
+    inputs, targets = s.goal.task.pair(batch.arrays, s.group.device)
     pieces = min(s.params.train.accumulate, len(inputs))
-    beside = cut(s.task.beside(batch.arrays, s.device), pieces)
-    counted = (s.task.counted({n: v[i : i + 1] for n, v in batch.arrays.items()}) for i in range(len(inputs)))
+    beside = cut(s.goal.task.beside(batch.arrays, s.group.device), pieces)
+    counted = (s.goal.task.counted({n: v[i : i + 1] for n, v in batch.arrays.items()}) for i in range(len(inputs)))
     seed_step(s.params.seed, s.state.step, 0)
-    with torch.no_grad(), s.precision.autocast():
+    with torch.no_grad(), s.learner.precision.autocast():
         for x, y, more in zip(inputs.tensor_split(pieces), targets.tensor_split(pieces), beside, strict=True):
-            answers = s.model(x, **more)
+            answers = s.learner.model(x, **more)
             for index in range(len(x)):
                 one = slice(index, index + 1)
-                loss = s.task.loss(answers[one], y[one], s.params.train.label_smoothing)
+                loss = s.goal.task.loss(answers[one], y[one], s.params.train.label_smoothing)
                 yield float(loss) / max(1, next(counted))
 
 

@@ -77,7 +77,7 @@ def _fill(
     ws: Workspace, folder: Path, config: "ModelConfig", metrics: dict[str, float], run: Run, begin: Begin
 ) -> None:
     from pipelines.models.predictor import kind_of
-    from pipelines.release.model_card import Facts, write_card
+    from pipelines.release.model_card import Facts, Lineage, Measured, Trained, write_card
     from pipelines.release.signature import signature_of
 
     signature = signature_of(config.spec)
@@ -97,12 +97,17 @@ def _fill(
     begin("model card")
     train = ws.metrics("train")
     card = Facts(
-        params=ws.params, task=config.task, kind=kind_of(config.spec), spec=config.spec, seq_len=config.seq_len,
-        parameters=parameters, manifest=config.manifest, counts=_counts(ws, config), metrics=metrics,
-        train_metrics=numbers(json.loads(train.read_text())) if train.is_file() else {},
-        lineage=lineage_tags(ws), run=f"`{run.id}` ({run.url})" if run.id else "none (MLflow was away)",
+        params=ws.params,
+        task=config.task,
+        kind=kind_of(config.spec),
+        parameters=parameters,
+        data=Trained(manifest=config.manifest, counts=_counts(ws, config), spec=config.spec, seq_len=config.seq_len),
+        measured=Measured(
+            metrics=metrics, train_metrics=numbers(json.loads(train.read_text())) if train.is_file() else {}
+        ),
+        lineage=Lineage(run=f"`{run.id}` ({run.url})" if run.id else "none (MLflow was away)", tags=lineage_tags(ws)),
         example=example,
-    )  # fmt: skip
+    )
     write_card(folder, card)
 
 

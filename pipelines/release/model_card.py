@@ -28,22 +28,43 @@ LIMITS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The data that the model has learnt from: its version, what it counts, and what a sample is."""
+
+    manifest: str
+    counts: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    seq_len: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came of it, as flat names: on held-out data, and at the end of training."""
+
+    metrics: Mapping[str, float]
+    train_metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """The MLflow run that it came from, and that run's tags."""
+
+    run: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that a card states. `metrics` and `train_metrics` are flat; `lineage` are the run's tags."""
+    """All that a card states; `example` is the answer to the model's input example."""
 
     params: Params
     task: str
     kind: Kind
-    spec: Mapping[str, Any]
-    seq_len: int | None
     parameters: int
-    manifest: str
-    counts: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    train_metrics: Mapping[str, float]
-    lineage: Mapping[str, str]
-    run: str
+    data: Trained
+    measured: Measured
+    lineage: Lineage
     example: str
 
 
@@ -56,9 +77,9 @@ def model_card(facts: Facts) -> str:
         p.package.description,
         _what(facts),
         "## Metrics",
-        f"On the `{p.evaluate.split}` split of data version `{facts.manifest[:12]}`, "
+        f"On the `{p.evaluate.split}` split of data version `{facts.data.manifest[:12]}`, "
         + ("which training did not see." if p.evaluate.split == "test" else "which also decided when to stop."),
-        _metrics_table(facts.metrics),
+        _metrics_table(facts.measured.metrics),
         "## Data and lineage",
         _lineage_table(facts),
         "## Training",
@@ -78,7 +99,7 @@ def _what(facts: Facts) -> str:
     model = f"`{facts.params.model.name}` with {facts.parameters:,} parameters"
     lines = [f"- **What it does**: {WHAT[facts.task, facts.kind].lower()}", f"- **Model**: {model}"]
     lines.append(f"- **Input**: {_input(facts)}")
-    if classes := facts.spec.get("classes"):
+    if classes := facts.data.spec.get("classes"):
         shown = ", ".join(classes[:20]) + (f", … ({len(classes)} in all)" if len(classes) > 20 else "")
         lines.append(f"- **Classes**: {shown}")
     return "\n".join(lines)
@@ -86,13 +107,13 @@ def _what(facts: Facts) -> str:
 
 def _input(facts: Facts) -> str:
     if facts.kind == "text":
-        return f"text as UTF-8 bytes; the model sees the last {facts.seq_len} of them"
-    shape = facts.spec["inputs"]["x"]["shape"]
+        return f"text as UTF-8 bytes; the model sees the last {facts.data.seq_len} of them"
+    shape = facts.data.spec["inputs"]["x"]["shape"]
     if facts.kind == "image":
         colours = "grey scale" if shape[2] == 1 else "colour"
         return f"an image file (PNG, JPEG, …), brought to {shape[0]} x {shape[1]} pixels, {colours}"
     if facts.kind == "table":
-        names = facts.spec["features"]
+        names = facts.data.spec["features"]
         return f"{len(names)} numeric columns: {', '.join(names)}"
     return f"an array of shape {shape}"
 
@@ -126,10 +147,10 @@ def _lineage_table(facts: Facts) -> str:
         "git.dirty": "uncommitted changes", "dvc.lock": "dvc.lock", "dvc.experiment": "DVC experiment",
         "prefect.flow_run_id": "Prefect flow run",
     }  # fmt: skip
-    rows = [[label, f"`{facts.lineage[tag]}`"] for tag, label in names.items() if tag in facts.lineage]
+    rows = [[label, f"`{facts.lineage.tags[tag]}`"] for tag, label in names.items() if tag in facts.lineage.tags]
     sources = ", ".join(f"`{source}`" for source in facts.params.ingest.listed)
-    counts = ", ".join(f"{name} {value:,}" for name, value in facts.counts.items() if isinstance(value, int))
-    head = [["sources", sources], ["trained on", f"`{facts.manifest}`"], ["MLflow run", facts.run]]
+    counts = ", ".join(f"{name} {value:,}" for name, value in facts.data.counts.items() if isinstance(value, int))
+    head = [["sources", sources], ["trained on", f"`{facts.data.manifest}`"], ["MLflow run", facts.lineage.run]]
     return _table(["", ""], [*head, *([["counts", counts]] if counts else []), *rows])
 
 
@@ -139,7 +160,7 @@ def _training(facts: Facts) -> str:
     stream = p.stream.model_dump(include={"batch_size", "seq_len"} if facts.kind == "text" else {"batch_size"})
     values = flat({"seed": p.seed, "stream": stream, **sections})
     rows = [[f"`{name}`", f"`{mask_value(name, str(value))}`"] for name, value in values.items()]
-    results = ", ".join(f"{name} {_figure(value)}" for name, value in facts.train_metrics.items())
+    results = ", ".join(f"{name} {_figure(value)}" for name, value in facts.measured.train_metrics.items())
     return _table(["parameter", "value"], rows) + (f"\n\nOutcome: {results}." if results else "")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.progress import say, stepping
+from pipelines.evaluation import evaluate_model
+from pipelines.models import load_model
 from pipelines.params import Metric
 from pipelines.params.schema.flat import numbers
 from pipelines.release.descriptions import describe_promotion
@@ -307,8 +309,6 @@ def _recorded(ws: Workspace, version: "ModelVersion", manifest: str) -> dict[str
 def evaluate_files(ws: Workspace, folder: Path, own: "Own") -> dict[str, float]:
     """Flat metrics of the model in `folder`, of Shardline's code or the user's `own`, on the workspace's shards. Raises
     ShardlineError where they don't fit."""
-    from pipelines.evaluation import evaluate_model
-    from pipelines.models import load_model
 
     module, config = load_model(folder, own)
     zone = ws.zone("shards")

@@ -7,9 +7,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipelines.reproduce.dvc_process import outs
-from pipelines.runtime.own_code import PIPELINE, code_of
+from pipelines.runtime.own_code import PIPELINE, STAGES, code_of
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
+
+_OURS = {stage for stages in STAGES.values() for stage in stages}  # others are a person's own
 
 
 def depend_on_code(ws: Workspace) -> list[str]:
@@ -32,7 +34,7 @@ def depend_on_code(ws: Workspace) -> list[str]:
             if not _lies_in(path, [*map(Path, listed), *made]):  # DVC reads nothing more where a stage's out is its dep
                 stage.setdefault("deps", deps).append(path)
                 changes.append(f"{name} depends on {path}")
-        for path in listed if name in code else []:
+        for path in listed if name in _OURS else []:
             if path.endswith(".py") and not _lies_in(path, made) and not (ws.root / path).exists():
                 deps.remove(path)
                 changes.append(f"{name} depends on {path} no more, which is gone")

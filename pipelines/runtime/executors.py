@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from pipelines.params import Compute
 from pipelines.params.environment import expand
 from pipelines.runtime.cores import cores
+from pipelines.runtime.ray_cluster import ray_cluster
 from storage.errors import DataError, ShardlineError
 
 In = TypeVar("In")
@@ -78,7 +79,6 @@ class RayExecutor:
     def map(self, work: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
         if not items:
             return
-        from pipelines.runtime.ray_cluster import ray_cluster
 
         with ray_cluster(self.address, self.workers or cores(), "compute.engine") as ray:
             workers = self.workers or int(ray.cluster_resources().get("CPU", 1))

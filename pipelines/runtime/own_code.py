@@ -75,13 +75,19 @@ def _behind(path: str, ws: Workspace) -> set[str]:
 
 def digests(ws: Workspace, stage: str) -> list[str]:
     """Digests of the user's own files that `stage` runs, in order; wherever they lie."""
-    return sorted(digest_file(ws.root / path) for path in code_of(ws).get(stage, []))
+    return sorted(_digest(path, ws) for path in code_of(ws).get(stage, []))
 
 
 def code_behind(path: str, ws: Workspace) -> dict[str, str]:
     """Path from the recipe's folder → digest, of each file of the user's own that an import path leads to; {} for a
     name of Shardline's own."""
-    return {file: digest_file(ws.root / file) for file in sorted(_behind(path, ws))} if ":" in path else {}
+    return {file: _digest(file, ws) for file in sorted(_behind(path, ws))} if ":" in path else {}
+
+
+def _digest(path: str, ws: Workspace) -> str:
+    """Of a file by its path from the recipe's folder, in which `..` is meant literally: that folder may be a link, or
+    not be there yet."""
+    return digest_file(Path(os.path.normpath(ws.root / path)))
 
 
 def changed_since(ws: Workspace, model: str, trained: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,6 @@
 """`shardline predict`: what a registered model says of image files, or of the rows of CSV files."""
 
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pipelines.console.formats import json_text
 from pipelines.console.progress import track
 from pipelines.models.predictor import BATCH, Predictor
 from pipelines.release.registry import load_version, resolve_model
@@ -40,7 +40,7 @@ def print_predictions(
     print(f"{model.name} version {version.version}", file=sys.stderr)
     if as_json:
         rows = [{"name": name} | answer for name, answer in predictions(predictor, files)]
-        print(json.dumps({"model": model.name, "version": int(version.version), "predictions": rows}, indent=2))
+        print(json_text({"model": model.name, "version": int(version.version), "predictions": rows}))
         return
     for name, answer in predictions(predictor, files):
         print(name, *_texts(answer), sep="\t", flush=True)  # data, as it is

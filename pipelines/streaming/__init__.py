@@ -2,8 +2,11 @@
 
 from pipelines.streaming.gather.ragged import Ragged
 from pipelines.streaming.meter import Meter, Times
-from pipelines.streaming.order import Order
+from pipelines.streaming.options import Batching, Loading, Mixing, Text
+from pipelines.streaming.order import Order, Ordering
 from pipelines.streaming.source import Batch
 from pipelines.streaming.stream import Stream
 
-__all__ = ["Batch", "Meter", "Order", "Ragged", "Stream", "Times"]
+__all__ = [
+    "Batch", "Batching", "Loading", "Meter", "Mixing", "Order", "Ordering", "Ragged", "Stream", "Text", "Times",
+]  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ from pipelines.streaming.arrays import Ints, int64
 from pipelines.streaming.gather.decode import Decoder
 from pipelines.streaming.gather.fields import Blobs, Field, Fixed, Images, Tokens
 from pipelines.streaming.gather.whole_documents import WholeDocuments
-from pipelines.streaming.order import Mixture, Order, Rest, Weight
+from pipelines.streaming.options import Mixing, Text
+from pipelines.streaming.order import Mixture, Order, Ordering, Ramp, Rest, Weight
 from storage.cache import Tiered
 from storage.digest import digest_json
 from storage.errors import DataError, ParamsError
@@ -22,27 +23,19 @@ from storage.manifest import Manifest
 from storage.shards import Column
 from storage.shards.schema import IMAGE
 
-#: What a sample of a token dataset is.
-Unit = Literal["windows", "documents"]
-
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split (or one domain of it) of what `manifest` describes, behind `tiers`; tokens in windows of `seq_len` + 1,
-    with `documents` also which document each is of, or as whole documents cut to that, in batches padded to a
-    `multiple`."""
+    """One split (or one domain of it) of what `manifest` describes, behind `tiers`."""
 
     tiers: Tiered
     manifest: Manifest
     split: str
-    seq_len: int | None
-    unit: Unit = "windows"
-    documents: bool = False
-    multiple: int = 1
+    text: Text
     domain: str | None = None
 
     def __post_init__(self) -> None:
-        if self.documents and self.unit == "documents":
+        if self.text.documents and self.text.samples == "documents":
             raise ParamsError("documents=True is for samples='windows': a whole document is alone in its sample.")
 
     @cached_property
@@ -59,41 +52,45 @@ class Dataset:
     def samples(self) -> Ints:
         """Samples in each shard, int64 [shards]: rows, or windows of seq_len tokens that have a next one."""
         if self.manifest.header["kind"] != "tokens":
-            if self.unit == "documents":
+            if self.text.samples == "documents":
                 raise ParamsError("These shards hold no documents of tokens: leave stream.samples at windows.")
-            if self.documents:
+            if self.text.documents:
                 raise ParamsError("These shards hold no documents of tokens: leave stream.documents at false.")
             return int64(self.table["rows"])
-        if self.seq_len is None:
+        if self.text.seq_len is None:
             raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
         packs = self.manifest.header["spec"].get("pack_len")
-        if packs is not None and self.unit == "documents":
+        if packs is not None and self.text.samples == "documents":
             raise ParamsError(
                 f"stream.samples=documents, but these shards hold packs of {packs} tokens (shard.pack_len), of which "
                 "only windows are read. Set stream.samples to windows, or shard.pack_len to null."
             )
-        if packs not in (None, self.seq_len):
+        if packs not in (None, self.text.seq_len):
             raise ParamsError(
-                f"stream.seq_len={self.seq_len}, but these shards hold packs of {packs} tokens (shard.pack_len), "
-                f"the windows too. Set stream.seq_len to {packs}, or shard.pack_len to {self.seq_len} or null."
+                f"stream.seq_len={self.text.seq_len}, but these shards hold packs of {packs} tokens (shard.pack_len), "
+                f"the windows too. Set stream.seq_len to {packs}, or shard.pack_len to {self.text.seq_len} or null."
             )
-        if self.unit == "documents":
+        if self.text.samples == "documents":
             return int64(self.table["rows"])
-        return np.maximum(int64(self.table["tokens"]) - 1, 0) // self.seq_len
+        return np.maximum(int64(self.table["tokens"]) - 1, 0) // self.text.seq_len
 
     @property
     def separator(self) -> int | None:
         """The token that ends a sample that is a whole document, where the data has one."""
-        return self.manifest.header["spec"].get("separator") if self.unit == "documents" else None
+        return self.manifest.header["spec"].get("separator") if self.text.samples == "documents" else None
 
     def fields(self) -> tuple[Field, ...]:
         """What the manifest says of the columns that make a batch."""
         spec = self.manifest.header["spec"]
-        if self.unit == "documents":
+        if self.text.samples == "documents":
             column, expected = Column(np.dtype(spec["dtype"])), self._mean("tokens")
-            return (WholeDocuments("tokens", column, self.seq_len or 0, self.multiple, self.separator, expected),)
+            return (
+                WholeDocuments(
+                    "tokens", column, self.text.seq_len or 0, self.text.pad_multiple, self.separator, expected
+                ),
+            )
         if self.manifest.header["kind"] == "tokens":
-            return (Tokens.of("tokens", spec["dtype"], self.seq_len or 0, self.documents),)
+            return (Tokens.of("tokens", spec["dtype"], self.text.seq_len or 0, self.text.documents),)
         columns = dict(spec["inputs"])
         if target := spec.get("target"):
             columns[target["name"]] = target
@@ -125,9 +122,9 @@ class Dataset:
                 f"{where} has {rows} samples, fewer than one batch of {batch_size}, and last='drop' drops the rest. "
                 f"Lower stream.batch_size to {rows} or less, keep the last batch, or raise curate.split.{split}."
             )
-        if self.seq_len is not None and self.unit == "windows":
+        if self.text.seq_len is not None and self.text.samples == "windows":
             return (
-                f"{where} has no window of {self.seq_len} tokens and the next one. "
+                f"{where} has no window of {self.text.seq_len} tokens and the next one. "
                 f"Lower stream.seq_len, raise curate.split.{split}, or add sources."
             )
         return f"{where} is empty. Raise curate.split.{split}, or add sources."
@@ -138,27 +135,25 @@ def chosen(
     manifest: Manifest | Mapping[str, Manifest],
     tiers: Tiered | Mapping[str, Tiered] | None,
     *,
-    weights: Mapping[str, Weight] | None,
-    steps: int | None,
-    mixture: Mapping[str, Weight] | None,
-    domain: str | None,
-    **cut: Any,
+    split: str,
+    text: Text,
+    mixing: Mixing,
 ) -> tuple[dict[str, Dataset], Mapping[str, Weight] | None]:
     """What a `Stream` with these parameters reads: datasets by name, and the weights by which they are mixed. One that
-    isn't mixed has the name "", and None. `cut` is what all have in common."""
+    isn't mixed has the name "", and None."""
     if isinstance(manifest, Manifest):
-        if weights is not None or steps is not None or isinstance(zone, Mapping):
+        if mixing.weights is not None or mixing.steps is not None or isinstance(zone, Mapping):
             raise ValueError("weights and steps are for a mixture: give zones and manifests by name")
         through = tiers if isinstance(tiers, Tiered) else Tiered(zone)
-        whole = Dataset(through, manifest, domain=domain, **cut)
-        return ({"": whole}, None) if mixture is None else _domains(whole, mixture)
+        whole = Dataset(through, manifest, split, text, mixing.domain)
+        return ({"": whole}, None) if mixing.mixture is None else _domains(whole, mixing.mixture)
     if not isinstance(zone, Mapping) or set(zone) != set(manifest):
         raise ValueError(f"a mixture of {', '.join(manifest)} needs a zone for each, by the same names")
-    if mixture is not None or domain is not None:
+    if mixing.mixture is not None or mixing.domain is not None:
         raise ValueError("mixture and domain are for one dataset: give weights for several")
     behind = tiers if isinstance(tiers, Mapping) else {name: Tiered(zone[name]) for name in zone}
-    datasets = {name: Dataset(behind[name], manifest[name], **cut) for name in sorted(manifest)}
-    return datasets, weights or dict.fromkeys(datasets, 1.0)
+    datasets = {name: Dataset(behind[name], manifest[name], split, text) for name in sorted(manifest)}
+    return datasets, mixing.weights or dict.fromkeys(datasets, 1.0)
 
 
 def _domains(whole: Dataset, mixture: Mapping[str, Weight]) -> tuple[dict[str, Dataset], Mapping[str, Weight]]:
@@ -225,14 +220,17 @@ def order_of(
     weights: Mapping[str, Weight] | None,
     steps: int | None,
     rest: Rest,
-    **ordering: Any,
+    *,
+    batch: Ramp,
+    seed: int,
+    ordering: Ordering,
 ) -> Order | Mixture:
     """The order of one dataset, or of several that are mixed. Raises DataError where it hasn't one batch."""
     rows = {name: dataset.samples for name, dataset in datasets.items()}
     if weights is not None:
-        return Mixture(rows, weights, steps=steps, **ordering)
+        return Mixture(rows, weights, batch=batch, seed=seed, ordering=ordering, steps=steps)
     (dataset,) = datasets.values()
-    order = Order(dataset.samples, rest=rest, **ordering)
+    order = Order(dataset.samples, batch=batch, seed=seed, ordering=ordering, rest=rest)
     if not order.epochs.complete:
         raise DataError(dataset.why_empty(order.batch_size))
     return order

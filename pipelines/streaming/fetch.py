@@ -41,17 +41,17 @@ class _Course:
 
     shards: Iterator[tuple[int, int]]  # (epoch, shard)
     is_open: Callable[[int], bool]
-    epoch: int = 0  # which the consumer is in
-    next: tuple[int, int] | None = None
-    opening: set[int] = field(default_factory=set)  # by the consumer, so that no thread fetches them, too
-    here: dict[int, Future[Opened]] = field(default_factory=dict)
-    bytes: int = 0
-    under_way: int = 0  # bytes that are being fetched
-    busy: int = 0  # threads that fetch
-    workers: int = 0  # and all that run ahead
-    begun: bool = False  # whether the first one is here
-    ended: bool = False
-    threads: list[threading.Thread] = field(default_factory=list)
+    epoch: int = field(default=0, init=False)  # which the consumer is in
+    next: tuple[int, int] | None = field(default=None, init=False)
+    opening: set[int] = field(default_factory=set, init=False)  # by the consumer, so that no thread fetches them, too
+    here: dict[int, Future[Opened]] = field(default_factory=dict, init=False)
+    bytes: int = field(default=0, init=False)
+    under_way: int = field(default=0, init=False)  # bytes that are being fetched
+    busy: int = field(default=0, init=False)  # threads that fetch
+    workers: int = field(default=0, init=False)  # and all that run ahead
+    begun: bool = field(default=False, init=False)  # whether the first one is here
+    ended: bool = field(default=False, init=False)
+    threads: list[threading.Thread] = field(default_factory=list, init=False)
 
 
 class Fetcher:

@@ -9,58 +9,41 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, NoReturn, Self, Unpack
 
 import numpy as np
 
-from pipelines.streaming.dataset import Unit, chosen, digest_of, order_of, same_fields
+from pipelines.streaming.dataset import chosen, digest_of, order_of, same_fields
 from pipelines.streaming.feed import Feed
-from pipelines.streaming.fetch import DEFAULT_AHEAD, Fetcher
-from pipelines.streaming.gather.buffers import Allocate, allocate, buffers_from
-from pipelines.streaming.gather.gatherer import DEFAULT_MEMORY, Gatherer
+from pipelines.streaming.fetch import Fetcher
+from pipelines.streaming.gather.buffers import buffers_from
+from pipelines.streaming.gather.gatherer import Gatherer
 from pipelines.streaming.meter import Meter
-from pipelines.streaming.options import check_options, whole
-from pipelines.streaming.order import DEFAULT_WINDOW, Batches, Bucketed, Mixture, Ramp, Weight
+from pipelines.streaming.options import Parts, check_options, complete, whole
+from pipelines.streaming.order import Batches, Bucketed, Mixture, Ramp
 from pipelines.streaming.source import Batch, Source
 from pipelines.streaming.state import State, check_epoch
-from storage.cache import Tiered
 from storage.errors import Cancelled, ParamsError
 from storage.lake import StoredObject, Zone
 from storage.manifest import Manifest
-
-#: What becomes of an epoch's last batch where it is short.
-Last = Literal["keep", "drop", "pad"]
 
 
 class Stream:
     """The batches of one split of a dataset, in the order of (seed, epoch), from the state on.
 
-    `batch_size` is the global batch, of which this is the part of `rank` of `world`; with `batch_ramp` (step → size) it
-    is the one that others grow to (see `Order`). Tokens come as windows of `seq_len` + 1; with `documents`, also which
-    document each token is of and where in it (see `Tokens`). Where `samples` are documents, each comes whole, cut to so
-    many tokens, and a batch is padded to a multiple of `pad_multiple` (see `WholeDocuments`). Samples that differ in
-    length are sorted by it into the batches of blocks of `bucket_batches`, where that is above 1 and they are shuffled
-    (see `Bucketed`). The last batch of an epoch is kept short, dropped, or padded with zeros and masked. At least
-    `prefetch` batches are prepared ahead in a thread while the consumer is busy (see `Prefetcher`); with 0 there is no
-    thread. Close it, use it as a context manager or forget it: no thread is left behind.
+    `batch_size` is the global batch, of which this is the part of `rank` of `world`. What else may be said has its
+    place in a part: `order` (how samples are put in order), `batching` (how batches are filled), `text` (what is a
+    sample of it), `mixing` (of domains, or of several datasets given by name), `loading` (how this process comes by its
+    batches). Close it, use it as a context manager or forget it: no thread is left behind.
 
     A loop goes on from the state, and ends before epoch `epochs`, or never where that is None. One that begins at that
     end begins anew, but for the first one after a state of the end was loaded: nothing was left, so there is nothing.
     A loop that was broken off or that raised is gone on with by the next one. Threads may take from one stream: each
     batch goes to one of them.
 
-    Shards come through `tiers` (a cache of the lake), by default straight from `zone`; up to `ahead` bytes of those
-    that aren't on this machine are fetched before they are needed, and up to `memory` bytes of those that aren't files
-    here are held once they were. Arrays lie in memory of `allocate` (pinned, say), which is used again once nothing
-    refers to them.
-
-    Several datasets are mixed when zones and manifests are given by name: by `weights`, which may change with the step,
-    in epochs of `steps` steps (see `Mixture`). `mixture` mixes the domains of one manifest by such weights;
-    `domain` is the only one of them that is read.
-
     `meter` tells where the time goes: `meter.snapshot()`. `rows` are the samples of an epoch; `mixed` is the order of a
-    mixture, None of one dataset. Raises ParamsError for a keyword of the wrong type or out of its range, DataError
-    where the data hasn't one batch.
+    mixture, None of one dataset. Raises ParamsError for a value of the wrong type or out of its range, DataError where
+    the data hasn't one batch, TypeError for a keyword that it doesn't have.
     """
 
     def __init__(
@@ -71,57 +54,31 @@ class Stream:
         split: str,
         batch_size: int,
         seed: int,
-        batch_ramp: Mapping[int, int] | None = None,
-        shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
-        seq_len: int | None = None,
-        lanes: int | None = None,
-        window: int = DEFAULT_WINDOW,
-        first_window: int | None = None,
-        keep_lanes: bool = False,
-        last: Last = "keep",
         epochs: int | None = None,
-        prefetch: int = 2,
-        documents: bool = False,
-        samples: Unit = "windows",
-        pad_multiple: int = 1,
-        bucket_batches: int = 1,
-        weights: Mapping[str, Weight] | None = None,
-        steps: int | None = None,
-        mixture: Mapping[str, Weight] | None = None,
-        domain: str | None = None,
-        tiers: Tiered | Mapping[str, Tiered] | None = None,
-        ahead: int = DEFAULT_AHEAD,
-        memory: int = DEFAULT_MEMORY,
-        allocate: Allocate = allocate,
+        **parts: Unpack[Parts],
     ) -> None:
-        check_options(
-            rank, world, batch_ramp, split=split, batch_size=batch_size, seed=seed, shuffle=shuffle, seq_len=seq_len,
-            lanes=lanes, window=window, first_window=first_window, keep_lanes=keep_lanes, last=last, epochs=epochs,
-            prefetch=prefetch, documents=documents, samples=samples, pad_multiple=pad_multiple,
-            bucket_batches=bucket_batches, steps=steps, ahead=ahead, memory=memory,
-        )  # fmt: skip
-        datasets, mixed_by = chosen(
-            zone, manifest, tiers, weights=weights, steps=steps, mixture=mixture, domain=domain, split=split,
-            seq_len=seq_len, unit=samples, documents=documents, multiple=pad_multiple,
-        )  # fmt: skip
-        ramp = Ramp(batch_ramp or {0: batch_size}, batch_size)
+        parts = complete(parts)
+        check_options(parts, rank=rank, world=world, split=split, batch_size=batch_size, seed=seed, epochs=epochs)
+        batching, text, mixing, loading = parts["batching"], parts["text"], parts["mixing"], parts["loading"]
+        datasets, weights = chosen(zone, manifest, loading.tiers, split=split, text=text, mixing=mixing)
+        ramp, rest = Ramp(batching.batch_ramp or {0: batch_size}, batch_size), batching.last
         order: Batches = order_of(
-            datasets, mixed_by, steps, "drop" if last == "drop" else "keep", batch=ramp, seed=seed, shuffle=shuffle,
-            lanes=lanes, window=window, first_window=first_window, keep_lanes=keep_lanes,
+            datasets, weights, mixing.steps, "drop" if rest == "drop" else "keep", batch=ramp, seed=seed,
+            ordering=parts["order"],
         )  # fmt: skip
-        fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], ahead)
+        fetcher = Fetcher([(dataset.tiers, dataset.table) for dataset in datasets.values()], loading.ahead)
         counts = np.concatenate([dataset.samples for dataset in datasets.values()])
         self.rows, self.mixed, self.meter = order.rows, order if isinstance(order, Mixture) else None, Meter()
-        buffers = buffers_from(allocate)
-        gatherer = Gatherer(fetcher, counts, same_fields(datasets), buffers, self.meter, memory)
-        if bucket_batches > 1 and shuffle and gatherer.varies:
-            order = Bucketed(order, bucket_batches, seed, gatherer.lengths)
-        self._source = Source(order, gatherer, rank, world, pad=last == "pad")
+        buffers = buffers_from(loading.allocate)
+        gatherer = Gatherer(fetcher, counts, same_fields(datasets), buffers, self.meter, loading.memory)
+        if batching.bucket_batches > 1 and parts["order"].shuffle and gatherer.varies:
+            order = Bucketed(order, batching.bucket_batches, seed, gatherer.lengths)
+        self._source = Source(order, gatherer, rank, world, pad=rest == "pad")
         self._digest = digest_of(manifest)
-        self.split, self.seq_len, self.domain, self.unit = split, seq_len, domain, samples
-        self.epochs, self.prefetch = epochs, prefetch
+        self.split, self.seq_len, self.domain, self.unit = split, text.seq_len, mixing.domain, text.samples
+        self.epochs, self.prefetch = epochs, loading.prefetch
         self._ready: deque[Batch] = deque()
         self._feed: Feed | None = None
         self._locks: dict[int, threading.RLock] = {}  # by process

@@ -44,14 +44,14 @@ class Outbox:
 
     send_points: Callable[[list["Metric"]], object]
     where: str
-    _items: deque["Metric | Call"] = field(default_factory=deque)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _closing: bool = False
-    _hurry: bool = False
-    _busy: bool = False
-    _away: bool = False
-    lost: int = 0
-    _delivered: int = 0
+    lost: int = field(default=0, init=False)
+    _items: deque["Metric | Call"] = field(default_factory=deque, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _closing: bool = field(default=False, init=False)
+    _hurry: bool = field(default=False, init=False)
+    _busy: bool = field(default=False, init=False)
+    _away: bool = field(default=False, init=False)
+    _delivered: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._work, name="mlflow-outbox", daemon=True)

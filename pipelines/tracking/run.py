@@ -62,11 +62,11 @@ class Run:
     reopened: bool = False
     tags: dict[str, str] = field(default_factory=dict)
     """Those that it was opened with."""
-    _params: dict[str, str] = field(default_factory=dict)
-    _last_steps: dict[str, int] = field(default_factory=dict)
-    _outbox: Outbox | None = None
-    _system: SystemMetrics | None = None
-    _ends: bool = True
+    _params: dict[str, str] = field(default_factory=dict, init=False)
+    _last_steps: dict[str, int] = field(default_factory=dict, init=False)
+    _outbox: Outbox | None = field(default=None, init=False)
+    _system: SystemMetrics | None = field(default=None, init=False)
+    _ends: bool = field(default=True, init=False)
 
     def reference(self) -> dict[str, str | None]:
         """What run.json holds, so that later stages find the run."""

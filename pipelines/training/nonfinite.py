@@ -34,13 +34,13 @@ def handle(s: Session, batch: Batch, outcome: Outcome) -> int:
 
 
 def _tell(s: Session, message: str) -> None:
-    if s.ranks.leads:
+    if s.group.ranks.leads:
         say(message)
 
 
 def _describe(s: Session, batch: Batch, outcome: Outcome) -> str:
     """Which step, and which samples of all ranks."""
-    names = list(dict.fromkeys(name for part in s.ranks.gather(batch.ids()) for name in part))
+    names = list(dict.fromkeys(name for part in s.group.ranks.gather(batch.ids()) for name in part))
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     number = s.state.step + 1
     return (

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.console.progress import Advance, say
+from pipelines.machine.run_cost import RunCost, sentence
 from pipelines.streaming import Times
 from pipelines.training.state import Point, TrainState
 
 if TYPE_CHECKING:
-    from pipelines.machine.run_cost import RunCost
     from pipelines.tracking import Run
     from pipelines.training.communication import GradientSync
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 #: Seconds between two looks at rates and shares of time, which are means over what lies between: a point of one costs
 #: the processor 0.2 ms in MLflow's store (SQLAlchemy), so a dozen after each few short steps is some percent of them.
 RATES_EVERY = 2.0
+
+
+@dataclass
+class Since:
+    """What was done since rates were last told: seconds, those of them that were waited for data, units of work (of all
+    ranks) and steps; `times` are those of the stream's meter then."""
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    work: int = 0
+    steps: int = 0
+    times: Times = field(default_factory=Times)
 
 
 @dataclass
@@ -28,22 +40,19 @@ class Reporter:
     advance: Advance
     unit: str
     steps: int
-    seconds: float = 0.0
-    waited: float = 0.0
-    work: int = 0
-    done: int = 0
-    told: bool = False
     reported: int = 0
-    times: Times = field(default_factory=Times)
-    run_cost: "RunCost | None" = None
+    """The step of the newest point of the val curve that was told."""
+    run_cost: RunCost | None = None
     planned: Callable[[int], dict[str, float]] = lambda step: {}
+    since: Since = field(default_factory=Since)
+    told: bool = field(default=False, init=False)  # whether rates were
 
     def step(self, seconds: float, waited: float, work: int) -> None:
         """Count a step: how long it took, how much of that was waiting for data, units of work (of all ranks)."""
-        self.seconds += seconds
-        self.waited += waited
-        self.work += work
-        self.done += 1
+        self.since.seconds += seconds
+        self.since.waited += waited
+        self.since.work += work
+        self.since.steps += 1
         self.advance(1)
 
     def point(self, point: Point, times: Times, gradient_sync: "GradientSync | None" = None) -> None:
@@ -53,20 +62,20 @@ class Reporter:
             return
         step, values = int(point["step"]), {name: value for name, value in point.items() if name != "step"}
         values |= self.planned(step - 1)
-        if self.seconds >= RATES_EVERY or not self.told or step == self.steps:
+        if self.since.seconds >= RATES_EVERY or not self.told or step == self.steps:
             values |= self._rates(times, gradient_sync)
         self.run.log_metrics(values, step=step)
         self.advance(0, note=f"loss {point['train_loss']:.4f}")
 
     def _rates(self, times: Times, gradient_sync: "GradientSync | None") -> dict[str, float]:
-        rates = {f"{self.unit}_per_second": self.work / self.seconds, "wait_share": self.waited / self.seconds}
-        shares = (times - self.times).shares()
+        done = self.since
+        rates = {f"{self.unit}_per_second": done.work / done.seconds, "wait_share": done.waited / done.seconds}
+        shares = (times - done.times).shares()
         rates |= {f"stream_{part}_share": shares[part] for part in ("fetch", "plan", "decode", "gather")}
-        rates |= {f"{part}_share": share for part, share in (times - self.times).of_documents().items()}
-        rates |= gradient_sync.metrics(self.done, self.seconds) if gradient_sync else {}
+        rates |= {f"{part}_share": share for part, share in (times - done.times).of_documents().items()}
+        rates |= gradient_sync.metrics(done.steps, done.seconds) if gradient_sync else {}
         rates |= self.run_cost.note() if self.run_cost else {}
-        self.times, self.told = times, True
-        self.seconds, self.waited, self.work, self.done = 0.0, 0.0, 0, 0
+        self.since, self.told = Since(times=times), True
         return rates
 
     def validation(self, state: TrainState) -> None:
@@ -84,8 +93,6 @@ class Reporter:
         """What the run took, in MLflow and as the end of a sentence; it is over then."""
         if self.run is None or self.run_cost is None:
             return ""
-        from pipelines.machine.run_cost import sentence
-
         found = self.run_cost.close()
         self.run.log_metrics(found, step=step)
         return f"; {sentence(found)}"

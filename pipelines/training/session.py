@@ -3,27 +3,27 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch import Tensor
 
 from pipelines.caching.tiers import open_cache
 from pipelines.models import ModelConfig, Task, task_of, with_loss
 from pipelines.models.spec import why_malformed
 from pipelines.params import Params
 from pipelines.runtime.own_code import code_behind, digests
-from pipelines.streaming import Stream
+from pipelines.streaming import Loading, Stream
 from pipelines.streaming.arrays import int64
+from pipelines.streaming.from_params import parts_of_train, parts_of_val
 from pipelines.training.checkpoints import Extra, Saver, checkpoint_key
 from pipelines.training.checkpoints.chunks import Chunk
-from pipelines.training.checkpoints.place import Place, find_place
+from pipelines.training.checkpoints.place import find_place
 from pipelines.training.communication import GradientSync, Sampler, Traffic
 from pipelines.training.optimizers import build_optimizer
 from pipelines.training.optimizers.ema import Average
-from pipelines.training.parallelism import Layout, Runner, SharedScaler, clip_, make_mesh, parallelize
+from pipelines.training.parallelism import Group, Layout, SharedScaler, clip_, make_mesh, parallelize
+from pipelines.training.parts import Checkpoints, Data, Goal, Learner
 from pipelines.training.process.device import Precision, host_memory, pick_device, repeatable
 from pipelines.training.process.heartbeat import collective_timeout
 from pipelines.training.process.process_group import Ranks, joined
@@ -31,7 +31,6 @@ from pipelines.training.state import TrainState
 from pipelines.workspace import Workspace
 from storage.cache import Tiered
 from storage.errors import DataError, FormatError, ParamsError
-from storage.lake import Zone
 from storage.manifest import Manifest
 
 _MIB = 1 << 20
@@ -39,77 +38,52 @@ _MIB = 1 << 20
 
 @dataclass
 class Session:
-    """What the loop works on. `model` holds this rank's parameters; `runner` runs it together with the other
-    ranks. See `pipelines.training.parallelism` for what holds of `layout`, `mesh` and `model`."""
+    """What the loop works on; see each part."""
 
     params: Params
-    ranks: Ranks
-    layout: Layout
-    mesh: DeviceMesh | None
-    device: torch.device
-    precision: Precision
-    task: Task
-    config: ModelConfig
-    model: nn.Module
-    runner: Runner
-    gradient_sync: GradientSync
-    shared: list[Tensor]
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    zone: Zone
-    tiers: Tiered
-    manifest: Manifest
-    stream: Stream
-    steps: int
-    samples: int
-    parameters: int
-    validates: bool
-    checkpoints: Saver
-    place: Place
-    hosts: Any
-    """The group in which hosts count targets: see `Ranks.host_group`."""
+    goal: Goal
+    group: Group
+    data: Data
+    learner: Learner
+    checkpoints: Checkpoints
     state: TrainState = field(default_factory=TrainState)
-    best: dict[str, Chunk] = field(default_factory=dict)
     average: Average | None = None
-    _saved: int = -1
-    _rated: bool = False  # whether what was saved last has a val loss
 
     def done(self) -> bool:
         """Whether all steps are done, or early stopping's patience is out."""
         patience = self.params.train.patience
-        return self.state.step >= self.steps or (patience is not None and self.state.stale >= patience)
+        return self.state.step >= self.goal.steps or (patience is not None and self.state.stale >= patience)
 
     def validation_due(self) -> bool:
         step = self.state.step
-        due = step % self.params.train.eval_every == 0 or step == self.steps
-        return self.validates and due and step > self.state.validated
+        due = step % self.params.train.eval_every == 0 or step == self.goal.steps
+        return self.data.validates and due and step > self.state.validated
 
     def checkpoint_due(self) -> bool:
         """After so many steps, and where a checkpoint of the best evaluation is wanted; at the end, what stays."""
         rules, step = self.params.train.checkpoints, self.state.step
         if step == 0:  # something to go back to
-            return self.params.train.nonfinite.name == "backoff" and self._saved < 0
+            return self.params.train.nonfinite.name == "backoff" and self.checkpoints.saved < 0
         best = rules.keep_best > 0 and step == self.state.best_step
         due = step % (rules.every or self.params.train.checkpoint_every) == 0
         if self.done():
             due = due and rules.keep_every is not None and step % rules.keep_every == 0
         due = due or best
-        new = step > self._saved or (best and not self._rated)  # it may have been saved before it was evaluated
-        return due and new and self.gradient_sync.together(step, self.steps)
+        kept = self.checkpoints
+        new = step > kept.saved or (best and not kept.rated)  # it may have been saved before it was evaluated
+        return due and new and self.learner.gradient_sync.together(step, self.goal.steps)
 
     def clip(self) -> Tensor:
         """Bound the gradient by train.clip_value and its norm, over all ranks' pieces, by train.clip_norm. Returns the
         norm before."""
-        train, parameters = self.params.train, self.model.parameters()
-        return clip_(
-            parameters, train.clip_norm, self.layout, self.ranks, self.device, self.shared, value=train.clip_value
-        )
+        train, parameters = self.params.train, self.learner.model.parameters()
+        return clip_(parameters, train.clip_norm, self.group, self.learner.shared, value=train.clip_value)
 
     @contextmanager
     def val_stream(self, domain: str | None = None) -> Iterator[Stream]:
         """The val split, or one domain of it, in its stored order, once."""
-        source = self.params, self.tiers, self.manifest, self.layout
-        with open_stream(*source, "val", self.device, domain=domain) as stream:
+        source = self.params, self.data.tiers, self.data.manifest, self.group.layout
+        with open_stream(*source, "val", self.group.device, domain=domain) as stream:
             yield stream
 
     def note_validation(self, summary: dict[str, float]) -> None:
@@ -117,13 +91,13 @@ class Session:
         best = self.state.add_validation(summary)
         if best and self.params.train.patience is not None:
             with self.averaged(final=True):
-                self.best = {
+                self.checkpoints.best = {
                     name: chunk.holding(chunk.data.to("cpu", copy=True)) for name, chunk in self._weights().items()
                 }
 
     def _weights(self) -> dict[str, Chunk]:
         """What this rank holds of the model's parameters and buffers."""
-        return {name: Chunk.of(tensor) for name, tensor in self.model.state_dict().items()}
+        return {name: Chunk.of(tensor) for name, tensor in self.learner.model.state_dict().items()}
 
     def averaged(self, *, final: bool = False) -> AbstractContextManager[None]:
         """Inside, the model's weights are their moving average where `train.ema` evaluates it, or, with `final`, where
@@ -131,14 +105,14 @@ class Session:
         average = self.average
         if average is None or not (average.settings.final if final else average.settings.evaluate):
             return nullcontext()
-        self.checkpoints.settle()  # it may still be copying the weights
+        self.checkpoints.saver.settle()  # it may still be copying the weights
         return average.in_place()
 
     def final_weights(self) -> dict[str, Tensor]:
         """The best weights where early stopping is on, else the last ones or `train.ema`'s average of them: whole on
         rank 0, {} on the others. All ranks call it together."""
         with self.averaged(final=True):
-            return self.checkpoints.whole(self.best or self._weights())
+            return self.checkpoints.saver.whole(self.checkpoints.best or self._weights())
 
     def save(self, *, wait: bool = False) -> None:
         """Write a checkpoint of this moment, in the background unless `wait`. Raises LakeError when waited for."""
@@ -146,46 +120,49 @@ class Session:
         score = state.val_curve[-1]["val_loss"] if state.val_curve and state.validated == state.step else None
         values = {
             "train": state.to_json(),
-            "stream": self.stream.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "stream": self.data.stream.state_dict(),
+            "scaler": self.learner.scaler.state_dict(),
         }
-        chunks = {f"best/{name}": chunk for name, chunk in self.best.items()}
-        chunks |= self.gradient_sync.saved()
+        chunks = {f"best/{name}": chunk for name, chunk in self.checkpoints.best.items()}
+        chunks |= self.learner.gradient_sync.saved()
         if self.average is not None:
             chunks |= {f"average/{name}": Chunk.of(tensor) for name, tensor in self.average.tensors.items()}
-        self.place.remember()
-        self.checkpoints.save(state.step, Extra(chunks, values, score), wait=wait)
-        self._saved, self._rated = state.step, score is not None
+        self.checkpoints.place.remember()
+        self.checkpoints.saver.save(state.step, Extra(chunks, values, score), wait=wait)
+        self.checkpoints.saved, self.checkpoints.rated = state.step, score is not None
 
     def restore(self, before: int | None = None) -> bool:
         """Go back to the newest checkpoint (of a step before `before`); False when there is none."""
-        saved = self.checkpoints.restore(before, (self.layout.data_rank, self.layout.data_world))
+        layout = self.group.layout
+        saved = self.checkpoints.saver.restore(before, (layout.data_rank, layout.data_world))
         if saved is None:
             return False
         try:
             self._take(saved)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            where = self.checkpoints.saver.zone.describe()
             raise FormatError(
-                f"{self.checkpoints.zone.describe()}: the newest checkpoint's weights are sound, but not what it says "
+                f"{where}: the newest checkpoint's weights are sound, but not what it says "
                 f"of the training ({type(error).__name__}: {error}). Delete its step's folder to use the one before."
             ) from error
-        self._saved, self._rated = self.state.step, saved.score is not None
+        self.checkpoints.saved, self.checkpoints.rated = self.state.step, saved.score is not None
         return True
 
     def _take(self, saved: Extra) -> None:
         """Go to where a checkpoint is, whose weights and optimiser are in place already."""
-        self.best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
+        best = {name.removeprefix("best/"): c for name, c in saved.chunks.items() if name.startswith("best/")}
+        self.checkpoints.best = best
         if self.average is not None:
             self.average.load({name: saved.chunks[f"average/{name}"].data for name in self.average.tensors})
         self.state = TrainState.from_json(saved.values["train"])
-        self.gradient_sync.load(saved.chunks, self.state.step)
-        self.stream.load_state_dict(saved.values["stream"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved.values["scaler"])
+        self.learner.gradient_sync.load(saved.chunks, self.state.step)
+        self.data.stream.load_state_dict(saved.values["stream"])
+        if self.learner.scaler.is_enabled():
+            self.learner.scaler.load_state_dict(saved.values["scaler"])
 
     def back_to_checkpoint(self) -> None:
         """Go back to the newest checkpoint in mid-training (`train.nonfinite: backoff` has one from the start on)."""
-        self.optimizer.zero_grad()
+        self.learner.optimizer.zero_grad()
         found = self.restore()
         assert found, "backoff saves a checkpoint before the first step"
 
@@ -204,18 +181,17 @@ def open_stream(
     """This rank's part of a split: shuffled, mixed and endless for training, else once in the stored order; of one
     domain only where it is named."""
     settings, compute = params.stream, params.compute
+    parts = parts_of_train(settings, manifest) if train else parts_of_val(settings, manifest, domain)
+    parts["loading"] = Loading(
+        tiers=tiers,
+        ahead=round(compute.ahead_mb * _MIB),
+        memory=round(compute.memory_mb * _MIB),
+        prefetch=compute.prefetch,
+        allocate=host_memory(device),
+    )
     return Stream(
-        tiers.zone, manifest, split=split, batch_size=settings.batch_size,
-        batch_ramp=settings.batch_ramp if train else None, seed=params.seed, shuffle=train,
-        rank=layout.data_rank, world=layout.data_world,
-        seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
-        lanes=settings.lanes, window=settings.window, first_window=settings.first_window,
-        keep_lanes=settings.keep_lanes, mixture=settings.mixture if train else None, domain=domain,
-        samples=settings.samples, pad_multiple=settings.pad_multiple,
-        bucket_batches=settings.bucket_batches if settings.samples == "documents" else 1,
-        epochs=None if train else 1, prefetch=compute.prefetch,
-        tiers=tiers, ahead=round(compute.ahead_mb * _MIB), memory=round(compute.memory_mb * _MIB),
-        allocate=host_memory(device), documents=settings.documents,
+        tiers.zone, manifest, split=split, batch_size=settings.batch_size, seed=params.seed, rank=layout.data_rank,
+        world=layout.data_world, epochs=None if train else 1, **parts,
     )  # fmt: skip
 
 
@@ -253,12 +229,18 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
         saver = stack.enter_context(
             closing(Saver(place.zone, train.checkpoints, ranks, ranks.side_group(), model, optimizer))
         )
+        hosts = ranks.host_group(device, timeout) if task.counts_vary else None
+        steps = train.steps or stream.steps_until(float(train.epochs or 0))
         session = Session(
-            params, ranks, layout, mesh, device, precision, task, config, model, parallelized.runner, gradient_sync,
-            parallelized.shared, optimizer, scaler, zone, tiers, manifest, stream, validates=validates,
-            samples=stream.rows, parameters=parameters,
-            steps=train.steps or stream.steps_until(float(train.epochs or 0)),
-            checkpoints=saver, place=place, hosts=ranks.host_group(device, timeout) if task.counts_vary else None,
+            params,
+            Goal(task=task, config=config, steps=steps),
+            Group(ranks=ranks, layout=layout, device=device, mesh=mesh, hosts=hosts),
+            Data(zone=zone, tiers=tiers, manifest=manifest, stream=stream, validates=validates),
+            Learner(
+                model=model, parameters=parameters, runner=parallelized.runner, shared=parallelized.shared,
+                optimizer=optimizer,                scaler=scaler, gradient_sync=gradient_sync, precision=precision,
+            ),
+            Checkpoints(saver=saver, place=place),
         )  # fmt: skip
         if train.ema is not None:
             session.average = Average(model, train.ema)

@@ -35,36 +35,36 @@ class Outcome:
 def take_step(s: Session, forward_backward: Pass, stop: StopRequest) -> Outcome:
     """Step with the rate of `s.state.step`, unless the loss or the gradient is not finite. All ranks decide alike: they
     see the same sum of losses and the same norm (of copies that step by themselves: any that isn't finite counts)."""
-    rate = learning_rate(s.state.step, s.steps, s.params.train) * s.state.rate_scale
-    set_learning_rate(s.optimizer, rate)
-    if isinstance(s.optimizer, LineSearchOptimizer):
-        outcome = _search(s, s.optimizer, forward_backward, stop, rate)
+    rate = learning_rate(s.state.step, s.goal.steps, s.params.train) * s.state.rate_scale
+    set_learning_rate(s.learner.optimizer, rate)
+    if isinstance(s.learner.optimizer, LineSearchOptimizer):
+        outcome = _search(s, s.learner.optimizer, forward_backward, stop, rate)
     else:
         outcome = _once(s, forward_backward, stop, rate)
-    s.optimizer.zero_grad()
-    s.checkpoints.settle()  # an optimiser that left the step out hasn't waited for it
-    s.gradient_sync.meet(s.state.step + 1, s.steps)  # also after a step that was left out
+    s.learner.optimizer.zero_grad()
+    s.checkpoints.saver.settle()  # an optimiser that left the step out hasn't waited for it
+    s.learner.gradient_sync.meet(s.state.step + 1, s.goal.steps)  # also after a step that was left out
     if s.average is not None and outcome.finite:
         s.average.update(s.state.step + 1)
     return outcome
 
 
 def _once(s: Session, forward_backward: Pass, stop: StopRequest, rate: float) -> Outcome:
-    seed_step(s.params.seed, s.state.step, s.layout.rng_stream)
-    with s.gradient_sync.counting():
+    seed_step(s.params.seed, s.state.step, s.group.layout.rng_stream)
+    with s.learner.gradient_sync.counting():
         loss, targets = forward_backward()
-    s.scaler.unscale_(s.optimizer)
+    s.learner.scaler.unscale_(s.learner.optimizer)
     length = s.clip()  # before the sum, for which a GPU is waited for: so this one costs no further wait
-    loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
+    loss_sum, stops = s.group.sum(loss, bool(stop))
     norm = float(length)
     if not isfinite(loss_sum + norm):
-        s.gradient_sync.forget(s.state.step + 1)
-    finite = isfinite(loss_sum) and (isfinite(norm) or _overflowed(s.scaler))
-    if s.gradient_sync.is_local(s.state.step):  # each copy has a gradient of its own
-        finite = s.ranks.sum(float(not finite), device=s.device)[0] == 0
+        s.learner.gradient_sync.forget(s.state.step + 1)
+    finite = isfinite(loss_sum) and (isfinite(norm) or _overflowed(s.learner.scaler))
+    if s.learner.gradient_sync.is_local(s.state.step):  # each copy has a gradient of its own
+        finite = s.group.sum(float(not finite))[0] == 0
     if finite:
-        s.scaler.step(s.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
-    s.gradient_sync.update(s.scaler)
+        s.learner.scaler.step(s.learner.optimizer)  # fp16: it leaves out a step whose scaled gradient overflowed
+    s.learner.gradient_sync.update(s.learner.scaler)
     return Outcome(loss_sum, targets, rate, norm, stops, finite)
 
 
@@ -83,10 +83,10 @@ def _search(
         """The mean loss of the global batch, with the same dropout each time."""
         beat(s.state.step)  # such a step takes many passes
         optimizer.zero_grad()
-        seed_step(s.params.seed, s.state.step, s.layout.rng_stream)
-        with s.gradient_sync.counting():
+        seed_step(s.params.seed, s.state.step, s.group.layout.rng_stream)
+        with s.learner.gradient_sync.counting():
             loss, targets = forward_backward()
-        loss_sum, stops = s.ranks.sum(loss, bool(stop), device=s.device)
+        loss_sum, stops = s.group.sum(loss, bool(stop))
         if not first:
             first.append((loss_sum, targets, stops))
         return loss_sum / targets

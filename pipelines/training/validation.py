@@ -39,8 +39,8 @@ def _unread(s: Session) -> dict[Domain, float]:
 
 def _sizes(s: Session) -> dict[Domain, int]:
     """Samples of each domain in the val split, without those that have none."""
-    names: list[Domain] = [*s.manifest.domains] or [None]
-    sizes = {name: samples_in(s.manifest, "val", s.config.window, name) for name in names}
+    names: list[Domain] = [*s.data.manifest.domains] or [None]
+    sizes = {name: samples_in(s.data.manifest, "val", s.goal.config.window, name) for name in names}
     return {name: samples for name, samples in sizes.items() if samples}
 
 
@@ -55,17 +55,19 @@ class Sums:
     def summary(self, s: Session) -> dict[str, float]:
         """The task's measures over all ranks and domains, where each domain counts by its size, then of each domain:
         loss, loss/code, … Every rank must call it; each has seen its part of the same batches."""
-        found = s.ranks.sum(
-            *(self.loss[name] for name in self.count), *(self.hits[name] for name in self.count), device=s.device
+        found = s.group.ranks.sum(
+            *(self.loss[name] for name in self.count),
+            *(self.hits[name] for name in self.count),
+            device=s.group.device,
         )
         losses, hits, times = found[: len(self.count)], found[len(self.count) :], _unread(s)
         total, loss, hit = (
             sum(times[name] * value for name, value in zip(self.count, values, strict=True))
             for values in (self.count.values(), losses, hits)
         )
-        measured = s.task.summary(loss / total, hit / total)
+        measured = s.goal.task.summary(loss / total, hit / total)
         for (domain, count), loss, hit in zip(self.count.items(), losses, hits, strict=True):
             if domain is not None:
-                own = s.task.summary(loss / count, hit / count)
+                own = s.goal.task.summary(loss / count, hit / count)
                 measured |= {f"{name}/{domain}": value for name, value in own.items()}
         return measured

@@ -22,6 +22,7 @@ from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.training.reporting import Reporter
 from pipelines.training.session import Session, open_session
 from pipelines.training.state import Point
+from pipelines.training.trainer.entrypoint import run_entrypoint
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 from storage.errors import DataError
@@ -34,8 +35,6 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
     `stop`: set from elsewhere where this is not the main thread, which alone gets signals."""
     stop = StopRequest() if stop is None else stop
     if ws.params.train.entrypoint is not None:
-        from pipelines.training.trainer.entrypoint import run_entrypoint
-
         gc_tuning.work()
         with memory_explained(ws.params):
             run_entrypoint(ws, ranks, stop)
@@ -58,35 +57,38 @@ def train_rank(ws: Workspace, ranks: Ranks, stop: StopRequest | None = None) -> 
 @contextmanager
 def reporting(ws: Workspace, s: Session) -> Iterator[Reporter]:
     """Rank 0's MLflow run (the one of the checkpoint goes on) and progress bar; silence on the other ranks."""
-    unit = "tokens" if s.task.name == "language" else "samples"
-    if not s.ranks.leads:
-        yield Reporter(None, lambda *_, **__: None, unit, s.steps)
+    unit = "tokens" if s.goal.task.name == "language" else "samples"
+    if not s.group.ranks.leads:
+        yield Reporter(None, lambda *_, **__: None, unit, s.goal.steps)
         return
     from pipelines.tracking import open_run
     from pipelines.tracking.machine import attend
 
-    with open_run(ws, run_id=s.state.run_id, kind="training") as run, progress("train", s.steps, "steps") as advance:
+    with (
+        open_run(ws, run_id=s.state.run_id, kind="training") as run,
+        progress("train", s.goal.steps, "steps") as advance,
+    ):
         s.state.run_id = run.id or s.state.run_id
         run.log_params(flat(ws.params.model_dump(exclude={"compute"})))
         run.set_tags({
-            "task": s.task.name, "device": str(s.device), "ranks": str(s.ranks.world),
-            "precision": str(s.precision.dtype).removeprefix("torch."),
-            "parameters": str(s.parameters),
+            "task": s.goal.task.name, "device": str(s.group.device), "ranks": str(s.group.ranks.world),
+            "precision": str(s.learner.precision.dtype).removeprefix("torch."),
+            "parameters": str(s.learner.parameters),
         })  # fmt: skip
-        run.log_dataset(s.manifest, s.zone, "train")
-        run_cost = attend(ws, run, s.device, s.ranks.world)
+        run.log_dataset(s.data.manifest, s.data.zone, "train")
+        run_cost = attend(ws, run, s.group.device, s.group.ranks.world)
         if s.state.step:
-            say(f"going on from step {s.state.step} of {s.steps}")
+            say(f"going on from step {s.state.step} of {s.goal.steps}")
         advance(s.state.step)
-        report = Reporter(run, advance, unit, s.steps, reported=s.state.validated, run_cost=run_cost)
+        report = Reporter(run, advance, unit, s.goal.steps, reported=s.state.validated, run_cost=run_cost)
         report.planned = partial(planned, s)
         yield report
 
 
 def planned(s: Session, step: int) -> dict[str, float]:
     """Of the batch at `step`, counted from 0: the share of each domain of a mixture, and the size where it grows."""
-    shares = s.stream.mixed.shares(step) if s.stream.mixed is not None else {}
-    size = {} if s.params.stream.batch_ramp is None else {"batch_size": float(s.stream.batch_size(step))}
+    shares = s.data.stream.mixed.shares(step) if s.data.stream.mixed is not None else {}
+    size = {} if s.params.stream.batch_ramp is None else {"batch_size": float(s.data.stream.batch_size(step))}
     return {f"mixture/{name}": share for name, share in shares.items()} | size
 
 
@@ -94,18 +96,18 @@ def write_outs(ws: Workspace, s: Session, weights: dict[str, Tensor], report: Re
     """data/model, metrics/train.json and the curves; then the checkpoints are not needed any more."""
     assert report.run is not None
     final = final_metrics(s)
-    save_model(ws.model, weights, s.config)
+    save_model(ws.model, weights, s.goal.config)
     write_atomically(ws.model / "run.json", _json(report.run.reference()))
     write_atomically(ws.metrics("train"), _json(final))
     write_atomically(ws.plots("train.csv"), _csv(TRAIN_COLUMNS, s.state.train_curve))
-    none = ["step", *(f"val_{name}" for name in s.task.summary(0.0, 0.0))]
+    none = ["step", *(f"val_{name}" for name in s.goal.task.summary(0.0, 0.0))]
     val_columns = list(s.state.val_curve[-1]) if s.state.val_curve else none
     write_atomically(ws.plots("val.csv"), _csv(val_columns, s.state.val_curve))
     report.run.set_tags({f"final.{k}": f"{v:.6g}" for k, v in final.items() if isinstance(v, int | float)})
     spent = report.spent(s.state.step)
     for name in ("train.csv", "val.csv"):
         report.run.log_artifact(ws.plots(name), "plots")
-    s.checkpoints.clear()
+    s.checkpoints.saver.clear()
     say(_summary(ws, final, spent + _of_documents(s), report.run.url))
 
 
@@ -119,17 +121,17 @@ def final_metrics(s: Session) -> dict[str, Any]:
         )
     metrics: dict[str, Any] = {
         "steps": state.step,
-        "epochs": round(state.samples / s.samples, 6),
-        "parameters": s.parameters,
+        "epochs": round(state.samples / s.data.stream.rows, 6),
+        "parameters": s.learner.parameters,
         "train_loss": state.train_loss,
     }
-    if s.stream.mixed is not None:
-        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.stream.mixed.passes(state.step).items()}
+    if s.data.stream.mixed is not None:
+        metrics |= {f"epochs/{name}": round(times, 6) for name, times in s.data.stream.mixed.passes(state.step).items()}
     if state.skipped or state.backoffs:  # of train.nonfinite
         metrics |= {"skipped_steps": state.skipped, "backoffs": state.backoffs}
-    kept = state.best_step if s.best else state.validated
+    kept = state.best_step if s.checkpoints.best else state.validated
     metrics |= next((point for point in state.val_curve if point["step"] == kept), {}) | {"step": kept or state.step}
-    return metrics | {"stopped_early": state.step < s.steps, "manifest": s.manifest.digest}
+    return metrics | {"stopped_early": state.step < s.goal.steps, "manifest": s.data.manifest.digest}
 
 
 def _summary(ws: Workspace, metrics: dict[str, Any], spent: str, url: str | None) -> str:
@@ -145,7 +147,7 @@ def _summary(ws: Workspace, metrics: dict[str, Any], spent: str, url: str | None
 
 def _of_documents(s: Session) -> str:
     """What was padding, and what was cut off, since this process began; for whole documents as samples."""
-    shares = s.stream.meter.snapshot().of_documents()
+    shares = s.data.stream.meter.snapshot().of_documents()
     return f"; {shares['cut']:.1%} of the tokens cut off, {shares['padding']:.1%} padding" if shares else ""
 
 

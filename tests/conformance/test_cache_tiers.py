@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.servers import Proxy, certificate, redis_cluster, redis_sentinel, redis_server
 
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.cache.hot.embedded import Embedded
 from storage.lake import StoredObject, Zone
 
@@ -77,7 +77,7 @@ def shop(place: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def make(budget: int, ring: int) -> NodeCache | HotCache:
         if place is None:
             return NodeCache(tmp_path / "cache", budget, ring)
-        return HotCache(place, budget, ring, timeout=5, prefix=tmp_path.name)
+        return HotCache(place, budget, ring, prefix=tmp_path.name, timing=Timing(timeout=5))
 
     shop = Shop(Zone(tmp_path / "zone", str(tmp_path / "lake")), make)
     yield shop

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 sys.modules["torch"] = None  # its flight recorder would take seconds
 from pipelines.training.process import heartbeat
-from pipelines.training.launchers import watchdog
 from pipelines.training.launchers.agent import end_hung
+from pipelines.training.launchers.watchdog import watchdog
 from pipelines.training.launchers.watchdog.thread import watched
 
 agents, own = Path("disk/agents"), Path("disk/own")

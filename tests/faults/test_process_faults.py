@@ -15,10 +15,10 @@ import pytest
 from conftest import REPOSITORY
 from support import cache_reader, shared_memory, stream_reader
 from support.faulty_proxy import FaultyProxy
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 from support.servers import S3, Redis, redis_server, wait_for
 
-from pipelines.streaming import Stream
 from storage.cache import NodeCache
 from storage.cache.hot.push import part_keys
 from storage.cache.tiered import objects_of
@@ -71,7 +71,7 @@ def job(zone: Zone, node: Path, redis: Redis, **more: Any) -> dict[str, Any]:
 
 def undisturbed(zone: Zone) -> list[list[int]]:
     """The labels of each batch, straight from the lake."""
-    with Stream(zone, zone.manifest(), prefetch=0, **SETTINGS) as stream:
+    with flat_stream(zone, zone.manifest(), prefetch=0, **SETTINGS) as stream:
         return [batch["label"].tolist() for batch in stream]
 
 

@@ -30,6 +30,18 @@ class Gated(Transformer):
             time.sleep(0.02)
         return super().forward(*inputs)
 """
+#: A job that has no stage at work, until it finds a file.
+BETWEEN = """
+import time
+from pathlib import Path
+from pipelines.reproduce.writer import exclusive
+from pipelines.workspace import Workspace
+
+with exclusive(Workspace.open()):
+    print("in", flush=True)
+    while not Path("open").exists():
+        time.sleep(0.02)
+"""
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -167,6 +179,27 @@ def test_a_stage_by_hand_waits_for_the_job(start: Start, gated: Path) -> None:
     (gated / "open").touch()
     assert job.wait(120) == 0
     assert stage.wait(120) == 0
+
+
+def test_a_stage_by_hand_waits_for_a_job_that_is_between_its_stages(start: Start, project: Path) -> None:
+    """No stage is at work: the job alone keeps it out."""
+    job = start(sys.executable, "-c", BETWEEN, cwd=project)
+    said(job, "in")
+    stage = start("shardline", "ingest", cwd=project)
+    assert f"(process {job.pid}, since " in "".join(said(stage, "waiting for it"))
+    assert not (project / "data" / "raw").exists()
+    (project / "open").touch()
+    assert stage.wait(120) == 0
+
+
+def test_a_job_waits_for_a_stage_by_hand(start: Start, gated: Path) -> None:
+    stage = start("shardline", "train", cwd=gated)
+    wait_for(lambda: training(gated), "training starts", 120)
+    job = start("shardline", "repro", "--until", "train", cwd=gated)
+    assert f"`shardline train` (process {stage.pid}, since " in "".join(said(job, "waiting for it"))
+    (gated / "open").touch()
+    assert stage.wait(120) == 0
+    assert job.wait(120) == 0
 
 
 def test_parameters_that_change_while_a_stage_runs_are_not_recorded_as_its_own(

@@ -11,8 +11,9 @@ from support.release_samples import make_workspace, place_store, write_metrics, 
 from support.training_samples import make_points, without_mlflow
 
 from pipelines.evaluation import evaluate
-from pipelines.release import generate, package, predict, promote
+from pipelines.release import package, promote
 from pipelines.release.eligibility import waits
+from pipelines.serving import generate, predict
 from pipelines.tracking import connect
 from pipelines.training import train
 from pipelines.workspace import Workspace

@@ -178,6 +178,21 @@ def test_what_prints_a_table_prints_json_too(run: Run, project: Path) -> None:
     entries = asked("compare", "optimizers", "--only", "sgd,adamw", "--steps", "2")
     assert {entry["name"] for entry in entries} == {"sgd", "adamw"}
     assert all(entry["val_loss"] > 0 for entry in entries)
+    measured = asked("profile", "--steps", "2", "--warm-up", "2")
+    assert measured["bound"] in measured["figures"]["shares"]
+    assert measured["figures"]["step_seconds"] > 0
+    again = asked("replay", "--step", "1")
+    assert (again["step"], again["weights_of"], len(again["samples"])) == (1, 0, 8)
+
+
+@pytest.mark.long
+def test_a_comparison_over_ranks_prints_json_too(run: Run, project: Path) -> None:
+    for stage in ("ingest", "curate", "shard"):
+        run("shardline", stage, cwd=project)
+    asked = ("compare", "communication", "--only", "all-reduce,powersgd", "--steps", "2", "--json")
+    entries = json.loads(run("shardline", *asked, cwd=project).stdout)
+    assert {entry["name"] for entry in entries} == {"all-reduce", "powersgd"}
+    assert all(entry["sent_mb"] > 0 for entry in entries)
 
 
 def test_a_fault_of_our_own_is_told_without_passwords(run: Run, project: Path) -> None:

@@ -45,7 +45,7 @@ def test_every_snippet_runs(
     samples(tmp_path / "data" / "shards", 22)
     names: dict[str, Any] = {"text": tokens(tmp_path / "text"), "other": samples(tmp_path / "other", 10)}
     snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     for snippet in snippets:
         exec(compile(snippet, "docs/streaming.md", "exec"), names)
     assert names["allowed"].shape == (2, 32, 32)
@@ -59,11 +59,17 @@ def test_every_snippet_runs(
 
 def test_it_names_every_option() -> None:
     import inspect
+    from dataclasses import fields
 
     from pipelines.params import Stream as Settings
     from pipelines.streaming import Stream
+    from pipelines.streaming.options import KINDS
 
     for name in Settings.model_fields:
         assert f"`stream.{name}`" in PAGE, name
     for name in inspect.signature(Stream).parameters:
         assert re.search(rf"\b{name}\b", PAGE), name
+    for part, kind in KINDS.items():
+        assert f"`{part}={kind.__name__}(…)`" in PAGE, part
+        for field in fields(kind):
+            assert f"`{field.name}`" in PAGE, field.name

@@ -18,11 +18,16 @@ names = sys.argv[1:]
 print(json.dumps({n: parameter_schema(getattr(importlib.import_module("flows." + n), n)).model_dump() for n in names}))
 """
 BROKEN = """
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, task
 from flows.tasks.steps import by_hand, open_recipe
+
+@task
+def look():
+    get_run_logger().info("looking at %s", "https://" + 'S3cret' + "@host/y")
 
 @flow
 def broken(recipe: str = "python_lm"):
+    look()
     get_run_logger().info("reading %s", "https://" + 'S3cret' + "@host/x")
     try:
         raise OSError("GET redis://:" + 'S3cret' + "@host failed")
@@ -62,6 +67,7 @@ def test_prefect_s_logs_hold_no_password(run: Run, project: Path, prefect: Prefe
     done = run(sys.executable, "broken.py", cwd=project, code=1, env=prefect.env)
     kept = prefect.logs(prefect.latest("broken"))
     for text in (done.stderr, kept):
+        assert "looking at https://***@host/y" in text
         assert "reading https://***@host/x" in text
         assert "OSError: GET redis://:***@host failed" in text
         assert SECRET not in text.replace("'S3cret'", "")  # the line of code that a traceback shows

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 from support.servers import S3, redis_server
 from support.stream_reader import read_all
 
-from pipelines.streaming import Stream
 from pipelines.training.data.stream_loader import StreamLoader
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.lake import Zone
 
 pytestmark = pytest.mark.xdist_group("s3")
@@ -51,7 +51,7 @@ def job(zone: Zone, **more: Any) -> dict[str, Any]:
 def test_two_nodes_and_two_processes_read_what_one_reader_does(
     zone: Zone, s3: S3, redis_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    with Stream(zone, zone.manifest(), **SETTINGS) as stream:  # type: ignore[arg-type]
+    with flat_stream(zone, zone.manifest(), **SETTINGS) as stream:  # type: ignore[arg-type]
         expected = [batch["label"].tolist() for batch in stream]
     assert sorted(label for batch in expected for label in batch) == list(range(ROWS * SHARDS))
     jobs = [
@@ -86,12 +86,15 @@ def test_the_workers_of_a_stream_loader_deliver_each_batch_once(
     """In order, though the stream that they are started with has read from S3 and Redis before."""
     few = Zone(tmp_path / "zone", zone.url)
     manifest = publish(few, 4, rows=ROWS, width=WIDTH // 16)
-    node, hot = NodeCache(tmp_path / "node", 64 * MIB), HotCache(redis_url, 64 * MIB, timeout=10, prefix=method)
+    node, hot = (
+        NodeCache(tmp_path / "node", 64 * MIB),
+        HotCache(redis_url, 64 * MIB, prefix=method, timing=Timing(timeout=10)),
+    )
     tiers = Tiered(few, node, hot) if cached else Tiered(few)
-    with tiers, Stream(few, manifest, tiers=tiers, ahead=MIB, **SETTINGS) as stream:  # type: ignore[arg-type]
+    with tiers, flat_stream(few, manifest, tiers=tiers, ahead=MIB, **SETTINGS) as stream:  # type: ignore[arg-type]
         loaded = [next(stream)["label"].tolist()]
         workers: dict[str, Any] = {"num_workers": 2, "timeout": 30, "multiprocessing_context": method}
         loaded += [batch["label"].tolist() for batch in StreamLoader(stream, **workers)]
         assert stream.is_at_end()
-    with Stream(few, manifest, **SETTINGS) as stream:  # type: ignore[arg-type]
+    with flat_stream(few, manifest, **SETTINGS) as stream:  # type: ignore[arg-type]
         assert loaded == [batch["label"].tolist() for batch in stream]

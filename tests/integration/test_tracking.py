@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ def test_a_run_holds_all_that_was_logged(ws, capfd):
         "label",
     ]
     assert capfd.readouterr().err == ""  # no migration chatter, no warnings
+
+
+def test_a_run_says_where_its_data_lies_without_the_password(ws):
+    zone = replace(ws.zone("shards"), url="s3://key:s3cret@bucket/lake")
+    with open_run(ws) as run:
+        run.log_dataset(zone.manifest(), zone, "train")
+    (found,) = run.store.client.get_run(run.id).inputs.dataset_inputs
+    assert json.loads(found.dataset.source) == {"uri": "s3://key:***@bucket/lake"}
 
 
 def test_artifacts_lie_in_the_project_and_nothing_in_the_current_folder(ws, monkeypatch):

@@ -10,7 +10,7 @@ from support.training_samples import losses, make_text, without_mlflow
 from torch.nn import functional as F
 
 from pipelines.models import build_model
-from pipelines.streaming import Stream
+from pipelines.streaming import Stream, Text
 from pipelines.training import train
 from storage.digest import keyed_uint64
 
@@ -41,7 +41,7 @@ def test_the_loop_is_plain_pytorch(tmp_path: Path) -> None:
     curve = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=3, seq_len=16) as stream:
+    with Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=3, text=Text(seq_len=16)) as stream:
         for step, batch in zip(range(STEPS), stream, strict=False):
             torch.manual_seed(keyed_uint64("step", 3, step, 0))
             for group in optimizer.param_groups:

@@ -19,7 +19,7 @@ from pipelines.params import Communication
 from pipelines.training.communication import GradientSync, Sampler, Traffic, sampling
 from pipelines.training.communication.local_sgd import Meetings
 from pipelines.training.communication.sampling import FIRST, under_way
-from pipelines.training.parallelism import Layout, SharedScaler
+from pipelines.training.parallelism import Group, Layout, SharedScaler
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.process.signals import StopRequest
 from pipelines.training.step import _once
@@ -283,8 +283,9 @@ def unscaled_gradients(steps: int, growth_interval: int) -> list[torch.Tensor]:
         return model.weight.grad.norm()
 
     session: Any = SimpleNamespace(
-        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), layout=Layout(), gradient_sync=gradient_sync,
-        scaler=scaler, optimizer=optimizer, clip=clip, ranks=Ranks(), device=torch.device("cpu"),
+        params=SimpleNamespace(seed=0), state=SimpleNamespace(step=0), clip=clip,
+        group=Group(ranks=Ranks(), layout=Layout(), device=torch.device("cpu")),
+        learner=SimpleNamespace(gradient_sync=gradient_sync, scaler=scaler, optimizer=optimizer),
     )  # fmt: skip
     for session.state.step in range(steps):
         _once(session, forward_backward, StopRequest(), 0.0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.streaming.arrays import Ints
-from pipelines.streaming.order import Batches, Bucketed, Mixture, Order
+from pipelines.streaming.order import Batches, Bucketed, Mixture, Order, Ordering
 from pipelines.streaming.order.buckets import Lengths
 
 Batch = list[tuple[int, int]]
@@ -33,7 +33,7 @@ def bucketed(draw: st.DrawFn, lanes: int | None = None) -> Bucketed:
     batch = draw(st.integers(1, 8))
     chosen = draw(st.sampled_from([n for n in range(1, batch + 1) if batch % n == 0])) if lanes is None else lanes
     seed = draw(st.integers(0, 2**63 - 1))
-    order = Order(rows, batch=batch, seed=seed, lanes=chosen, window=draw(st.integers(1, 64)))
+    order = Order(rows, batch=batch, seed=seed, ordering=Ordering(lanes=chosen, window=draw(st.integers(1, 64))))
     return Bucketed(order, draw(st.integers(2, 40)), seed, skewed(draw(st.integers(0, 9))))
 
 
@@ -130,7 +130,7 @@ def padding(order: Bucketed, got: list[Batch]) -> float:
 
 def test_padding_of_skewed_lengths_is_a_fraction_of_what_it_was_and_lengths_do_not_rise() -> None:
     for lanes in (1, 4):
-        plain = Order([300] * 8, batch=16, seed=3, lanes=lanes)
+        plain = Order([300] * 8, batch=16, seed=3, ordering=Ordering(lanes=lanes))
         order = Bucketed(plain, 32, 3, skewed(1))
         assert padding(order, batches(plain, 0)) > 0.6
         assert padding(order, batches(order, 0)) < 0.35
@@ -139,7 +139,7 @@ def test_padding_of_skewed_lengths_is_a_fraction_of_what_it_was_and_lengths_do_n
 
 
 def test_of_ranks_that_share_a_lane_none_always_has_the_longest_sample() -> None:
-    order = Bucketed(Order([300] * 8, batch=16, seed=3, lanes=1), 32, 3, skewed(1))
+    order = Bucketed(Order([300] * 8, batch=16, seed=3, ordering=Ordering(lanes=1)), 32, 3, skewed(1))
     longest = [[max(lengths_of(order, batch)) for batch in batches(order, 0, rank, 4)] for rank in range(4)]
     has = np.array(longest) == np.max(longest, axis=0)
     has = has[:, has.sum(axis=0) == 1]  # where one of them alone has it

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import Mixture
+from pipelines.streaming.order import Mixture, Ordering
 from pipelines.streaming.order.epochs import Epochs
 from pipelines.streaming.order.mixing.quotas import Quotas
 from storage.errors import DataError, ParamsError
@@ -193,7 +193,7 @@ def test_an_empty_dataset_is_refused_by_name() -> None:
 
 def test_a_window_out_of_bounds_is_refused_by_its_name() -> None:
     with pytest.raises(ParamsError, match=r"stream\.window=0: must be from 1"):
-        Mixture({"a": [4]}, {"a": 1}, batch=4, seed=1, window=0)
+        Mixture({"a": [4]}, {"a": 1}, batch=4, seed=1, ordering=Ordering(window=0))
 
 
 def test_a_mixture_is_told_by_its_settings() -> None:

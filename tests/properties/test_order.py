@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import Order, permutation
+from pipelines.streaming.order import Order, Ordering, permutation
 from pipelines.streaming.order.lanes import choose_lanes
 
 Rows = list[tuple[int, int]]
@@ -24,7 +24,10 @@ def orders(draw: st.DrawFn, keep_lanes: bool | None = None) -> Order:
     window, seed = draw(st.integers(1, 64)), draw(st.integers(0, 2**63 - 1))
     shuffle = keep or draw(st.booleans())
     return Order(
-        rows, batch=batch, seed=seed, lanes=lanes, window=window, first_window=first, keep_lanes=keep, shuffle=shuffle
+        rows,
+        batch=batch,
+        seed=seed,
+        ordering=Ordering(lanes=lanes, window=window, first_window=first, keep_lanes=keep, shuffle=shuffle),
     )
 
 
@@ -99,7 +102,7 @@ def test_a_block_is_its_batches_end_to_end(order: Order, data: st.DataObject) ->
 
 @given(orders())
 def test_without_shuffling_rows_come_as_they_are_stored(order: Order) -> None:
-    plain = Order(order.shard_rows, batch=order.batch_size, seed=1, shuffle=False)
+    plain = Order(order.shard_rows, batch=order.batch_size, seed=1, ordering=Ordering(shuffle=False))
     got = [sample for batch in batches(plain, 3) for sample in batch]
     assert got == sorted(got)
 
@@ -130,7 +133,9 @@ def lane_of(order: Order, epoch: int, sample: tuple[int, int]) -> int:
 
 @given(orders(), st.data())
 def test_samples_by_number_are_the_batches_of_one_of_each_lane(order: Order, data: st.DataObject) -> None:
-    narrow = Order(order.shard_rows, batch=order.lanes, lanes=order.lanes, seed=order.seed, window=order.window)
+    narrow = Order(
+        order.shard_rows, batch=order.lanes, seed=order.seed, ordering=Ordering(lanes=order.lanes, window=order.window)
+    )
     everything = [sample for batch in batches(narrow, 1) for sample in batch]
     numbers = data.draw(st.permutations(range(order.rows)))
     assert pairs(narrow._lanes.samples(1, np.array(numbers, dtype=np.int64))) == [everything[n] for n in numbers]
@@ -156,7 +161,7 @@ def test_ahead_names_each_shard_once_and_before_it_is_read(order: Order, data: s
 
 @given(orders(), st.data())
 def test_ahead_without_shuffling_names_just_what_is_read(order: Order, data: st.DataObject) -> None:
-    plain = Order(order.shard_rows, batch=order.batch_size, seed=1, shuffle=False)
+    plain = Order(order.shard_rows, batch=order.batch_size, seed=1, ordering=Ordering(shuffle=False))
     step = data.draw(st.integers(0, plain.steps))
     read = [shard for now in range(step, plain.steps) for shard, _ in pairs(plain.batch(0, now))]
     assert [shard for shards in plain.ahead(0, step) for shard in shards.tolist()] == list(dict.fromkeys(read))

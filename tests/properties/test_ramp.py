@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.streaming.order import Mixture, Order, Ramp
+from pipelines.streaming.order import Mixture, Order, Ordering, Ramp
 from pipelines.streaming.order.epochs import Epochs, Rest
 from storage.errors import ParamsError
 
@@ -32,10 +32,8 @@ def ramped(draw: st.DrawFn) -> Order:
     return Order(
         draw(st.lists(st.integers(0, 15), min_size=1, max_size=6).filter(any)),
         batch=ramp,
-        lanes=lanes,
         seed=draw(st.integers(0, 2**63 - 1)),
-        window=draw(st.integers(1, 64)),
-        keep_lanes=draw(st.booleans()),
+        ordering=Ordering(lanes=lanes, window=draw(st.integers(1, 64)), keep_lanes=draw(st.booleans())),
     )
 
 
@@ -143,8 +141,8 @@ def test_ahead_names_every_shard_once_and_before_it_is_read(order: Order, data: 
 @few
 @given(ramped(), st.integers(0, 3))
 def test_lanes_give_what_they_give_without_a_ramp(order: Order, epoch: int) -> None:
-    same = {"seed": order.seed, "lanes": order.lanes, "window": order.window, "keep_lanes": order.keep_lanes}
-    plain = Order(order.shard_rows, batch=order.epochs.ramp.smallest, **same)
+    same = {"lanes": order.lanes, "window": order.window, "keep_lanes": order.keep_lanes}
+    plain = Order(order.shard_rows, batch=order.epochs.ramp.smallest, seed=order.seed, ordering=Ordering(**same))
     for grown, steady in zip(by_lane(order, epoch), by_lane(plain, epoch), strict=True):
         both = min(len(grown), len(steady))
         assert grown[:both] == steady[:both]
@@ -177,7 +175,7 @@ def test_a_mixture_may_grow_too() -> None:
 
 def test_the_batches_themselves() -> None:
     """Pinned: a change of these literals breaks saved states, so raise ORDER_VERSION."""
-    ramp = Order([5, 0, 4, 6], batch=Ramp({0: 2, 2: 4, 5: 6}), seed=3, lanes=2)
+    ramp = Order([5, 0, 4, 6], batch=Ramp({0: 2, 2: 4, 5: 6}), seed=3, ordering=Ordering(lanes=2))
     assert [ramp.epochs.steps(epoch) for epoch in range(3)] == [5, 3, 3]
     assert [pairs(ramp.batch(0, step)) for step in range(5)] == [
         [(3, 2), (2, 3)],

@@ -132,8 +132,13 @@ def test_what_is_no_secret_stays(text: str) -> None:
         ("s3//k:s3cret@b/x", "s3//k:***@b/x"),  # meant as a URL
         ("https:/s3cret@b/x", "https:/***@b/x"),
         ("host=h password=s3cret dbname=d", "host=h password=*** dbname=d"),
+        ("az://c/x?a=1;sig=s3cret", "az://c/x?a=1;sig=***"),
         ("{'key': 'k', 'secret': 's3cret'}", "{'key': 'k', 'secret': ***}"),
+        ("{'aws_secret_access_key': 's3cret', 'x': 1}", "{'aws_secret_access_key': ***, 'x': 1}"),
+        ('{"db.password": "it\'s3cret", "x": 1}', '{"db.password": ***, "x": 1}'),
         ("Authorization: Bearer s3cret", "Authorization: Bearer ***"),
+        ("authorization=s3cret", "authorization=***"),
+        ("{'Authorization': 'Basic s3cret', 'x': 1}", "{'Authorization': 'Basic ***', 'x': 1}"),
         ("lake.url='s3://b/x?sig=s3cret' is wrong", "lake.url='s3://b/x?sig=***' is wrong"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 
 from pipelines.streaming import Stream
@@ -32,7 +33,7 @@ class Moves(RuleBasedStateMachine):
 
     def make(self, epochs: int | None, prefetch: int) -> Stream:
         order = {"seed": 5, "window": 6, "epochs": epochs, "prefetch": prefetch}
-        return Stream(self.zone, self.zone.manifest(), split="train", batch_size=4, **order)  # type: ignore[arg-type]
+        return flat_stream(self.zone, self.zone.manifest(), split="train", batch_size=4, **order)  # type: ignore[arg-type]
 
     @initialize(epochs=st.sampled_from([None, 1, 2]), prefetch=st.sampled_from([0, 1, 3]))
     def open(self, epochs: int | None, prefetch: int) -> None:

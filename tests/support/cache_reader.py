@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.cache.hot import push as push_module
 from storage.cache.node import cache as node_module
 from storage.cache.write import write
@@ -57,7 +57,9 @@ def read(job: dict[str, Any]) -> None:
     node = NodeCache(Path(job["node"]), job["budget"], timeout=60) if job.get("node") else None
     hot = None
     if job.get("hot"):
-        hot = HotCache(job["hot"], job["budget"], timeout=job.get("timeout", 10), lease=job.get("lease", 5))
+        hot = HotCache(
+            job["hot"], job["budget"], timing=Timing(timeout=job.get("timeout", 10), lease=job.get("lease", 5))
+        )
     with Tiered(Zone(Path(job["lake"]), job.get("url")), node, hot) as cache:
         found = {}
         for values in job["objects"]:

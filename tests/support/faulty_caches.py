@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 from support.servers import Redis
 
-from storage.cache import HotCache, Tiered
+from storage.cache import HotCache, Tiered, Timing
 from storage.digest import digest_bytes
 from storage.lake import StoredObject, Zone
 
@@ -34,7 +34,7 @@ def read_all(cache: Tiered, objects: list[StoredObject]) -> float:
 
 
 def hot(url: str, **options: Any) -> HotCache:
-    return HotCache(url, 64 * PART, 16 * PART, **{"timeout": 0.5, **options})
+    return HotCache(url, 64 * PART, 16 * PART, timing=Timing(**{"timeout": 0.5, **options}))
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

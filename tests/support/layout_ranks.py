@@ -60,7 +60,7 @@ def stopped_after(ws: Workspace, ranks: Ranks, steps: int) -> None:
             stop.note(signal.SIGTERM, None)
 
     with open_session(ws, ranks) as session, suppress(Interrupted):
-        fit(session, Reporter(None, advance, "", session.steps), stop)
+        fit(session, Reporter(None, advance, "", session.goal.steps), stop)
         raise AssertionError("it was not stopped")
 
 
@@ -71,16 +71,16 @@ def run_case(ws: Workspace, ranks: Ranks) -> dict[str, Any]:
         return run_own(ws, ranks)
     with open_session(ws, ranks) as session:
         collectives = counting(session)
-        fit(session, Reporter(None, lambda *_, **__: None, "", session.steps), StopRequest())
+        fit(session, Reporter(None, lambda *_, **__: None, "", session.goal.steps), StopRequest())
         weights = session.final_weights()
-        sampler = session.gradient_sync.sampler
+        sampler = session.learner.gradient_sync.sampler
         return {
             "loss": [point["train_loss"] for point in session.state.train_curve],
             "norm": [point["gradient_norm"] for point in session.state.train_curve],
             "val": [point["val_loss"] for point in session.state.val_curve],
             "names": sorted(weights),
-            "sent": session.gradient_sync.traffic.bytes,
-            "busy": session.gradient_sync.traffic.seconds,
+            "sent": session.learner.gradient_sync.traffic.bytes,
+            "busy": session.learner.gradient_sync.traffic.seconds,
             "sampled": sampler._busy if sampler is not None else 0.0,
             "communication_share": sampler.share() if sampler is not None else None,
             "weights": [float(weights[name].double().abs().sum()) for name in sorted(weights)],
@@ -106,27 +106,27 @@ class Collectives(TorchDispatchMode):
 def counting(session: Session) -> Counter[str]:
     """What rank 0's backward passes send, by name; counted while the training runs."""
     counts: Counter[str] = Counter()
-    backward = session.runner.backward
+    backward = session.learner.runner.backward
 
     def counted(*args: Any) -> Any:
         with Collectives(counts):
             return backward(*args)
 
-    session.runner.backward = counted
+    session.learner.runner.backward = counted
     return counts
 
 
 def alike(session: Session) -> bool:
     """Whether every parameter that several ranks hold whole is the same on all of them, to the last bit."""
-    pieces = {name: held(p.detach()) for name, p in session.model.named_parameters()}
+    pieces = {name: held(p.detach()) for name, p in session.learner.model.named_parameters()}
     mine = {
         name: piece.numpy().tobytes().hex()
         for name, piece in pieces.items()
-        if piece.numel() == session.model.get_parameter(name).numel()
+        if piece.numel() == session.learner.model.get_parameter(name).numel()
     }
-    if session.ranks.world == 1:
+    if session.group.ranks.world == 1:
         return True
-    everywhere: list[dict[str, str]] = [{}] * session.ranks.world
+    everywhere: list[dict[str, str]] = [{}] * session.group.ranks.world
     dist.all_gather_object(everywhere, mine)
     return all(held[name] == mine[name] for held in everywhere for name in held.keys() & mine.keys())
 

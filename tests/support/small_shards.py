@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from support.flat_streams import flat_stream
 
 from pipelines.streaming import Stream
 from storage.lake import Zone
@@ -20,7 +21,7 @@ def record(zone: Zone, data: Any, rows: int, split: str = "train", tokens: int =
 
 
 def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
-    return Stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 11, "window": 6, **settings})
+    return flat_stream(zone, manifest, **{"split": "train", "batch_size": 4, "seed": 11, "window": 6, **settings})
 
 
 def labels(batches: Any) -> list[list[int]]:

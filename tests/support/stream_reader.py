@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipelines.streaming import Stream
-from storage.cache import HotCache, NodeCache, Tiered
+from support.flat_streams import flat_stream
+
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.lake import Zone
 
 MIB = 1 << 20
@@ -21,9 +22,13 @@ MIB = 1 << 20
 def read(job: dict[str, Any]) -> dict[str, Any]:
     zone = Zone(Path(job["folder"]), job["url"])
     node = NodeCache(Path(job["node"]), job["budget"], timeout=60) if job.get("node") else None
-    hot = HotCache(job["hot"], job["budget"], timeout=10, lease=job.get("lease", 5)) if job.get("hot") else None
+    hot = (
+        HotCache(job["hot"], job["budget"], timing=Timing(timeout=10, lease=job.get("lease", 5)))
+        if job.get("hot")
+        else None
+    )
     before = peak()
-    with Tiered(zone, node, hot) as tiers, Stream(zone, zone.manifest(), tiers=tiers, **job["settings"]) as stream:
+    with Tiered(zone, node, hot) as tiers, flat_stream(zone, zone.manifest(), tiers=tiers, **job["settings"]) as stream:
         batches = [batch["label"].tolist() for batch in stream]
     return {
         "batches": batches,

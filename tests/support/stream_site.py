@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.faulty_proxy import FaultyProxy
+from support.flat_streams import flat_stream
 from support.servers import Redis, S3Machine, wait_for
 
 from pipelines.streaming import Stream
@@ -30,7 +31,7 @@ def open_stream(tiers: Tiered) -> Stream:
     """One without an end that is never far ahead, and holds few shards: most are still to come, in each epoch again."""
     manifest = tiers.zone.manifest()
     size = max(manifest.table["bytes"].to_pylist())
-    return Stream(tiers.zone, manifest, tiers=tiers, ahead=size, memory=4 * size, **SETTINGS)
+    return flat_stream(tiers.zone, manifest, tiers=tiers, ahead=size, memory=4 * size, **SETTINGS)
 
 
 def take(stream: Stream, count: int | None) -> Batches:
@@ -40,7 +41,7 @@ def take(stream: Stream, count: int | None) -> Batches:
 
 def undisturbed(zone: Zone) -> Batches:
     """Two epochs, straight from the lake."""
-    with Stream(zone, zone.manifest(), prefetch=0, epochs=2, **SETTINGS) as stream:
+    with flat_stream(zone, zone.manifest(), prefetch=0, epochs=2, **SETTINGS) as stream:
         batches = take(stream, None)
     rows = sum(zone.manifest().table["rows"].to_pylist())
     assert sorted(label for labels, _ in batches for label in labels) == sorted([*range(rows)] * 2)

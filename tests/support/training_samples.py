@@ -50,7 +50,8 @@ forward_backward = loop.forward_backward
 
 def noting(session, batch):
     ids = batch.ids()
-    with (Path(__file__).parent / f"ids-{session.ranks.world}-{session.ranks.rank}.jsonl").open("a") as file:
+    ranks = session.group.ranks
+    with (Path(__file__).parent / f"ids-{ranks.world}-{ranks.rank}.jsonl").open("a") as file:
         file.write(json.dumps([session.state.step, ids]) + "\\n")
     return forward_backward(session, batch)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 
 from pipelines.params import Params, Train
+from pipelines.training.process.signals import StopRequest
 from pipelines.workspace import Aside, Workspace
 
 SECONDS = 1.0  # of measuring, once the first steps are done
@@ -48,16 +49,15 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
     """Steps on the first batch of `size`; on the CPU with at most `limit` bytes of memory for it."""
     from pipelines.training.loop import forward_backward
     from pipelines.training.process.process_group import Ranks
-    from pipelines.training.process.signals import StopRequest
     from pipelines.training.session import open_session
     from pipelines.training.step import take_step
 
     with tempfile.TemporaryDirectory() as folder:
         aside = Aside(Path(folder), ws.project, on_one_rank(ws.params, size), ws)
         with open_session(aside, Ranks()) as session:
-            if limit is not None and session.device.type == "cpu":
+            if limit is not None and session.group.device.type == "cpu":
                 resource.setrlimit(resource.RLIMIT_DATA, (_reserved() + limit, resource.RLIM_INFINITY))
-            batch = next(session.stream)
+            batch = next(session.data.stream)
             step = partial(take_step, session, partial(forward_backward, session, batch), StopRequest())
             for _ in range(_WARM):
                 step()
@@ -66,7 +66,7 @@ def run(ws: Workspace, size: int, limit: int | None) -> Trial:
                 step()  # it ends with a sum on the host, so the device is done
                 steps += 1
             rate = steps * batch.size / (perf_counter() - began)
-            return Trial(size, True, rate, _peak(session.device.type))
+            return Trial(size, True, rate, _peak(session.group.device.type))
 
 
 def _reserved() -> int:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipelines.console.progress import say
+from pipelines.evaluation.plots import png
 from pipelines.experiments.comparison.report import Picture, Row, draw, markdown, show, write_csv
 from pipelines.experiments.comparison.trial import Course
 from pipelines.params import Train, suggestion
@@ -102,7 +103,6 @@ class Contest:
             say(f"runs: {self.parent.url}")
 
     def _write(self, files: Mapping[str, Path], rows: list[Row], picture: Picture) -> None:
-        from pipelines.evaluation.plots import png
 
         write_atomically(files["csv"], write_csv(rows))
         write_atomically(files["md"], markdown(rows).encode())

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.console.progress import say
+from pipelines.evaluation.plots import png
 from pipelines.params import Train
 from pipelines.params.schema.choice import choices
 from pipelines.training.optimizers.schedules import learning_rate
@@ -19,7 +20,6 @@ NAMES = list(choices(Train.model_fields["schedule"].annotation))
 
 def compare_schedules(ws: Workspace, out: Path | None = None) -> Path:
     """Draw them into `out`/schedules.png (None: the recipe's state folder), which is returned."""
-    from pipelines.evaluation.plots import png
 
     file = (out or ws.state / "compare") / "schedules.png"
     write_atomically(file, png(draw_schedules(ws.params.train)))

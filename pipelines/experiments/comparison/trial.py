@@ -60,7 +60,7 @@ def run_trial(
     with _scratch(ws, ranks) as folder:
         aside = Aside(folder, ws.project, ws.params.model_copy(update={"train": train}), ws)
         with open_session(aside, ranks) as session:
-            logged = train.model_copy(update={"log_every": _apart(session.steps)})
+            logged = train.model_copy(update={"log_every": _apart(session.goal.steps)})
             session.params = session.params.model_copy(update={"train": logged})
             return _fit(session, stop, advance)
 
@@ -73,7 +73,7 @@ def _apart(steps: int) -> int:
 
 
 def _fit(s: Session, stop: StopRequest, advance: Advance) -> Course:
-    failed, report = "", _Noting(advance, s.steps, s.gradient_sync.traffic)
+    failed, report = "", _Noting(advance, s.goal.steps, s.learner.gradient_sync.traffic)
     try:
         fit(s, report, stop)
     except DataError as error:
@@ -83,10 +83,12 @@ def _fit(s: Session, stop: StopRequest, advance: Advance) -> Course:
             "The comparison was stopped. The trainings that had ended are kept; the same command does the others.",
             error.signum,
         ) from error
-    optimizer, state = s.optimizer, s.state
+    optimizer, state = s.learner.optimizer, s.state
     passes = optimizer.evaluations if isinstance(optimizer, LineSearchOptimizer) else state.step
     val = [point | {"sent_mb": report.sent[int(point["step"])]} for point in state.val_curve]
-    return Course(state.train_curve, val, passes, report.seconds, s.gradient_sync.traffic.bytes / 1e6, failed)
+    return Course(
+        state.train_curve, val, passes, report.since.seconds, s.learner.gradient_sync.traffic.bytes / 1e6, failed
+    )
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from pipelines.streaming.order.batch_ramp import Ramp
 from pipelines.streaming.order.batches import Batches
 from pipelines.streaming.order.buckets import Bucketed
 from pipelines.streaming.order.epochs import Rest
-from pipelines.streaming.order.lanes import DEFAULT_WINDOW
+from pipelines.streaming.order.lanes import Ordering
 from pipelines.streaming.order.layout import ORDER_VERSION
 from pipelines.streaming.order.mixing.mixture import Mixture
 from pipelines.streaming.order.mixing.weights import Weight
 from pipelines.streaming.order.order import Order
 
-__all__ = ["DEFAULT_WINDOW", "ORDER_VERSION", "Batches", "Bucketed", "Mixture", "Order", "Ramp", "Rest", "Weight"]
+__all__ = ["ORDER_VERSION", "Batches", "Bucketed", "Mixture", "Order", "Ordering", "Ramp", "Rest", "Weight"]

@@ -5,6 +5,7 @@ same to reach.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,22 @@ LARGEST_WINDOW = 1 << 30
 
 _WINDOWS_A_LANE = 16  # how many a lane must have before there is another
 _CHUNK = 8192  # samples planned at a time, so that the scratch arrays stay in the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordering:
+    """How the samples of an epoch are put in order (docs/order.md)."""
+
+    shuffle: bool = True
+    """False: rows come as stored."""
+    lanes: int | None = None
+    """Disjoint stripes of an epoch that are read side by side; they must divide the batch. None chooses."""
+    window: int = DEFAULT_WINDOW
+    """Rows of a lane within which they are shuffled."""
+    first_window: int | None = None
+    """Rows of a lane's first window, at most; the next ones double up to `window`. None: about a shard's."""
+    keep_lanes: bool = False
+    """Keep a shard on its lane in all epochs, so that the caches of many nodes stay warm."""
 
 
 def choose_lanes(batch: int, rows: int, window: int = DEFAULT_WINDOW, limit: int = DEFAULT_LANES) -> int:
@@ -42,22 +59,10 @@ def _divisor(batch: int, most: int) -> int:
 
 class Lanes:
     """The rows of `shard_rows` (int64 [S], each ≥ 0) in lanes, of which every `batch` samples take as many from each.
+    There are `count` lanes."""
 
-    `lanes` must divide `batch`; None chooses. The other parameters are those of `Order`. There are `count` lanes.
-    """
-
-    def __init__(
-        self,
-        shard_rows: npt.ArrayLike,
-        *,
-        batch: int,
-        seed: int,
-        lanes: int | None,
-        window: int,
-        first_window: int | None,
-        keep_lanes: bool,
-        shuffle: bool,
-    ) -> None:
+    def __init__(self, shard_rows: npt.ArrayLike, *, batch: int, seed: int, ordering: Ordering) -> None:
+        lanes, window, shuffle = ordering.lanes, ordering.window, ordering.shuffle
         self.shard_rows: Ints = np.asarray(shard_rows, dtype=np.int64).reshape(-1)
         fewest = int(self.shard_rows.min(initial=1))
         if fewest < 0:
@@ -70,9 +75,10 @@ class Lanes:
                 f"much from each lane. Set stream.lanes to {_divisor(batch, lanes)}, or leave it out."
             )
         self.count = (lanes or chosen) if shuffle else 1
-        self.window, self.keep_lanes, self.shuffle = window, keep_lanes and shuffle, shuffle
+        self.window, self.keep_lanes, self.shuffle = window, ordering.keep_lanes and shuffle, shuffle
         filled = max(1, len(self.shard_rows) if fewest else int(np.count_nonzero(self.shard_rows)))
-        start = max(batch // self.count, -(-self.rows // filled)) if first_window is None else max(1, first_window)
+        first = ordering.first_window
+        start = max(batch // self.count, -(-self.rows // filled)) if first is None else max(1, first)
         self.first_window = min(window, start)
         self.layout = Layout(
             self.shard_rows, self.rows, self.count, seed, window, self.first_window, self.keep_lanes, shuffle

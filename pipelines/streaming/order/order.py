@@ -10,16 +10,12 @@ from pipelines.streaming.arrays import Ints
 from pipelines.streaming.order.batch_ramp import Ramp
 from pipelines.streaming.order.batches import Batches, slots
 from pipelines.streaming.order.epochs import Epochs, Rest
-from pipelines.streaming.order.lanes import DEFAULT_WINDOW, Lanes, unseen
+from pipelines.streaming.order.lanes import Lanes, Ordering, unseen
 from pipelines.streaming.order.layout import ORDER_VERSION
 
 
 class Order(Batches):
     """The order of the rows of `shard_rows` (int64 [S], each ≥ 0) in global batches of `batch` samples.
-
-    `lanes` must divide `batch`; None chooses. `window` is in rows; the first window of a lane has at most
-    `first_window` rows (None: about a shard's) and the next ones double up to `window`. With `keep_lanes` a shard stays
-    on its lane in all epochs, so that the caches of many nodes stay warm. With `shuffle=False` rows come as stored.
 
     `batch` may be a ramp, by global steps: then lanes, windows and shards are those of its smallest size, of which each
     lane gives its share of every batch. Every row comes exactly once an epoch; the last batch of an epoch is short when
@@ -33,27 +29,14 @@ class Order(Batches):
         *,
         batch: int | Ramp,
         seed: int,
-        lanes: int | None = None,
-        window: int = DEFAULT_WINDOW,
-        first_window: int | None = None,
-        keep_lanes: bool = False,
-        shuffle: bool = True,
+        ordering: Ordering = Ordering(),
         rest: Rest = "keep",
     ) -> None:
         ramp = Ramp.of(batch)
-        self._lanes = own = Lanes(
-            shard_rows,
-            batch=ramp.smallest,
-            seed=seed,
-            lanes=lanes,
-            window=window,
-            first_window=first_window,
-            keep_lanes=keep_lanes,
-            shuffle=shuffle,
-        )
+        self._lanes = own = Lanes(shard_rows, batch=ramp.smallest, seed=seed, ordering=ordering)
         super().__init__(Epochs(ramp, own.rows, rest))
-        self.seed, self.shard_rows, self.lanes, self.shuffle = seed, own.shard_rows, own.count, shuffle
-        self.window, self.first_window, self.keep_lanes = window, own.first_window, own.keep_lanes
+        self.seed, self.shard_rows, self.lanes, self.shuffle = seed, own.shard_rows, own.count, own.shuffle
+        self.window, self.first_window, self.keep_lanes = own.window, own.first_window, own.keep_lanes
 
     def settings(self) -> dict[str, Any]:
         seed_and_size = {"order version": ORDER_VERSION, "seed": self.seed, "stream.batch_size": self.batch_size}

@@ -3,14 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
 from pipelines.models import Task
 from pipelines.streaming import Batch, Stream
 from pipelines.training.data.targets import global_targets
-from pipelines.training.parallelism import Layout
+from pipelines.training.parallelism import Group
 from pipelines.training.process.device import arrived
-from pipelines.training.process.process_group import Ranks
 
 #: What a batch is: inputs [n, …] and targets as `Task.pair` gives them, and the two figures below.
 Tensors = dict[str, Any]
@@ -34,12 +31,9 @@ class Loader:
     stream ends (`val`), each iteration is one whole pass, but for the first one after a state was loaded.
     """
 
-    def __init__(
-        self, stream: Stream, task: Task, ranks: Ranks, device: torch.device, layout: Layout, hosts: Any = None
-    ) -> None:
-        """`hosts`: `Ranks.host_group`, where the targets that count vary."""
-        self.stream, self._task, self._ranks, self._device = stream, task, ranks, device
-        self._layout, self._hosts = layout, hosts
+    def __init__(self, stream: Stream, task: Task, group: Group) -> None:
+        """`group` has `hosts` where the targets that count vary."""
+        self.stream, self._task, self._group = stream, task, group
         self._resumed = False
 
     def __len__(self) -> int:
@@ -52,7 +46,7 @@ class Loader:
         self._resumed = False
         for batch in self.stream:
             tensors = self._tensors(batch)
-            copied = arrived(self._device)
+            copied = arrived(self._group.device)
             try:
                 yield tensors
             finally:
@@ -70,10 +64,10 @@ class Loader:
         self._resumed = True
 
     def _tensors(self, batch: Batch) -> Tensors:
-        inputs, targets = self._task.pair(batch.arrays, self._device)
-        beside = self._task.beside(batch.arrays, self._device)
-        count = global_targets(batch, self._task, self._ranks, self._hosts, self._layout.owns_loss)
-        weight = self._layout.data_world / count
+        inputs, targets = self._task.pair(batch.arrays, self._group.device)
+        beside = self._task.beside(batch.arrays, self._group.device)
+        count = global_targets(batch, self._task, self._group)
+        weight = self._group.layout.data_world / count
         tensors = {"inputs": inputs, "targets": targets, **beside}
         if not len(inputs):
             tensors = {name: values.new_zeros(1, *values.shape[1:]) for name, values in tensors.items()}

@@ -27,8 +27,10 @@ class StreamLoader(DataLoader[Batch]):
     def __init__(self, stream: Stream, **options: Any) -> None:
         """Raises ParamsError for an option that the stream decides."""
         if taken := [name for name in _OURS if name in options]:
-            raise ParamsError(f"StreamLoader: {', '.join(taken)} cannot be given, since the stream makes whole batches "
-                              "in its own order. Set batch_size, shuffle and last of the Stream.")  # fmt: skip
+            raise ParamsError(
+                f"StreamLoader: {', '.join(taken)} cannot be given, since the stream makes whole batches in its own "
+                "order. Set batch_size, order=Ordering(shuffle=…) and batching=Batching(last=…) of the Stream."
+            )
         self.stream = stream
         super().__init__(_ByPlace(stream), batch_size=None, sampler=_Rest(stream), **options)
 

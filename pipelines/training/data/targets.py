@@ -1,25 +1,23 @@
 """How many answers a step asks for."""
 
-from typing import Any
-
 import torch
 
 from pipelines.models import Task
 from pipelines.streaming import Batch
-from pipelines.training.process.process_group import Ranks
+from pipelines.training.parallelism import Group
 
 HOST = torch.device("cpu")
 
 
-def global_targets(batch: Batch, task: Task, ranks: Ranks, hosts: Any, owns_loss: bool) -> int:
+def global_targets(batch: Batch, task: Task, group: Group) -> int:
     """Targets of the *global* batch, the same on every rank.
 
     Where all of a sample's count it is arithmetic; else each rank that `owns_loss` (one for each part of the batch)
     counts its own, and one small all-reduce sums them up, so all ranks call it. That happens on the hosts, where
-    batches come from, in the group `hosts` (`Ranks.host_group`): a GPU that is still at work is not waited for. At
-    least 1, so that a batch in which nothing counts is a step without a gradient.
+    batches come from, in `group.hosts`: a GPU that is still at work is not waited for. At least 1, so that a batch in
+    which nothing counts is a step without a gradient.
     """
     if not task.counts_vary:
         return batch.size * task.targets_per_sample(batch.arrays)
-    mine = task.counted(batch.arrays) if owns_loss else 0
-    return max(1, round(ranks.sum(mine, device=HOST, group=hosts)[0]))
+    mine = task.counted(batch.arrays) if group.layout.owns_loss else 0
+    return max(1, round(group.ranks.sum(mine, device=HOST, group=group.hosts)[0]))

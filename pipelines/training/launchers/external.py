@@ -7,6 +7,7 @@ from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import collect_output
 from pipelines.training.launchers.placement import GIVEN
 from pipelines.training.launchers.watchdog.stacks import RECORDER
+from pipelines.training.launchers.watchdog.thread import watched
 from storage.errors import ParamsError
 
 
@@ -18,7 +19,6 @@ class External:
                 "srun or an operator that sets them, or set compute.launcher to auto."
             )
         os.environ.setdefault(RECORDER, "2000")
-        from pipelines.training.launchers.watchdog.thread import watched
         from pipelines.training.process.process_group import Ranks
         from pipelines.training.worker import train_rank
 

@@ -2,9 +2,12 @@
 
 import os
 
+from pipelines.training.launchers.external import External
 from pipelines.training.launchers.job import Job, Launcher
 from pipelines.training.launchers.logs import job_folder
 from pipelines.training.launchers.placement import started_by_others
+from pipelines.training.launchers.ray.train import RayTrain
+from pipelines.training.launchers.torchrun import Torchrun
 
 
 def launch(job: Job) -> None:
@@ -19,16 +22,10 @@ def choose(job: Job) -> Launcher:
     if name == "auto":
         name = _fitting(job)
     if name == "external":
-        from pipelines.training.launchers.external import External
-
         return External()
     if name == "ray":
-        from pipelines.training.launchers.ray.train import RayTrain
-
         return RayTrain()
     if name == "torchrun":
-        from pipelines.training.launchers.torchrun import Torchrun
-
         return Torchrun()
     from pipelines.training.launchers.in_process import InProcess
 

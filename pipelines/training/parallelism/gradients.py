@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from pipelines.training.parallelism.group import Group
 from pipelines.training.parallelism.layout import Layout
-from pipelines.training.process.process_group import Ranks
 
 
 def clip_(
-    parameters: Iterable[Tensor], limit: float | None, layout: Layout, ranks: Ranks, device: torch.device,
-    shared: Iterable[Tensor] = (), *, value: float | None = None,
-) -> Tensor:  # fmt: skip
+    parameters: Iterable[Tensor],
+    limit: float | None,
+    group: Group,
+    shared: Iterable[Tensor] = (),
+    *,
+    value: float | None = None,
+) -> Tensor:
     """Cut each element of the gradients off at ±`value`, then scale them down to a norm of `limit` over all shards,
     slices and stages. Returns the norm before both."""
     parameters = [p for p in parameters if p.grad is not None]
@@ -23,9 +27,9 @@ def clip_(
     twice = {id(p) for p in shared}
 
     def measured() -> Tensor:
-        if layout.world == layout.size("data"):  # the same gradients on every rank
+        if group.layout.world == group.layout.size("data"):  # the same gradients on every rank
             return nn.utils.get_total_norm(gradients)
-        return global_norm(gradients, [2 if id(p) in twice else 1 for p in parameters], layout, ranks, device)
+        return global_norm(gradients, [2 if id(p) in twice else 1 for p in parameters], group)
 
     norm = inside = measured()
     if value is not None:
@@ -39,17 +43,15 @@ def clip_(
     return norm
 
 
-def global_norm(
-    gradients: list[Tensor], holders: list[int], layout: Layout, ranks: Ranks, device: torch.device
-) -> Tensor:
+def global_norm(gradients: list[Tensor], holders: list[int], group: Group) -> Tensor:
     """√ of the sum of squares over all ranks' pieces, in one all-reduce; a piece that n ranks hold counts 1/n each.
 
     holders: stages that hold the parameter.
     """
     norms = torch.stack(torch._foreach_norm([held(g) for g in gradients])).double()
-    counts = [copies(g, layout) * h for g, h in zip(gradients, holders, strict=True)]
+    counts = [copies(g, group.layout) * h for g, h in zip(gradients, holders, strict=True)]
     mine = (norms**2 / torch.tensor(counts, device=norms.device)).sum()
-    return torch.tensor(ranks.sum(mine, device=device)[0] ** 0.5, dtype=torch.float32)
+    return torch.tensor(group.sum(mine)[0] ** 0.5, dtype=torch.float32)
 
 
 def copies(tensor: Tensor, layout: Layout) -> int:

@@ -15,6 +15,7 @@ from pipelines.models.plans import PipelineParallel, TensorParallel, units_of
 from pipelines.params import Parallel, Train
 from pipelines.training.parallelism.gradients import persistent_buffers
 from pipelines.training.parallelism.layout import DIMENSIONS, Layout
+from pipelines.training.parallelism.replicated import hold_whole
 from pipelines.training.parallelism.runner import Direct, Runner
 from pipelines.training.process.device import Precision
 from storage.errors import ParamsError
@@ -55,8 +56,7 @@ def parallelize(
 
     assert isinstance(model, PipelineParallel)
     runner = Pipelined(
-        module, model.stage_output, layout, mesh, precision.autocast,
-        schedule=parallel.schedule, microbatches=parallel.microbatch_count, shared=shared, device=device,
+        module, model.stage_output, layout, mesh, precision.autocast, parallel=parallel, shared=shared, device=device,
     )  # fmt: skip
     return Parallelized(model, module, runner, shared)
 
@@ -82,8 +82,6 @@ def share_products(model: nn.Module, layout: Layout, mesh: DeviceMesh | None) ->
     if not isinstance(model, TensorParallel):
         raise _no_plan(model, "tensor", ranks, "tensor_plan")
     from torch.distributed.tensor.parallel import parallelize_module
-
-    from pipelines.training.parallelism.replicated import hold_whole
 
     try:
         plan = model.tensor_plan(ranks)

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
+from pipelines.params import Parallel
 from pipelines.training.parallelism.gradients import held
 from pipelines.training.parallelism.layout import Layout
 from pipelines.training.parallelism.runner import NOTHING, Beside, Objective, reshard
@@ -28,11 +29,12 @@ class Pipelined:
     def __init__(
         self, module: nn.Module, stage_output: Callable[[Tensor], Tensor], layout: Layout, mesh: DeviceMesh,
         autocast: Callable[[], AbstractContextManager[None]], *,
-        schedule: str, microbatches: int, shared: list[Tensor], device: torch.device,
+        parallel: Parallel, shared: list[Tensor], device: torch.device,
     ) -> None:  # fmt: skip
         """`stage_output`: shapes between stages, see models.plans; `shared`: parameters of the first and last stage."""
         self.module, self.stage_output, self.layout, self.autocast = module, stage_output, layout, autocast
-        self.schedule, self.microbatches, self.shared, self.device = SCHEDULES[schedule], microbatches, shared, device
+        self.schedule, self.microbatches = SCHEDULES[parallel.schedule], parallel.microbatch_count
+        self.shared, self.device = shared, device
         self.group, self.ends = mesh["pipeline"].get_group(), _ends(layout, mesh)
         self.local = False
         self._made: dict[tuple[object, ...], PipelineScheduleSingle] = {}

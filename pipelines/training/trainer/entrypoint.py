@@ -21,12 +21,13 @@ from pipelines.runtime.own_code import code_behind, digests
 from pipelines.training.checkpoints import checkpoint_key
 from pipelines.training.curves import Curves
 from pipelines.training.data.loader import Loader
-from pipelines.training.parallelism import Layout
+from pipelines.training.parallelism import Group, Layout
+from pipelines.training.parts import Goal
 from pipelines.training.process.device import pick_device, repeatable
 from pipelines.training.process.process_group import Ranks, joined
 from pipelines.training.process.signals import StopRequest, stop_on_signals
 from pipelines.training.session import aim, open_stream, samples_in
-from pipelines.training.trainer.job import TrainerJob, set_current
+from pipelines.training.trainer.job import Loaders, Result, TrainerJob, set_current
 from pipelines.workspace import Workspace
 from storage.atomic import write_atomically
 from storage.errors import DataError, ParamsError, ShardlineError
@@ -54,10 +55,10 @@ def run_entrypoint(ws: Workspace, ranks: Ranks, stop: StopRequest) -> None:
 def interrupted(job: TrainerJob) -> bool:
     """Whether the trainer left without a model because some rank was asked to stop: the same answer on every rank, or
     one would leave while another publishes. Rank 0 alone has a model."""
-    saved, stopped = job.saved is not None, bool(job.stop) or job.stopped
+    saved, stopped = job.result.saved is not None, bool(job.stop) or job.result.stopped
     if job.ranks.connected:
-        return not job.ranks.share(saved) and job.ranks.sum(stopped, device=job.device)[0] > 0
-    return not saved and (stopped if job.leads else job.stopped)
+        return not job.ranks.share(saved) and job.group.sum(stopped)[0] > 0
+    return not saved and (stopped if job.leads else job.result.stopped)
 
 
 def _call(ws: Workspace, job: TrainerJob) -> None:
@@ -129,11 +130,12 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[TrainerJo
         stack.enter_context(repeatable(params.train, device))
         stack.enter_context(joined(ranks, device))
         hosts = ranks.host_group(device) if task.counts_vary else None
+        group = Group(ranks=ranks, layout=layout, device=device, hosts=hosts)
         tiers = stack.enter_context(open_cache(ws, zone))
 
         def loader(split: str) -> Loader:
             stream = open_stream(params, tiers, manifest, layout, split, device, train=split == "train")
-            return Loader(stack.enter_context(stream), task, ranks, device, layout, hosts)
+            return Loader(stack.enter_context(stream), task, group)
 
         train = loader("train")
         val = loader("val") if samples_in(manifest, "val", config.window) else None
@@ -143,18 +145,13 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[TrainerJo
         run.log_dataset(manifest, zone, "train")
         yield TrainerJob(
             params,
-            ranks,
-            layout,
-            device,
-            task,
-            config,
-            steps,
-            train,
-            val,
+            Goal(task=task, config=config, steps=steps),
+            group,
+            Loaders(train=train, val=val),
             run,
             checkpoints,
             stop,
-            Curves(home / "curves.jsonl"),
+            Result(curves=Curves(home / "curves.jsonl")),
         )
 
 
@@ -177,20 +174,20 @@ def publish(ws: Workspace, job: TrainerJob) -> None:
     Raises ShardlineError when it left no model.
     """
     name = ws.params.train.entrypoint
-    if job.saved is None:
+    if job.result.saved is None:
         raise ShardlineError(
             f"train.entrypoint={name!r} returned without a model: call job.save_model(model) before it ends. What it "
             f"keeps in {job.checkpoint_folder} is still there."
         )
-    count = sum(parameter.numel() for parameter in job.config.build().parameters())
-    metrics = {"steps": job.steps, "parameters": count} | job.curves.last() | job.metrics
-    metrics |= {"manifest": job.config.manifest}
+    count = sum(parameter.numel() for parameter in job.goal.config.build().parameters())
+    metrics = {"steps": job.steps, "parameters": count} | job.result.curves.last() | job.result.metrics
+    metrics |= {"manifest": job.goal.config.manifest}
     text = _json(metrics)  # before anything is published
-    save_model(ws.model, job.saved, job.config)
+    save_model(ws.model, job.result.saved, job.goal.config)
     write_atomically(ws.model / "run.json", _json(job.run.reference()))
     write_atomically(ws.metrics("train"), text)
     for curve in ("train", "val"):
-        write_atomically(ws.plots(f"{curve}.csv"), job.curves.csv(val=curve == "val"))
+        write_atomically(ws.plots(f"{curve}.csv"), job.result.curves.csv(val=curve == "val"))
         job.run.log_artifact(ws.plots(f"{curve}.csv"), "plots")
     job.run.set_tags({f"final.{k}": f"{v:.6g}" for k, v in metrics.items() if isinstance(v, int | float)})
     shutil.rmtree(job.checkpoint_folder.parent, ignore_errors=True)

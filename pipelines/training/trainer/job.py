@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.models import ModelConfig, Task
+from pipelines.models import Task
 from pipelines.models.saved import weights
 from pipelines.params import Params
 from pipelines.training.curves import Curves
 from pipelines.training.data.loader import Loader
-from pipelines.training.parallelism import Layout, make_mesh
+from pipelines.training.parallelism import Group, Layout, make_mesh
 from pipelines.training.parallelism.runner import reshard
+from pipelines.training.parts import Goal
 from pipelines.training.process.device import seed_step
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.process.signals import StopRequest
@@ -32,6 +33,24 @@ from storage.errors import Interrupted, ParamsError, ShardlineError
 
 if TYPE_CHECKING:
     from pipelines.tracking import Run
+
+
+@dataclass(kw_only=True)
+class Loaders:
+    """What the trainer reads: the train split, and the val split where there is one."""
+
+    train: Loader
+    val: Loader | None
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What the trainer leaves: the model, its curves and metrics, and whether it was asked to stop."""
+
+    curves: Curves
+    metrics: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, Tensor] | None = None
+    stopped: bool = False
 
 
 @dataclass
@@ -49,25 +68,45 @@ class TrainerJob:
     """
 
     params: Params
-    ranks: Ranks
-    layout: Layout
-    device: torch.device
-    task: Task
-    config: ModelConfig
-    steps: int
-    train: Loader
-    val: Loader | None
+    goal: Goal
+    group: Group
+    loaders: Loaders
     run: "Run"
     checkpoint_folder: Path
     stop: StopRequest
-    curves: Curves
-    metrics: dict[str, Any] = field(default_factory=dict)
-    saved: dict[str, Tensor] | None = None
-    stopped: bool = False
+    result: Result
 
     @property
     def args(self) -> dict[str, Any]:
         return self.params.train.args
+
+    @property
+    def steps(self) -> int:
+        return self.goal.steps
+
+    @property
+    def task(self) -> Task:
+        return self.goal.task
+
+    @property
+    def train(self) -> Loader:
+        return self.loaders.train
+
+    @property
+    def val(self) -> Loader | None:
+        return self.loaders.val
+
+    @property
+    def layout(self) -> Layout:
+        return self.group.layout
+
+    @property
+    def device(self) -> torch.device:
+        return self.group.device
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.group.ranks
 
     @property
     def rank(self) -> int:
@@ -86,7 +125,7 @@ class TrainerJob:
 
     def build_model(self) -> nn.Module:
         """The recipe's model (`model.name`, `model.args`) on the device; its weights depend on the seed alone."""
-        return self.config.build(self.params.seed).to(self.device).train()
+        return self.goal.config.build(self.params.seed).to(self.device).train()
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         """The task's loss, with `train.label_smoothing`: the *sum* over these targets. Times a batch's weight it is
@@ -110,20 +149,20 @@ class TrainerJob:
         Called on every rank, or on rank 0 alone. Raises ParamsError when it isn't the recipe's model, which `evaluate`,
         `package` and whoever loads it will build; Interrupted when the training was stopped before its end.
         """
-        if self.stopped:
+        if self.result.stopped:
             raise self.interrupted()
         if not self.leads:
             return
         state = weights(model)
         try:
-            self.config.build().load_state_dict(state)
+            self.goal.config.build().load_state_dict(state)
         except RuntimeError as error:
             raise ParamsError(
                 f"save_model: these weights don't fit model.name={self.params.model.name!r} with model.args="
                 f"{self.params.model.args}, which later stages build. Train what job.build_model() gives (and unwrap "
                 f"it before saving), or name your own class in model.name. {error}"
             ) from error
-        self.saved = state
+        self.result.saved = state
 
     # -- what is told --------------------------------------------------------------------------------------------
 
@@ -131,12 +170,12 @@ class TrainerJob:
         """A point of the curves after `step` steps: to MLflow, and to plots/val.csv where a name begins with `val_`,
         else to plots/train.csv. After resuming, it replaces what had come after. Does nothing but on rank 0."""
         if self.leads:
-            self.curves.add(values, step)
+            self.result.curves.add(values, step)
             self.run.log_metrics(values, step=step)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Entries of metrics/train.json, beside the last point of each curve; JSON values. Rank 0's count."""
-        self.metrics |= metrics
+        self.result.metrics |= metrics
 
     @torch.no_grad()  # inference tensors would be no good to the next step of a model that FSDP shards
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -158,7 +197,7 @@ class TrainerJob:
                 hits += float(self.task.hits(answers, batch["targets"]))
         model.train()
         reshard(model)
-        loss, hits = self.ranks.sum(loss, hits, device=self.device)
+        loss, hits = self.group.sum(loss, hits)
         return {f"val_{name}": value for name, value in self.task.summary(loss / count, hits / count).items()}
 
     # -- stopping ------------------------------------------------------------------------------------------------
@@ -166,8 +205,8 @@ class TrainerJob:
     def stopping(self) -> bool:
         """Whether to save a checkpoint and return: a rank got a signal. The same answer on every rank, so every rank
         must ask, after the same steps. Returning then, without a model, ends the stage as interrupted, not failed."""
-        self.stopped = self.stopped or self.ranks.sum(bool(self.stop), device=self.device)[0] > 0
-        return self.stopped
+        self.result.stopped = self.result.stopped or self.group.sum(bool(self.stop))[0] > 0
+        return self.result.stopped
 
     def interrupted(self) -> Interrupted:
         """What the stage ends with when the entry point left because of a signal, on whichever rank."""

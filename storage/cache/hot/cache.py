@@ -11,6 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from storage.cache.arrival import Verifier
@@ -32,11 +33,23 @@ OnRange = Callable[[int, int], None]
 FromLake = Callable[[OnRange | None], None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds after which a hot cache gives something up."""
+
+    timeout: float = 0.5
+    """An exchange counts as failed."""
+    wait: float = 60.0
+    """Another's fetch is waited for no longer."""
+    lease: float = 5.0
+    """The lease of a dead process is gone."""
+    idle: float = DAY
+    """By 1.25 times as many, what nobody reads expires."""
+
+
 class HotCache:
     """At most `budget_bytes` of shards in the Redis at `url` (see address.py), `ring_bytes` of them in the ring.
 
-    `timeout`: seconds after which an exchange counts as failed. `wait`: seconds to wait for another's fetch. `lease`:
-    seconds after which the lease of a dead process is gone. What nobody reads for 1.25 × `idle` seconds expires.
     `server` is kept alive with it (an Embedded one). Threads may share it; it can be pickled and survives a fork.
     Nothing is connected before the first use.
     """
@@ -47,37 +60,33 @@ class HotCache:
         budget_bytes: int,
         ring_bytes: int | None = None,
         *,
-        timeout: float = 0.5,
-        wait: float = 60.0,
-        lease: float = 5.0,
-        idle: float = DAY,
+        timing: Timing = Timing(),
         prefix: str = "shardline",
         server: object = None,
     ) -> None:
         self.url, self.budget = check(url), budget_bytes
         self.ring_limit = ring_of(budget_bytes) if ring_bytes is None else min(ring_bytes, budget_bytes)
-        self.timeout, self.wait, self.lease, self.idle, self.prefix = timeout, wait, lease, idle, prefix
+        self.timing, self.prefix = timing, prefix
         self.index = Index(
             prefix,
             pinned_limit=budget_bytes - self.ring_limit,
             ring_limit=self.ring_limit,
-            idle=round(idle * 1000),
-            keep=round(idle * 1250),
-            lease=round(lease * 1000),
+            idle=round(timing.idle * 1000),
+            keep=round(timing.idle * 1250),
+            lease=round(timing.lease * 1000),
         )
         self.server = server
         self._reset()
 
     def _reset(self) -> None:
         self._process = os.getpid()
-        self.link = Link(self.url, self.timeout)
+        self.link = Link(self.url, self.timing.timeout)
         self._pusher = Pusher(self.link, self.index)
         self.tally = Tally()
         self._within = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = {name: getattr(self, name) for name in ("timeout", "wait", "lease", "idle", "prefix")}
-        return _remake, (self.url, self.budget, self.ring_limit, settings)
+        return _remake, (self.url, self.budget, self.ring_limit, self.timing, self.prefix)
 
     def __repr__(self) -> str:
         return f"HotCache({mask(self.url)!r}, {self.budget})"
@@ -108,7 +117,7 @@ class HotCache:
     def _fetch_for_all(self, digest: str, view: memoryview, token: str, from_lake: FromLake) -> None:
         share: Share = self._pusher.begin(digest, view, token)
         try:
-            share.wait_for_turn(self.wait)
+            share.wait_for_turn(self.timing.wait)
             from_lake(share.arrived)
         except BaseException:
             share.end(complete=False)
@@ -118,7 +127,7 @@ class HotCache:
     def _obtain(self, digest: str, view: memoryview, token: str) -> bool | None:
         """True: it was taken from Redis. None: the lease is ours, fetch it for all. False: fetch it alone."""
         self._keep_within()
-        end = time.monotonic() + self.wait
+        end = time.monotonic() + self.timing.wait
         every = range(-(-len(view) // PART))
         verifier = Verifier(view)
         missing: Sequence[int] = self._take(digest, view, every, verifier)
@@ -148,7 +157,7 @@ class HotCache:
             if missing and time.monotonic() > end:
                 _log.warning(
                     "%s: shard %s did not come within %g s; fetching it without the cache",
-                    self.link.name, digest, self.wait,
+                    self.link.name, digest, self.timing.wait,
                 )  # fmt: skip
                 return False
 
@@ -266,7 +275,7 @@ class HotCache:
     def holds(self, sizes: Mapping[str, int]) -> set[str]:
         """Those shards (digest → bytes) that are in Redis with all their parts, when what was fetched has been pushed.
         Raises Unavailable."""
-        self.settle(self.wait)
+        self.settle(self.timing.wait)
         there = self.digests().items() & sizes.items()
         parts = [(digest, key) for digest, size in there for key in part_keys(self.prefix, digest, size)]
         found = {digest for digest, _ in parts}
@@ -287,7 +296,7 @@ class HotCache:
         """Wait for what is being pushed (a few seconds at most), report the counters, disconnect."""
         if self._process != os.getpid():
             return
-        self.settle(min(self.wait, 10.0))
+        self.settle(min(self.timing.wait, 10.0))
         amounts = self.tally.unreported()
         if amounts and not self.link.open:
             try:
@@ -298,5 +307,5 @@ class HotCache:
         self.link.close()
 
 
-def _remake(url: str, budget: int, ring: int, settings: dict[str, Any]) -> HotCache:
-    return HotCache(url, budget, ring, **settings)
+def _remake(url: str, budget: int, ring: int, timing: Timing, prefix: str) -> HotCache:
+    return HotCache(url, budget, ring, timing=timing, prefix=prefix)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.servers import Proxy, Redis, redis_server, wait_for
 
-from storage.cache import HotCache, Tiered
+from storage.cache import HotCache, Tiered, Timing
 from storage.digest import digest_bytes
 from storage.lake import Zone
 
@@ -27,7 +27,7 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
 
 
 def hot(url: str, lease: float) -> HotCache:
-    return HotCache(url, 128 * PART, 0, timeout=5, lease=lease)
+    return HotCache(url, 128 * PART, 0, timing=Timing(timeout=5, lease=lease))
 
 
 def leases(redis: Redis) -> list[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.servers import Redis, redis_server
 
-from storage.cache import HotCache, Tiered
+from storage.cache import HotCache, Tiered, Timing
 from storage.cache.hot.receive import get_into
 from storage.digest import digest_bytes
 from storage.lake import StoredObject, Zone
@@ -44,7 +44,7 @@ def objects(zone: Zone) -> list[StoredObject]:
 
 
 def hot(server: Redis, budget: int = BUDGET, ring: int = 16 * PART, **options: Any) -> HotCache:
-    return HotCache(server.url, budget, ring, **{"timeout": 2, "wait": 5, **options})
+    return HotCache(server.url, budget, ring, timing=Timing(**{"timeout": 2, "wait": 5, **options}))
 
 
 def read_all(zone: Zone, cache: HotCache, objects: list[StoredObject]) -> dict[str, Any]:
@@ -78,6 +78,32 @@ def test_a_size_that_is_absurd_is_not_believed(
     assert not redis.exists(*map(key, ("sizes", "used", "ring", "totals")))
     read_all(zone, cache, objects)
     assert read_all(zone, hot(server), objects)["hot"].hits == len(objects)
+
+
+def test_what_gives_its_place_is_deleted_up_to_the_budget(
+    server: Redis, redis: Any, zone: Zone, objects: list[StoredObject]
+) -> None:
+    """However large it claims to be: its parts are named one by one."""
+    read_all(zone, hot(server), objects)
+    redis.hset(key("sizes"), "f" * 64, 1000 * BUDGET)
+    redis.zadd(key("used"), {"f" * 64: 0})
+    redis.hincrby(key("totals"), "pinned", 1000 * BUDGET)
+    redis.config_resetstat()
+    read_all(zone, hot(server), objects)
+    assert redis.hget(key("sizes"), "f" * 64) is None, "it was dropped"
+    deleted = redis.info("commandstats").get("cmdstat_unlink", {"calls": 0})["calls"]
+    assert deleted == BUDGET // PART
+
+
+def test_numbers_without_an_end_are_none(server: Redis, redis: Any, zone: Zone, objects: list[StoredObject]) -> None:
+    """Python refuses to read them."""
+    read_all(zone, hot(server), objects)
+    for name, field in (("sizes", objects[0].digest), ("totals", "ring"), ("counters", "hits")):
+        redis.hset(key(name), field, "9" * 5000)
+    cache = hot(server)
+    assert cache.digests() == {obj.digest: obj.bytes for obj in objects[1:]}
+    assert cache.usage()["bytes"] == sum(obj.bytes for obj in objects[1:])
+    assert read_all(zone, cache, objects)["hot"].failures == 0
 
 
 @pytest.mark.parametrize("totals", [{"pinned": HUGE, "ring": HUGE}, {"pinned": "nan", "ring": "-5", "turn": "x"}])

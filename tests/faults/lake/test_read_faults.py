@@ -4,6 +4,8 @@ In each case the bytes are exact, or there is one LakeError (or DigestError) tha
 """
 
 import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
@@ -219,3 +221,19 @@ def test_damage_in_the_lake_is_named(zone: Zone, how: str) -> None:
     fs.rm_file(f"lake/faults/{stored.path}")
     with pytest.raises(LakeError, match=f"{stored.path}: an object that the manifest names is missing"):
         zone.read(stored.path, stored.digest, stored.bytes)
+
+
+@pytest.mark.long
+def test_a_store_is_asked_every_other_second_however_long_it_has_failed(
+    proxy: FaultyProxy, zone: Zone, stored: StoredObject
+) -> None:
+    """It may be back at any time. Pauses that doubled on and on would be of four seconds by then."""
+    asked = list[float]()
+
+    def fail(head: bytes) -> bytes | None:
+        asked.append(time.monotonic())
+        return s3_error(500, "InternalError") if asked[-1] - asked[0] < 8 else None
+
+    proxy.answer(fail)
+    assert RangeReader(str(zone.url), timeout=60).size(stored.path) == stored.bytes
+    assert max(later - sooner for sooner, later in pairwise(asked)) < 1.5 + 1

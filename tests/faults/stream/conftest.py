@@ -24,7 +24,7 @@ from support.stream_site import (
 )
 
 from pipelines.streaming import source
-from storage.cache import HotCache, NodeCache, Tiered
+from storage.cache import HotCache, NodeCache, Tiered, Timing
 from storage.lake import Zone
 from storage.objects import deadline
 
@@ -84,7 +84,7 @@ def site(
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
         redis = stack.enter_context(redis_server(tmp_path / "redis"))
         redis_proxy = stack.enter_context(FaultyProxy("127.0.0.1", redis.port))
-        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timeout=REDIS_TIMEOUT, lease=LEASE)
+        hot = HotCache(f"redis://{redis_proxy.address}", 4 * half, timing=Timing(timeout=REDIS_TIMEOUT, lease=LEASE))
         tiers = Tiered(zone, NodeCache(tmp_path / "node", half), hot)
         site = Site(server, proxy, redis, redis_proxy, tiers, tmp_path / "credentials", tmp_path, caplog, stack)
         site.use_key("test")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from support.faulty_proxy import FaultyProxy
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 from support.servers import wait_for
 from support.stream_site import (
@@ -30,7 +31,6 @@ from support.stream_site import (
     undisturbed,
 )
 
-from pipelines.streaming import Stream
 from pipelines.streaming.fetch import Fetcher, Opened
 from storage.cache import NodeCache, Tiered
 from storage.errors import LakeError
@@ -64,7 +64,7 @@ def test_a_version_that_is_replaced_meanwhile(site: Site, old: str) -> None:
             needed = {paths[label // ROWS] for label in expected[len(seen)][0]}
             assert any(path in str(caught.value) for path in needed)
         assert time.monotonic() - begun < SLACK
-    with Stream(zone, zone.manifest(), epochs=1, **SETTINGS) as stream:
+    with flat_stream(zone, zone.manifest(), epochs=1, **SETTINGS) as stream:
         assert sorted(label for labels, _ in take(stream, None) for label in labels) == [
             *range(ROWS * SHARDS, ROWS * (SHARDS + 1))
         ]
@@ -97,7 +97,10 @@ def test_a_stream_whose_lake_is_silent_is_closed_in_moments(site: Site, monkeypa
 
     monkeypatch.setattr(Fetcher, "open", open_shard)
     site.proxy.slow(1 << 20)  # the next shard isn't there when the first batch is
-    with Tiered(site.zone) as tiers, Stream(site.zone, site.zone.manifest(), tiers=tiers, prefetch=64, **SETTINGS) as s:
+    with (
+        Tiered(site.zone) as tiers,
+        flat_stream(site.zone, site.zone.manifest(), tiers=tiers, prefetch=64, **SETTINGS) as s,
+    ):
         next(s)
         site.proxy.stall()
         wait_for(lambda: bool(waits), "a shard that is waited for")

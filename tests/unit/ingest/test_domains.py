@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, write_params, write_texts
+from support.flat_streams import flat_stream
 from support.training_samples import without_mlflow
 
 from pipelines.caching.warm import _ahead
@@ -17,7 +18,7 @@ from pipelines.ingest import data_stage
 from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.profiling.replay import replay
 from pipelines.reproduce.inspect import show_zone
-from pipelines.streaming import Stream
+from pipelines.streaming import Batching, Loading, Mixing, Ordering, Stream, Text
 from pipelines.training import train
 from pipelines.training.session import samples_in
 from pipelines.workspace import Workspace
@@ -93,8 +94,17 @@ def test_a_domain_goes_with_its_files_and_no_object_or_shard_mixes_two(folder: P
     ws = Workspace.open(folder)
     for split in sharded.splits:
         for domain in sharded.domains:
-            with Stream(ws.zone("shards"), sharded, split=split, batch_size=4, seed=0, seq_len=8, epochs=1,
-                        domain=domain, prefetch=0) as stream:  # fmt: skip
+            with Stream(
+                ws.zone("shards"),
+                sharded,
+                split=split,
+                batch_size=4,
+                seed=0,
+                epochs=1,
+                text=Text(seq_len=8),
+                mixing=Mixing(domain=domain),
+                loading=Loading(prefetch=0),
+            ) as stream:
                 ids = [name for batch in stream for name in batch.ids()]
             assert ids
             assert {name.split("/")[0] for name in ids} == {domain}
@@ -163,8 +173,15 @@ def test_the_page_s_example_runs_as_it_is_written(folder: Path, capsys: pytest.C
     make(ws)
     exec(compile(SNIPPET, "docs/mixtures.md", "exec"), {})
     assert capsys.readouterr().out == ("['code', 'prose']\n{'code': 0.5, 'prose': 0.5} {'code': 0.25, 'prose': 0.75}\n")
-    with Stream(ws.zone("shards"), shards(ws), split="train", seed=7, mixture=ws.params.stream.mixture,
-                batch_size=8, seq_len=32) as stream:  # fmt: skip
+    with Stream(
+        ws.zone("shards"),
+        shards(ws),
+        split="train",
+        seed=7,
+        batch_size=8,
+        mixing=Mixing(mixture=ws.params.stream.mixture),
+        text=Text(seq_len=32),
+    ) as stream:
         counts = [
             Counter(name.split("/")[0] for name in batch.ids()) for _, batch in zip(range(12), stream, strict=False)
         ]
@@ -216,7 +233,13 @@ def test_training_mixes_by_weights_that_change_with_the_step(
     given = Counter(name.split("/")[0] for ids in seen for name in ids)
     for domain in ("code", "prose"):
         with Stream(
-            ws.zone("shards"), shards(ws), split="train", batch_size=8, seed=0, seq_len=32, domain=domain
+            ws.zone("shards"),
+            shards(ws),
+            split="train",
+            batch_size=8,
+            seed=0,
+            text=Text(seq_len=32),
+            mixing=Mixing(domain=domain),
         ) as own:
             assert found[f"epochs/{domain}"] == pytest.approx(given[domain] / own.order.rows, abs=1e-6)
         assert f"val_loss/{domain}" in ws.plots("val.csv").read_text()
@@ -274,8 +297,18 @@ def test_a_domain_of_weight_0_is_left_out_and_caches_are_warmed_for_the_others(f
     often = write(folder, stream={**TINY["stream"], "mixture": {"code": 0.1, "prose": 9.0}})  # type: ignore[dict-item]
     ahead = [obj.digest for obj in _ahead(often, 0, 1)]  # in an epoch of the mixture, prose has several
     assert len(ahead) == len(set(ahead)) > len(wanted)
-    with Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=7, seq_len=32, epochs=1,
-                mixture=ws.params.stream.mixture, first_window=16, last="drop") as stream:  # fmt: skip
+    with Stream(
+        ws.zone("shards"),
+        manifest,
+        split="train",
+        batch_size=8,
+        seed=7,
+        epochs=1,
+        text=Text(seq_len=32),
+        mixing=Mixing(mixture=ws.params.stream.mixture),
+        order=Ordering(first_window=16),
+        batching=Batching(last="drop"),
+    ) as stream:
         assert {name.split("/")[0] for batch in stream for name in batch.ids()} == {"prose"}
 
 
@@ -285,7 +318,7 @@ def test_whole_documents_are_mixed_too_sorted_by_length_or_in_batches_that_grow(
 
     def shares(**options: Any) -> list[Counter[str]]:
         about = {"split": "train", "seed": 7, "seq_len": 400, "samples": "documents", "mixture": MIXTURE}
-        with Stream(ws.zone("shards"), shards(ws), **about, **options) as stream:
+        with flat_stream(ws.zone("shards"), shards(ws), **about, **options) as stream:
             return [
                 Counter(name.split("/")[0] for name in batch.ids()) for _, batch in zip(range(12), stream, strict=False)
             ]
@@ -307,8 +340,8 @@ def test_the_order_in_which_weights_are_written_changes_nothing(folder: Path) ->
     make(ws)
     about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
     with (
-        Stream(ws.zone("shards"), shards(ws), mixture=MIXTURE, **about) as one,
-        Stream(ws.zone("shards"), shards(ws), mixture=dict(reversed(MIXTURE.items())), **about) as other,
+        flat_stream(ws.zone("shards"), shards(ws), mixture=MIXTURE, **about) as one,
+        flat_stream(ws.zone("shards"), shards(ws), mixture=dict(reversed(MIXTURE.items())), **about) as other,
     ):
         for _ in range(9):
             assert next(one).ids() == next(other).ids()
@@ -343,9 +376,9 @@ def test_a_mixture_needs_domains_in_the_sources_and_in_the_shards(folder: Path) 
     make(ws)
     about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
     with pytest.raises(ParamsError, match=r"stream.mixture.poems: unknown domain.*The shards are of version"):
-        Stream(ws.zone("shards"), shards(ws), mixture={**mixture, "poems": 1.0}, **about)
+        flat_stream(ws.zone("shards"), shards(ws), mixture={**mixture, "poems": 1.0}, **about)
     with pytest.raises(DataError, match=r"domain 'code' has no window of 9000 tokens.*Or set stream.mixture.code to"):
-        Stream(ws.zone("shards"), shards(ws), mixture=mixture, **{**about, "seq_len": 9000})
+        flat_stream(ws.zone("shards"), shards(ws), mixture=mixture, **{**about, "seq_len": 9000})
 
 
 def test_a_domain_of_which_nothing_is_left_may_have_the_weight_0(folder: Path) -> None:
@@ -355,11 +388,11 @@ def test_a_domain_of_which_nothing_is_left_may_have_the_weight_0(folder: Path) -
     ws = write(folder, ingest={"sources": sources}, stream={"mixture": {**MIXTURE, "twins": 0}})
     make(ws)
     about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
-    with Stream(ws.zone("shards"), shards(ws), mixture=ws.params.stream.mixture, **about) as stream:
+    with flat_stream(ws.zone("shards"), shards(ws), mixture=ws.params.stream.mixture, **about) as stream:
         assert stream.mixed
         assert stream.mixed.shares(0) == {"code": 0.75, "prose": 0.25}
     with pytest.raises(ParamsError, match=r"mixture.twins: unknown domain.*where all its files are duplicates"):
-        Stream(ws.zone("shards"), shards(ws), mixture={**MIXTURE, "twins": 1.0}, **about)
+        flat_stream(ws.zone("shards"), shards(ws), mixture={**MIXTURE, "twins": 1.0}, **about)
 
 
 def test_a_domain_that_the_shards_do_not_have_cannot_be_read(folder: Path, recipe: Path) -> None:
@@ -367,11 +400,11 @@ def test_a_domain_that_the_shards_do_not_have_cannot_be_read(folder: Path, recip
     plain = Workspace.open(recipe)
     make(plain)
     with pytest.raises(DataError, match=r"have no domain 'code': their sources name none"):
-        Stream(plain.zone("shards"), shards(plain), domain="code", **about)
+        flat_stream(plain.zone("shards"), shards(plain), domain="code", **about)
     ws = write(folder)
     make(ws)
     with pytest.raises(DataError, match=r"have no domain 'pros'. Did you mean 'prose'"):
-        Stream(ws.zone("shards"), shards(ws), domain="pros", **about)
+        flat_stream(ws.zone("shards"), shards(ws), domain="pros", **about)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pipelines.evaluation.data import check_fits, sample_batches
 from pipelines.ingest import data_stage
 from pipelines.ingest.stage import journal_of, run
 from pipelines.models import ModelConfig
-from pipelines.streaming import Stream
+from pipelines.streaming import Batching, Stream
 from pipelines.workspace import Workspace
 from storage.errors import DataError
 from storage.images import decode_image
@@ -82,7 +82,9 @@ def test_files_and_pixels_are_the_same_samples(tmp_path: Path) -> None:
 def test_streams_of_files_and_of_pixels_give_the_same_batches(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [(16, 24), (40, 60), (9, 50)], ["png", "jpg", "bmp"])
     streams = [
-        Stream(ws.zone("shards"), manifest, split="train", batch_size=5, seed=3, epochs=2, last="pad")
+        Stream(
+            ws.zone("shards"), manifest, split="train", batch_size=5, seed=3, epochs=2, batching=Batching(last="pad")
+        )
         for ws, manifest in (shards(tmp_path), shards(tmp_path, images="encoded"))
     ]
     with streams[0] as pixels, streams[1] as files:

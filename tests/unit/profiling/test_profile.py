@@ -1,6 +1,5 @@
 """Real windows of real trainings, each made so that another part bounds it."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ class Model(nn.Module):
 def bottleneck_of(ws: Workspace, folder: Path, **settings: Any) -> tuple[Bottleneck, Found]:
     capture = Capture(ws.root, ws.project, ws.params, folder, warm_up=3, seconds=0.4, **settings)
     watch(capture)
-    found = Found(**json.loads((folder / FOUND).read_text()))
+    found = Found.model_validate_json((folder / FOUND).read_text())
     return judge(figures(ws, found, read_trace(folder / TRACE))), found
 
 
@@ -66,7 +65,7 @@ def test_a_slow_source_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     bottleneck, found = bottleneck_of(make_wide(tmp_path), tmp_path)
     assert bottleneck.bound == "data"
-    assert bottleneck.figures.shares["data"] == pytest.approx(sum(found.waits) / sum(found.seconds))
+    assert bottleneck.figures.shares["data"] == pytest.approx(sum(found.steps.waits) / sum(found.steps.seconds))
     assert "compute.prefetch" in bottleneck.advice[0].change
     assert max(found.stream, key=lambda part: found.stream[part]) == "gather"
 

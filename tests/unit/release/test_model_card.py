@@ -7,7 +7,7 @@ import yaml
 from support.release_samples import GATES, MODELS, SPECS, TASKS
 
 from pipelines.params import Params
-from pipelines.release.model_card import Facts, model_card
+from pipelines.release.model_card import Facts, Lineage, Measured, Trained, model_card
 
 METRICS = {"loss": 0.25, "accuracy": 0.975, "baseline.majority.accuracy": 0.1, "baseline.majority.samples": 7}
 
@@ -21,9 +21,12 @@ def facts(kind: str, **package: str) -> Facts:
         }
     )  # fmt: skip
     return Facts(
-        params=params, task=TASKS[kind], kind=kind, spec=SPECS[kind], seq_len=16, parameters=12345, manifest="a1" * 32,
-        counts={"rows": 1000}, metrics=METRICS, train_metrics={"steps": 3.0}, run="`run`", example="label 7",
-        lineage={"git.commit": "c0ffee", "git.dirty": "false", "dvc.lock": "d1" * 32, "data.raw": "b2" * 32},
+        params=params, task=TASKS[kind], kind=kind, parameters=12345, example="label 7",
+        data=Trained(manifest="a1" * 32, counts={"rows": 1000}, spec=SPECS[kind], seq_len=16),
+        measured=Measured(metrics=METRICS, train_metrics={"steps": 3.0}),
+        lineage=Lineage(run="`run`", tags={
+            "git.commit": "c0ffee", "git.dirty": "false", "dvc.lock": "d1" * 32, "data.raw": "b2" * 32,
+        }),
     )  # fmt: skip
 
 
@@ -46,7 +49,8 @@ def test_metrics_stand_beside_their_baselines():
 
 def test_a_domain_has_a_column():
     more = {"domains.code.accuracy": 0.5, "domains.code.baseline.majority.accuracy": 0.2, "domains.prose.loss": 2.0}
-    lines = model_card(replace(facts("image"), metrics=METRICS | more)).splitlines()
+    of = facts("image")
+    lines = model_card(replace(of, measured=replace(of.measured, metrics=METRICS | more))).splitlines()
     assert "| metric | model | majority | code | prose |" in lines
     assert "| accuracy | 0.975 | 0.1 | 0.5 |  |" in lines
 

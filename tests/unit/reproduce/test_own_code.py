@@ -9,8 +9,9 @@ import yaml
 from conftest import REPOSITORY, TINY, write_params
 
 from pipelines.reproduce.code_dependencies import depend_on_code
-from pipelines.runtime.own_code import changed_since, code_behind, code_of
-from pipelines.workspace import Workspace
+from pipelines.runtime.own_code import changed_since, code_behind, code_of, digests
+from pipelines.workspace import Aside, Workspace
+from storage.digest import digest_bytes
 
 
 def opened(folder: Path, **sections: object) -> Workspace:
@@ -51,6 +52,18 @@ def test_imports_are_followed_and_nothing_is_run(recipe: Path) -> None:
     assert code_of(ws) == {"train": model, "evaluate": model, "package": model}
 
 
+@pytest.mark.parametrize("where", ["missing", "link"])
+def test_a_trial_in_another_folder_has_the_same_code(where: str, recipe: Path, tmp_path: Path) -> None:
+    """Which need not be there yet, or is a link, so that its `..` is another folder."""
+    (tmp_path / "shared.py").write_text("x = 1")
+    ws = opened(recipe, model={"name": "shared:Net"})
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    aside = Aside(tmp_path / where, ws.project, ws.params, ws)
+    assert code_behind("shared:Net", aside) == {"../shared.py": digest_bytes(b"x = 1")}
+    assert digests(aside, "train") == digests(ws, "train") != []
+
+
 def test_each_setting_s_code_is_listed_where_it_is_run(recipe: Path) -> None:
     for name in ("model", "loss", "trainer", "metric"):
         (recipe / f"{name}.py").write_text("")
@@ -88,6 +101,20 @@ def test_what_a_person_lists_stays_and_what_is_gone_goes(recipe: Path) -> None:
     assert len(depend_on_code(ws)) == 3
     assert deps(recipe)["train"] == ["by_hand.py", "model.py"]
     assert "../../x.csv" in (recipe / "dvc.yaml").read_text()
+
+
+def test_what_is_gone_stays_listed_where_a_stage_makes_it_or_a_person_wrote_the_stage(recipe: Path) -> None:
+    """It comes back before it is needed, or DVC says what is missing; a stage of ours that runs no own code any more
+    is rid of it."""
+    pipeline = yaml.safe_load((recipe / "dvc.yaml").read_text())
+    pipeline["stages"]["train"]["deps"] += ["data/curated/made.py", "model.py"]
+    pipeline["stages"]["report"] = {"cmd": "python report.py", "deps": ["report.py"], "outs": ["report.txt"]}
+    (recipe / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    assert depend_on_code(opened(recipe)) == ["train depends on model.py no more, which is gone"]
+    assert {name: found for name, found in deps(recipe).items() if found} == {
+        "train": ["data/curated/made.py"],
+        "report": ["report.py"],
+    }
 
 
 def test_recipes_without_own_code_keep_their_file(recipe: Path) -> None:

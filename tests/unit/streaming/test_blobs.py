@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.flat_streams import flat_stream
 
-from pipelines.streaming import Stream, prefetch, source
+from pipelines.streaming import Batching, Loading, Stream, prefetch, source
 from pipelines.streaming.gather import fields
 from pipelines.streaming.gather.ragged import Ragged
 from pipelines.streaming.gather.views import end_to_end
@@ -59,7 +60,7 @@ def test_every_blob_comes_once_an_epoch_beside_its_label(
     zone = Zone(tmp_path)
     manifest = clips(zone, longest)
     settings = {"split": "train", "batch_size": batch_size, "seed": 5, "prefetch": prefetch}
-    with Stream(zone, manifest, epochs=2, **settings) as stream:
+    with flat_stream(zone, manifest, epochs=2, **settings) as stream:
         seen, kept = [], []
         for batch in stream:
             ragged = batch["clip"]
@@ -80,7 +81,7 @@ def test_two_threads_gather_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     zone = Zone(tmp_path)
     settings = {"split": "train", "batch_size": 1, "seed": 5, "epochs": 1}
     manifest = clips(zone, 70_000)
-    with Stream(zone, manifest, prefetch=0, **settings) as stream:
+    with flat_stream(zone, manifest, prefetch=0, **settings) as stream:
         expected = [(batch.ids(), batch["clip"].to_arrow()) for batch in stream]
     calls, both = itertools.count(), threading.Barrier(2)
 
@@ -94,7 +95,7 @@ def test_two_threads_gather_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(source, "_HANDED_OVER", 1)
     monkeypatch.setattr(source, "_SMALL", 100)
     monkeypatch.setattr(source, "cores", lambda: 2)
-    with Stream(zone, manifest, **settings) as stream:
+    with flat_stream(zone, manifest, **settings) as stream:
         assert [(batch.ids(), batch["clip"].to_arrow()) for batch in stream] == expected
 
 
@@ -133,7 +134,9 @@ def test_blobs_lie_in_the_memory_that_was_asked_for(tmp_path: Path, longest: int
         made.append(np.empty(nbytes, np.uint8))
         return made[-1]
 
-    with Stream(zone, clips(zone, longest), split="train", batch_size=5, seed=5, epochs=1, allocate=own) as stream:
+    with Stream(
+        zone, clips(zone, longest), split="train", batch_size=5, seed=5, epochs=1, loading=Loading(allocate=own)
+    ) as stream:
         for batch in stream:
             values = batch["clip"].values
             assert any(np.shares_memory(values, memory) for memory in made)
@@ -142,7 +145,9 @@ def test_blobs_lie_in_the_memory_that_was_asked_for(tmp_path: Path, longest: int
 
 def test_padding_is_empty_blobs(tmp_path: Path) -> None:
     zone = Zone(tmp_path)
-    with Stream(zone, clips(zone, 50), split="train", batch_size=10, seed=5, epochs=1, last="pad") as stream:
+    with Stream(
+        zone, clips(zone, 50), split="train", batch_size=10, seed=5, epochs=1, batching=Batching(last="pad")
+    ) as stream:
         last = list(stream)[-1]
     assert last["mask"].tolist() == [True] * 5 + [False] * 5
     assert last["clip"].lengths.tolist()[5:] == [0] * 5
@@ -183,7 +188,7 @@ def test_a_damaged_image_is_named_with_its_shard(tmp_path: Path, prefetch: int) 
     manifest = images(zone, damaged=7)
     path = manifest.table["path"][1].as_py()
     settings = {"split": "train", "batch_size": 12, "seed": 1, "prefetch": prefetch}
-    with Stream(zone, manifest, **settings) as stream:
+    with flat_stream(zone, manifest, **settings) as stream:
         for _ in range(2):
             with pytest.raises(DataError, match=rf"{path}: 7: not decodable: .*Truncated.*Leave the image out"):
                 next(stream)

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipelines.streaming.order import ORDER_VERSION, Bucketed, Order
+from pipelines.streaming.order import ORDER_VERSION, Bucketed, Order, Ordering
 from pipelines.streaming.order.buckets import BUCKETS_VERSION
 from storage.errors import ParamsError
 
@@ -19,7 +19,7 @@ def steps(order: Order, epoch: int) -> list[list[tuple[int, int]]]:
 
 
 def test_small_order_with_lanes_windows_an_empty_shard_and_a_short_batch() -> None:
-    order = Order([5, 0, 9, 7], batch=6, seed=7, lanes=2, window=4)
+    order = Order([5, 0, 9, 7], batch=6, seed=7, ordering=Ordering(lanes=2, window=4))
     assert steps(order, 3) == [
         [(2, 3), (2, 0), (2, 1), (0, 1), (0, 2), (0, 3)],
         [(2, 2), (2, 7), (3, 0), (0, 0), (0, 4), (3, 2)],
@@ -29,7 +29,7 @@ def test_small_order_with_lanes_windows_an_empty_shard_and_a_short_batch() -> No
 
 
 def test_small_order_with_kept_lanes() -> None:
-    order = Order([5, 0, 9, 7], batch=6, seed=7, lanes=2, window=4, keep_lanes=True)
+    order = Order([5, 0, 9, 7], batch=6, seed=7, ordering=Ordering(lanes=2, window=4, keep_lanes=True))
     assert steps(order, 3) == [
         [(0, 3), (0, 0), (0, 1), (2, 1), (2, 2), (2, 3)],
         [(0, 2), (3, 2), (3, 4), (2, 0), (2, 4), (2, 6)],
@@ -39,7 +39,7 @@ def test_small_order_with_kept_lanes() -> None:
 
 
 def test_small_order_in_buckets() -> None:
-    plain = Order([9, 0, 14, 3], batch=4, seed=5, lanes=2, window=8)
+    plain = Order([9, 0, 14, 3], batch=4, seed=5, ordering=Ordering(lanes=2, window=8))
     order = Bucketed(plain, 4, 5, lambda shard, row: (7 * shard + 5 * row) % 11)
     assert BUCKETS_VERSION == 1
     shard, row = order.block(3, 0, order.steps)
@@ -71,12 +71,14 @@ def test_block_in_one_lane_across_two_windows() -> None:
 
 
 def test_windows_as_large_as_may_be() -> None:
-    shard, row = Order([1 << 40], batch=4, seed=2, lanes=2, window=1 << 30, first_window=1 << 30).batch(1, 1 << 35)
+    shard, row = Order(
+        [1 << 40], batch=4, seed=2, ordering=Ordering(lanes=2, window=1 << 30, first_window=1 << 30)
+    ).batch(1, 1 << 35)
     assert (shard.tolist(), row.tolist()) == ([0, 0, 0, 0], [69175368126, 69496808226, 618703313266, 618895542639])
 
 
 def test_what_the_order_depends_on() -> None:
-    assert Order([10], batch=4, seed=1, lanes=2, keep_lanes=True).settings() == {
+    assert Order([10], batch=4, seed=1, ordering=Ordering(lanes=2, keep_lanes=True)).settings() == {
         "order version": 3,
         "seed": 1,
         "stream.batch_size": 4,
@@ -90,7 +92,7 @@ def test_what_the_order_depends_on() -> None:
 
 def test_a_first_batch_touches_one_shard_in_each_lane() -> None:
     for keep_lanes in (False, True):
-        order = Order([5000] * 300, batch=64, seed=9, lanes=4, window=20_000, keep_lanes=keep_lanes)
+        order = Order([5000] * 300, batch=64, seed=9, ordering=Ordering(lanes=4, window=20_000, keep_lanes=keep_lanes))
         for epoch in range(5):
             assert len(set(order.batch(epoch, 0)[0].tolist())) == 4
             assert sum(len(shards) for shards in list(order.ahead(epoch, 0))[:1]) == 4
@@ -106,7 +108,7 @@ def test_epochs_and_seeds_give_orders_of_their_own() -> None:
 
 def test_neighbours_are_torn_apart() -> None:
     """In a full shuffle of n rows, about one pair in n/2 stays together; and positions don't follow places."""
-    order = Order([2500] * 8, batch=100, seed=3, first_window=20_000)
+    order = Order([2500] * 8, batch=100, seed=3, ordering=Ordering(first_window=20_000))
     shard, row = order.block(0, 0, order.steps)
     place = shard * 2500 + row
     assert (np.abs(np.diff(place)) == 1).sum() < 12
@@ -125,7 +127,7 @@ def test_no_memory_goes_by_samples() -> None:
 
 def test_lanes_that_do_not_divide_the_batch_are_refused_with_some_that_do() -> None:
     with pytest.raises(ParamsError, match=r"stream\.lanes=4 .*stream\.batch_size=6.* Set stream\.lanes to 3"):
-        Order([10], batch=6, seed=1, lanes=4)
+        Order([10], batch=6, seed=1, ordering=Ordering(lanes=4))
 
 
 def test_more_ranks_than_slots_are_refused() -> None:
@@ -136,7 +138,7 @@ def test_more_ranks_than_slots_are_refused() -> None:
 @pytest.mark.parametrize("window", [0, (1 << 30) + 1])
 def test_windows_out_of_bounds_are_refused(window: int) -> None:
     with pytest.raises(ParamsError, match=rf"stream\.window={window}: must be from 1 to 1073741824"):
-        Order([10], batch=6, seed=1, window=window)
+        Order([10], batch=6, seed=1, ordering=Ordering(window=window))
 
 
 @pytest.mark.parametrize(("step", "count"), [(-1, 1), (3, 1), (2, 2), (0, 0)])

@@ -3,12 +3,12 @@
 import numpy as np
 
 from benchmarks.questions.scale import Node
-from pipelines.streaming import Order
+from pipelines.streaming import Order, Ordering
 from storage.cache.policy import Policy
 
 
 def test_a_simulated_node_keeps_what_the_policy_keeps() -> None:
-    order = Order([10] * 200, batch=8, seed=1, lanes=4, keep_lanes=True)
+    order = Order([10] * 200, batch=8, seed=1, ordering=Ordering(lanes=4, keep_lanes=True))
     for rank in (0, 3):
         node, policy = Node(np.zeros(200, np.bool_), budget=7 * 64), Policy(7 * 64, ring=0)
         for epoch in range(4):

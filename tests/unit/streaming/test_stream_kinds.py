@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.flat_streams import flat_stream
 
-from pipelines.streaming import Order, Ragged, Stream
+from pipelines.streaming import Mixing, Order, Ragged, Stream
 from pipelines.streaming.gather import decode, fields
 from storage.cache import Tiered
 from storage.errors import DataError, ParamsError
@@ -66,7 +67,7 @@ def manifest(zone: Zone) -> Manifest:
 
 
 def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
-    return Stream(zone, manifest, **{"split": "train", "batch_size": 3, "seed": 5, **settings})
+    return flat_stream(zone, manifest, **{"split": "train", "batch_size": 3, "seed": 5, **settings})
 
 
 def check(batch: Any) -> None:
@@ -213,7 +214,9 @@ WEIGHTS = {"web": {0: 1.0, 10: 3.0}, "books": 2.0, "code": 1.0}
 
 
 def mix(mixed: Any, **settings: Any) -> Stream:
-    return Stream(*mixed, **{"split": "train", "batch_size": 8, "seed": 5, "weights": WEIGHTS, "steps": 15, **settings})
+    return flat_stream(
+        *mixed, **{"split": "train", "batch_size": 8, "seed": 5, "weights": WEIGHTS, "steps": 15, **settings}
+    )
 
 
 def test_a_mixture_goes_through_each_dataset_by_its_weight(mixed: Any) -> None:
@@ -262,7 +265,7 @@ def test_datasets_that_do_not_go_together_are_refused(mixed: Any, zone: Zone, ma
     with pytest.raises(ValueError, match="a zone for each"):
         mix(({"web": zones["web"]}, manifests))
     with pytest.raises(ValueError, match="for a mixture"):
-        Stream(zone, manifest, split="train", batch_size=2, seed=1, weights={"web": 1.0})
+        Stream(zone, manifest, split="train", batch_size=2, seed=1, mixing=Mixing(weights={"web": 1.0}))
 
 
 # -- other frameworks ------------------------------------------------------------------------------------------------

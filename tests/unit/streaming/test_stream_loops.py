@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 from support.servers import wait_for
 
@@ -26,7 +27,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Stream]]:
     manifest = publish(zone, 5, rows=15, width=2)
 
     def stream(**settings: Any) -> Stream:
-        made.append(Stream(zone, manifest, **{"split": "train", "batch_size": 8, "seed": 3, **settings}))
+        made.append(flat_stream(zone, manifest, **{"split": "train", "batch_size": 8, "seed": 3, **settings}))
         return made[-1]
 
     yield stream

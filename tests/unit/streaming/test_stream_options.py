@@ -1,11 +1,14 @@
 """What a stream is told must make sense: of another type or out of its range it is refused, with its name and value."""
 
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
+from support.flat_streams import flat_stream
 from support.numbered_samples import publish
 
-from pipelines.streaming import Stream
+from pipelines.streaming import Stream, Text
+from pipelines.streaming.options import KINDS
 from storage.errors import DataError, ParamsError
 from storage.lake import Zone
 
@@ -36,7 +39,7 @@ def zone(tmp_path_factory: pytest.TempPathFactory) -> Zone:
 
 
 def make(zone: Zone, **settings: Any) -> Stream:
-    return Stream(zone, zone.manifest(), **{"split": "train", "batch_size": 8, "seed": 3, **settings})
+    return flat_stream(zone, zone.manifest(), **{"split": "train", "batch_size": 8, "seed": 3, **settings})
 
 
 @pytest.mark.parametrize(("name", "value", "wanted"), WRONG)
@@ -72,3 +75,33 @@ def test_a_split_without_a_batch_is_refused(zone: Zone) -> None:
         make(zone, split="tset")
     with pytest.raises(DataError, match=r"30 samples, fewer than one batch of 31, and last='drop'"):
         make(zone, batch_size=31, last="drop")
+
+
+OLD = {
+    "order": ("shuffle", "lanes", "window", "first_window", "keep_lanes"),
+    "batching": ("batch_ramp", "last", "bucket_batches"),
+    "text": ("seq_len", "samples", "documents", "pad_multiple"),
+    "mixing": ("mixture", "domain", "weights", "steps"),
+    "loading": ("tiers", "ahead", "memory", "prefetch", "allocate"),
+}
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in OLD.items() for name in names])
+def test_a_field_that_is_given_as_a_keyword_is_told_its_part(zone: Zone, part: str, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"no keyword '{name}': it is a field .* Write {part}=\w+\({name}=…\)"):
+        Stream(zone, zone.manifest(), split="train", batch_size=8, seed=3, **{name: 1})  # type: ignore[arg-type]
+
+
+def test_what_is_no_keyword_or_no_part_is_refused(zone: Zone) -> None:
+    with pytest.raises(TypeError, match=r"no keyword 'windw'\. Its parts are order=Ordering\(…\), batching=Batching\("):
+        Stream(zone, zone.manifest(), split="train", batch_size=8, seed=3, windw=6)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"order must be Ordering\(…\), not Text"):
+        Stream(zone, zone.manifest(), split="train", batch_size=8, seed=3, order=Text())  # type: ignore[arg-type]
+
+
+def test_a_part_stays_as_it_was_made() -> None:
+    for kind in KINDS.values():
+        with pytest.raises(FrozenInstanceError):
+            setattr(kind(), fields(kind)[0].name, None)
+        with pytest.raises(TypeError, match="positional"):
+            kind(None)

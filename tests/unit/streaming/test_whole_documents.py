@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.flat_streams import flat_stream
 
-from pipelines.streaming import Ragged, Stream
+from pipelines.streaming import Batching, Ragged, Stream, Text
 from storage.errors import DataError, LakeError, ParamsError
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -53,7 +54,7 @@ def publish(zone: Zone, documents: Documents, spec: dict[str, Any] = SPEC) -> Ma
 
 def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
     base = {"split": "train", "batch_size": 6, "seed": 2, "seq_len": SEQ_LEN, "samples": "documents"}
-    return Stream(zone, manifest, **{**base, "bucket_batches": 8, "pad_multiple": 8, "prefetch": 0, **settings})
+    return flat_stream(zone, manifest, **{**base, "bucket_batches": 8, "pad_multiple": 8, "prefetch": 0, **settings})
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,9 @@ def test_blobs_are_bucketed_by_their_bytes(tmp_path: Path) -> None:
     manifest = zone.commit(Manifest.build("shards", [record(zone, data, 512)], kind="samples", spec=spec))
     padding = {}
     for batches in (1, 16):
-        with Stream(zone, manifest, split="train", batch_size=8, seed=1, epochs=1, bucket_batches=batches) as stream:
+        with Stream(
+            zone, manifest, split="train", batch_size=8, seed=1, epochs=1, batching=Batching(bucket_batches=batches)
+        ) as stream:
             got = list(stream)
         assert all(isinstance(batch["text"], Ragged) for batch in got)
         assert sorted(label for batch in got for label in batch["label"].tolist()) == list(range(512))
@@ -195,7 +198,14 @@ def test_documents_that_end_differently_are_not_mixed(zone: Zone, manifest: Mani
             DataError, match=f"'a' and 'b' of the mixture have the separators 256 and {ends}, but whole"
         ):
             Stream(
-                dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9, samples="documents"
+                dict.fromkeys("ab", zone),
+                mixed,
+                split="train",
+                batch_size=6,
+                seed=2,
+                text=Text(seq_len=9, samples="documents"),
             )
-        with Stream(dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, seq_len=9) as stream:
+        with Stream(
+            dict.fromkeys("ab", zone), mixed, split="train", batch_size=6, seed=2, text=Text(seq_len=9)
+        ) as stream:
             assert next(stream)["tokens"].shape == (6, 10)  # windows have separators as the shards have them

@@ -34,6 +34,8 @@ def test_names_that_it_takes_stay_and_the_others_differ() -> None:
 
 def test_a_run_sends_such_names() -> None:
     points: list[Any] = []
-    with Run("recipe", "nowhere", _outbox=Outbox(points.extend, "nowhere"), _ends=False) as run:
+    run = Run("recipe", "nowhere")
+    run._outbox, run._ends = Outbox(points.extend, "nowhere"), False
+    with run:
         run.log_metrics({"test.accuracy": 0.5, "test.f1.<=50K": 1.0})
     assert [point.key for point in points] == ["test.accuracy", "test.f1._3c_3d50K"]

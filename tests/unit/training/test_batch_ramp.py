@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, write_params
+from support.flat_streams import flat_stream
 from support.training_samples import make_points, without_mlflow
 
 from pipelines.caching.warm import _ahead
@@ -45,7 +46,7 @@ def workspace(folder: Path, **train: Any) -> Workspace:
 def stream_of(ws: Workspace, **options: Any) -> Stream:
     zone = ws.zone("shards")
     about = {"split": "train", "batch_size": 16, "seed": 3, "batch_ramp": RAMP}
-    return Stream(zone, zone.manifest(), **about | options)
+    return flat_stream(zone, zone.manifest(), **about | options)
 
 
 def test_resumed_at_every_step_by_any_number_of_ranks_the_batches_are_the_same(tmp_path: Path) -> None:
@@ -137,9 +138,9 @@ def test_training_takes_the_ramp_s_batches_resumes_and_replays_them(
 def test_epochs_rates_caches_and_other_trainers_know_the_ramp(tmp_path: Path) -> None:
     ws = workspace(tmp_path, steps=None, epochs=1.5)
     with open_session(ws, Ranks()) as session:
-        assert session.steps == 14
+        assert session.goal.steps == 14
         assert [planned(session, step) for step in (4, 5)] == [{"batch_size": 4.0}, {"batch_size": 8.0}]
-        loader = Loader(session.stream, session.task, session.ranks, session.device, session.layout)
+        loader = Loader(session.data.stream, session.goal.task, session.group)
         assert [sum(1 for _ in loader) for _ in range(3)] == [11, 5, 5]
     assert len(list(_ahead(ws, 0, 2))) == 3
     params = ws.params.model_copy(update={"train": ws.params.train.model_copy(update={"ranks": 8})})

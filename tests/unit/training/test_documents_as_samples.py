@@ -61,19 +61,19 @@ def test_a_steps_loss_and_gradient_are_those_of_its_documents_one_by_one(tmp_pat
     ws = make(tmp_path, train={"accumulate": 3, "label_smoothing": 0.1})
     known = documents(ws, "train")
     with open_session(ws, Ranks()) as s:
-        batch = next(s.stream)
+        batch = next(s.data.stream)
         loss, targets = forward_backward(s, batch)
-        gradient = {name: p.grad.clone() for name, p in s.model.named_parameters()}
-        s.optimizer.zero_grad()
+        gradient = {name: p.grad.clone() for name, p in s.learner.model.named_parameters()}
+        s.learner.optimizer.zero_grad()
         total, count = torch.zeros(()), 0
         for name in batch.ids():
-            logits = s.model(known[name][None, :-1])[0]
+            logits = s.learner.model(known[name][None, :-1])[0]
             total = total + F.cross_entropy(logits, known[name][1:], reduction="sum", label_smoothing=0.1)
             count += len(known[name]) - 1
         (total / count).backward()
         assert targets == count < batch.size * (batch["tokens"].shape[1] - 1)
         assert float(loss) == pytest.approx(float(total.detach()), rel=1e-5)
-        for name, p in s.model.named_parameters():
+        for name, p in s.learner.model.named_parameters():
             torch.testing.assert_close(gradient[name], p.grad, rtol=1e-4, atol=1e-7)
 
 
@@ -150,11 +150,11 @@ def test_replays_and_loaders_count_what_counts(tmp_path: Path) -> None:
     ws = make(tmp_path)
     known = documents(ws, "train")
     with open_session(ws, Ranks()) as s:
-        for batch in islice(Loader(s.stream, s.task, s.ranks, s.device, s.layout), 5):
+        for batch in islice(Loader(s.data.stream, s.goal.task, s.group), 5):
             assert batch["count"] == (batch["targets"] != IGNORED).sum()
             assert batch["weight"] == pytest.approx(1 / batch["count"], rel=1e-12)
-        s.stream.set_epoch(0)
+        s.data.stream.set_epoch(0)
         samples = dict(replay(ws, 1).samples)
-        for name in next(s.stream).ids():
-            logits = s.model(known[name][None, :-1])[0]
+        for name in next(s.data.stream).ids():
+            logits = s.learner.model(known[name][None, :-1])[0]
             assert samples[name] == pytest.approx(float(F.cross_entropy(logits, known[name][1:]).detach()), rel=1e-4)

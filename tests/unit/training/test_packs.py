@@ -14,7 +14,7 @@ from pipelines.ingest import data_stage
 from pipelines.ingest.shard import VERSION
 from pipelines.ingest.stage import journal_of, run
 from pipelines.models import ModelConfig, load_model
-from pipelines.streaming import Stream
+from pipelines.streaming import Stream, Text
 from pipelines.training import train
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
@@ -57,9 +57,9 @@ def test_a_window_is_a_pack_whose_fill_is_nobodys_target(apart: bool, tmp_path: 
     ws, manifest = packs(tmp_path, documents=apart)
     files = opened(ws, manifest, "train")
     with open_session(ws, Ranks()) as session:
-        session.stream.epochs = 1
-        batches = list(session.stream)
-        counted = sum(session.task.counted(batch.arrays) for batch in batches)
+        session.data.stream.epochs = 1
+        batches = list(session.data.stream)
+        counted = sum(session.goal.task.counted(batch.arrays) for batch in batches)
     assert sum(batch["tokens"].shape[0] for batch in batches) == sum(len(shard.tokens) // PACK for shard in files)
     real = sum(int((shard.tokens != 256).sum()) for shard in files)
     ends = sum(shard.rows for shard in files)
@@ -91,9 +91,11 @@ def test_it_trains_and_is_charged_for_the_same_tokens_as_without_packs(tmp_path:
 def test_another_length_is_refused(tmp_path: Path) -> None:
     ws, manifest = packs(tmp_path)
     with pytest.raises(ParamsError, match=r"stream\.seq_len=32, but these shards hold packs of 64 tokens"):
-        Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, seq_len=32)
+        Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, text=Text(seq_len=32))
     with pytest.raises(ParamsError, match=r"stream\.samples=documents, but these shards hold packs of 64 tokens"):
-        Stream(ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, seq_len=64, samples="documents")
+        Stream(
+            ws.zone("shards"), manifest, split="train", batch_size=8, seed=1, text=Text(seq_len=64, samples="documents")
+        )
     documents = ws.params.evaluate.model_copy(update={"samples": "documents"})
     config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], PACK, "language", manifest.digest)
     settings = ws.params.model_copy(update={"evaluate": documents})

@@ -131,15 +131,15 @@ def test_what_a_checkpoint_still_copies_stays_when_the_optimizer_leaves_a_step_o
     ws = make_points(tmp_path, train={"precision": "fp16", "optimizer": "rmsprop", "ema": {"decay": 0.9}})
     with open_session(ws, Ranks()) as s:
         assert s.average is not None
-        batch = next(s.stream)
+        batch = next(s.data.stream)
 
         def overflowing() -> tuple[torch.Tensor, int]:
             loss, targets = forward_backward(s, batch)
-            for parameter in s.model.parameters():
+            for parameter in s.learner.model.parameters():
                 parameter.grad = torch.full_like(parameter, float("inf"))
             return loss, targets
 
-        s.checkpoints.settle = lambda: order.append("copied")  # type: ignore[method-assign]
+        s.checkpoints.saver.settle = lambda: order.append("copied")  # type: ignore[method-assign]
         s.average.update = lambda step: order.append("moved")  # type: ignore[method-assign]
         take_step(s, overflowing, StopRequest())
     assert order == ["copied", "moved"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from pipelines.ingest.curated import OWN
-from pipelines.params import Curate
+from pipelines.params import Curate, suggestion
 from storage.errors import DataError
 from storage.number_text import number_of
 
@@ -77,7 +77,6 @@ def _missing(setting: str, file: str, columns: Sequence[str], header: Sequence[s
     missing = [column for column in columns if column not in counts]
     if not missing:
         return []
-    from pipelines.params import suggestion
 
     named = " and no column ".join(repr(column) for column in missing[:_TOLD])
     near = suggestion(missing[0], header[:1000], [_some(header)]) if len(missing) == 1 else f". It has {_some(header)}."

@@ -16,6 +16,7 @@ from pipelines.runtime.ray_cluster import ray_cluster
 from pipelines.training.launchers.job import Job
 from pipelines.training.launchers.logs import Follower, collect_output, last_lines
 from pipelines.training.launchers.reports import Report, read_reports
+from pipelines.training.launchers.watchdog.thread import watched
 from pipelines.training.process.signals import StopRequest, stop_on_signals
 from storage.errors import Interrupted, ParamsError, ShardlineError
 
@@ -116,7 +117,6 @@ def _rank(config: dict[str, Any]) -> None:
     started again; the launcher reads its report."""
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    from pipelines.training.launchers.watchdog.thread import watched
     from pipelines.training.process.process_group import Ranks
     from pipelines.training.worker import train_rank
 

@@ -18,7 +18,7 @@ from pipelines.params.data import READERS
 from pipelines.params.schema.registry import Named, Registry
 from pipelines.reproduce.code_dependencies import depend_on_code
 from pipelines.workspace import Workspace
-from storage.errors import ParamsError
+from storage.errors import DataError, ParamsError
 
 PAGE = (REPOSITORY / "docs" / "your-own-data.md").read_text()
 (READER,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "FixedWidth" in code)
@@ -75,6 +75,28 @@ def test_its_code_and_its_parameters_are_what_the_objects_depend_on(recipe: tupl
     assert keys([5, 5, 3]) != first
     (folder / f"{module}.py").write_text(READER + "\n")
     assert keys([5, 6, 2]) != first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rows.append({'f': 1})", "a piece without the column 'label', which table data has"),
+        ("rows += [{'f': 1, 'label': 'u'}] * 2", "a piece with 10 names for 20 rows"),
+        (
+            "rows.append({'f': 1 if number < 11 else 'one', 'label': 'u'})",
+            r"different columns: f \(int64\), .*f \(string\)",
+        ),
+    ],
+)
+def test_pieces_that_do_not_fit_are_named(recipe: tuple[Path, str], change: str, message: str) -> None:
+    folder, module = recipe
+    code = READER.replace("10_000", "10").replace('rows.append(self.row(line.decode().rstrip("\\n")))', change)
+    (folder / f"{module}.py").write_text(code)
+    if "20 rows" in message:
+        (folder / f"{module}.py").write_text(code.replace("len(rows) == 10", "len(rows) == 20"))
+    ws = opened(folder, {"name": f"{module}:FixedWidth", "args": {"widths": [5, 6, 2]}})
+    with pytest.raises(DataError, match=rf"curate\.reader=.*FixedWidth'.*t\.dat: .*{message}"):
+        curated(ws)
 
 
 def test_dvc_sees_its_code(tmp_path: Path, run: Run) -> None:

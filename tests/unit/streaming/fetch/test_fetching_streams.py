@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fsspec.core import url_to_fs
+from support.flat_streams import flat_stream
 from support.servers import wait_for
 from support.watched_fetch import ROWS, SHARDS, Watched, paths, publish, size, threads
 
@@ -22,7 +23,7 @@ from storage.shards import Shard
 
 
 def make(tiers: Tiered, manifest: Manifest, **settings: Any) -> Stream:
-    return Stream(
+    return flat_stream(
         tiers.zone, manifest, tiers=tiers, **{"split": "train", "batch_size": 8, "seed": 3, "window": 40, **settings}
     )
 

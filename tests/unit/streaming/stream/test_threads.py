@@ -6,10 +6,10 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
+from support.flat_streams import flat_stream
 from support.servers import wait_for
 from support.small_shards import make
 
-from pipelines.streaming import Stream
 from pipelines.streaming.prefetch import Prefetcher, close_items
 from storage.lake import Zone
 from storage.manifest import Manifest
@@ -83,9 +83,9 @@ def test_waiting_is_measured(zone: Zone, samples: Manifest) -> None:
 def test_a_second_interruption_loses_nothing(zone: Zone, samples: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another Ctrl-C while the first one's threads are waited for: the next loop goes on from the state."""
     settings = {"split": "train", "batch_size": 8, "seed": 3, "epochs": 1}
-    with Stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
+    with flat_stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
         expected = [batch["label"].tolist() for batch in stream]
-    with Stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
+    with flat_stream(zone, samples, **settings) as stream:  # type: ignore[arg-type]
         seen = [next(stream)["label"].tolist()]
 
         def interrupted(items: object) -> None:

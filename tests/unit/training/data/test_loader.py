@@ -9,7 +9,7 @@ from support.training_samples import make_points, make_text
 
 from pipelines.training.data import loader
 from pipelines.training.data.loader import Loader
-from pipelines.training.parallelism import Layout
+from pipelines.training.parallelism import Group, Layout
 from pipelines.training.process.device import arrived
 from pipelines.training.process.process_group import Ranks
 from pipelines.training.session import open_session
@@ -21,8 +21,8 @@ def test_a_batchs_memory_is_kept_until_the_device_has_copied_it(
     """A trainer that reads no value back runs ahead of its GPU, which copies out of pinned memory later."""
     waited: list[int] = []
     with open_session(make_points(tmp_path), Ranks()) as s:
-        monkeypatch.setattr(loader, "arrived", lambda device: lambda: waited.append(s.stream.state_dict()["step"]))
-        batches = iter(Loader(s.stream, s.task, s.ranks, s.device, s.layout))
+        monkeypatch.setattr(loader, "arrived", lambda device: lambda: waited.append(s.data.stream.state_dict()["step"]))
+        batches = iter(Loader(s.data.stream, s.goal.task, s.group))
         next(batches)
         assert waited == []
         next(batches)
@@ -37,11 +37,12 @@ def test_targets_are_counted_without_the_device(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(loader, "arrived", lambda device: lambda: None)
     device, ranks = torch.device("meta"), Ranks(0, 2)
     with open_session(make_text(tmp_path, stream={"batch_size": 8, "documents": True}), Ranks()) as s:
-        expected = s.task.counted(s.stream.batch(0).arrays)
+        expected = s.goal.task.counted(s.data.stream.batch(0).arrays)
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         try:
             for layout, count in ((Layout(), expected), (Layout((1, 1, 1, 2), 1), 1)):  # another rank speaks
-                batches = iter(Loader(s.stream, s.task, ranks, device, layout, ranks.host_group(device)))
+                group = Group(ranks=ranks, layout=layout, device=device, hosts=ranks.host_group(device))
+                batches = iter(Loader(s.data.stream, s.goal.task, group))
                 assert next(batches)["count"] == count
         finally:
             dist.destroy_process_group()
@@ -49,7 +50,7 @@ def test_targets_are_counted_without_the_device(tmp_path: Path, monkeypatch: pyt
 
 def test_a_val_loader_goes_on_from_a_loaded_state_once_and_gives_whole_passes_else(tmp_path: Path) -> None:
     with open_session(make_points(tmp_path, stream={"batch_size": 2}), Ranks()) as s, s.val_stream() as stream:
-        val = Loader(stream, s.task, s.ranks, s.device, s.layout)
+        val = Loader(stream, s.goal.task, s.group)
         whole = [batch["inputs"].tolist() for batch in val]
         assert len(whole) == len(val) > 2
         for _ in range(2):

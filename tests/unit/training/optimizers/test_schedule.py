@@ -10,7 +10,7 @@ from torch import nn
 from pipelines.params import Train
 from pipelines.training.optimizers import build_optimizer, set_learning_rate
 from pipelines.training.optimizers.schedules import learning_rate
-from pipelines.training.parallelism import Layout, clip_
+from pipelines.training.parallelism import Group, Layout, clip_
 from pipelines.training.process.process_group import Ranks
 
 
@@ -47,7 +47,7 @@ def test_only_matrices_decay() -> None:
 
 
 def clip(weights: list[nn.Parameter], limit: float | None, value: float | None = None) -> torch.Tensor:
-    return clip_(weights, limit, Layout(), Ranks(), torch.device("cpu"), value=value)
+    return clip_(weights, limit, Group(ranks=Ranks(), layout=Layout(), device=torch.device("cpu")), value=value)
 
 
 def test_clipping_returns_the_norm_before_and_none_leaves_gradients_alone() -> None:

@@ -28,7 +28,7 @@ def test_the_cores_are_shared_out_over_the_ranks_that_are_here(
     monkeypatch: pytest.MonkeyPatch, started: str | None, threads: int
 ) -> None:
     """Which a cluster's launcher may have started in another number than train.ranks."""
-    monkeypatch.setattr(device, "_cores", lambda: 8)
+    monkeypatch.setattr(device, "cores", lambda: 8)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if started is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", started)

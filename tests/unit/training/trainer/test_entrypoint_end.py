@@ -1,6 +1,6 @@
 """How a trainer of one's own ends, seen by a rank that isn't the first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_ranks_agree_on_whether_they_were_interrupted(
     monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
     without_mlflow()
     with opened(make_points(tmp_path, train={"entrypoint": "m:f"}), Ranks(), StopRequest()) as job:
-        job.ranks, job.stop.signum, job.stopped = ranks, signal, agreed
+        job.group, job.stop.signum, job.result.stopped = replace(job.group, ranks=ranks), signal, agreed
         assert interrupted(job) is expected
 
 
