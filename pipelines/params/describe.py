@@ -13,6 +13,7 @@ from pipelines.params.schema.registry import Registry
 def describe() -> list[tuple[str, str, str, str]]:
     """(name, type, default, description) of every parameter, in order."""
     rows: list[tuple[str, str, str, str]] = []
+    families: dict[str, Registry] = {}
 
     def visit(model: type[BaseModel], prefix: str, of: str = "") -> None:
         for name, field in model.model_fields.items():
@@ -24,7 +25,9 @@ def describe() -> list[tuple[str, str, str, str]]:
                 continue
             options = choices(annotation)
             family = next((meta for meta in field.metadata if isinstance(meta, Registry)), None)
-            names = [*family.words, *family.members, "package.module:Class"] if family else list(options)
+            if family:
+                families[family.args] = family
+            names = [*family.words, *family.members, family.own] if family else list(options)
             shown = " | ".join(names) or _type(annotation)
             limits = ", ".join(
                 f"{sign} {getattr(meta, attribute)}"
@@ -37,8 +40,9 @@ def describe() -> list[tuple[str, str, str, str]]:
             rows.append((prefix + name + of, f"{shown} {limits}".strip(), default, field.description or ""))
             for option, section in options.items():
                 visit(section, f"{prefix}{name}.", f" ({option})")
-            for member, section in family.members.items() if family else ():
-                visit(section, f"{prefix}{name}.args.", f" ({member})")
+            if kept := families.pop(prefix + name, None) or families.pop(f"{prefix}{name}.args", None):
+                for member, section in kept.members.items():
+                    visit(section, f"{kept.args}.", f" ({member})")
             if inner := section_of(annotation):
                 visit(inner, f"{prefix}{name}.")
 
