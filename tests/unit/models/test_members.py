@@ -1,12 +1,13 @@
 """Models and losses with typed parameters: ours, a new one in a file, and the user's own."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, write_params
+from conftest import REPOSITORY, TINY, write_params
 
 from pipelines.models import build_model, task_of, with_loss
 from pipelines.models.member import FACTS, Architecture, Loss
@@ -41,6 +42,9 @@ class Linear(Architecture):
 
         return Module
 """
+
+#: The example of the page.
+(OWN,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "models.md").read_text(), re.DOTALL)
 
 FOURTH = """
 from typing import ClassVar
@@ -102,7 +106,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     """A module in the current folder whose name no other test has imported."""
     monkeypatch.chdir(tmp_path)
     name = f"own_members_{abs(hash(request.node.name))}"
-    (tmp_path / f"{name}.py").write_text(LINEAR + FOURTH)
+    (tmp_path / f"{name}.py").write_text(OWN + FOURTH)
     return name
 
 
