@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipelines.params.recipe import Params
-from pipelines.params.schema.choice import choices, section_of
+from pipelines.params.schema.choice import choices, entry_of, section_of
 from pipelines.params.schema.registry import Registry
 
 
@@ -43,6 +43,8 @@ def describe() -> list[tuple[str, str, str, str]]:
             if kept := families.pop(prefix + name, None) or families.pop(f"{prefix}{name}.args", None):
                 for member, section in kept.members.items():
                     visit(section, f"{kept.args}.", f" ({member})")
+            if entry := entry_of(annotation):
+                visit(entry, f"{prefix}{name}.", " (each)")
             if inner := section_of(annotation):
                 visit(inner, f"{prefix}{name}.")
 
@@ -56,4 +58,4 @@ def _type(annotation: Any) -> str:
         return f"{section.__name__} | None"
     shown = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     shown = re.sub(r"[\w.]*Annotated\[(\w+), FieldInfo\(.*?\]\)\]", r"\1", shown)
-    return shown.replace("typing.", "").replace("NoneType", "None")
+    return re.sub(r"\b[a-z_]\w*\.(?:[a-z_]\w*\.)*(?=\w)", "", shown).replace("NoneType", "None")

@@ -109,3 +109,9 @@ def test_urls_and_folders_are_taken(tmp_path: Path, url: str) -> None:
 
 def test_every_parameter_says_what_it_is() -> None:
     assert [name for name, _, _, meaning in describe() if not meaning] == []
+
+
+def test_what_an_entry_of_a_list_may_say_is_listed() -> None:
+    rows = {row[0]: row for row in describe()}
+    assert rows["evaluate.metrics"][1] == "list[str | Metric]"
+    assert rows["evaluate.metrics.args (each)"][1:3] == ("dict[str, Any]", "{}")
