@@ -1,6 +1,6 @@
 """What documents in windows of tokens cost: tables for docs/streaming.md.
 
-python -m benchmarks.studies.document_mask cost      a training step with and without `stream.documents`
+python -m benchmarks.studies.document_mask cost      a training step with and without `stream.document_mask`
 python -m benchmarks.studies.document_mask cuts      documents cut by windows and by packs, of the shards of this folder
 """
 

@@ -1,16 +1,16 @@
 """Bits per byte of a language model on held-out documents; loss and perplexity a token where nobody knows the bytes.
 
 The rule. A split's shards hold documents end to end, each after a separator token. A shard of n tokens is cut into
-windows of `seq_len` tokens that don't overlap; in each, the model predicts every token from those before it in the
-window (so the first ones of a window have little context), and the last window is as short as what is left. The
+sequences of `seq_len` tokens that don't overlap; in each, the model predicts every token from those before it in the
+sequence (so the first ones of a sequence have little context), and the last sequence is as short as what is left. The
 shard's first token, which nothing predicts, is charged 8 bits. All tokens are charged, separators included, and the
 sum is divided by the bytes of the documents, without separators. The bigram model is charged for exactly the same
 tokens. Compressors get the same bytes, document by document and end to end, and pay for no separator.
 
-A model trained with `stream.documents` sees only what the window holds of the token's own document, and is charged for
-the same tokens: the separator that ends a document is predicted from that document. (Where documents begin with no
-separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are charged
-to nobody; in packs the last document of a shard has an end, too.
+A model trained with `stream.document_mask` sees only what the sequence holds of the token's own document, and is
+charged for the same tokens: the separator that ends a document is predicted from that document. (Where documents begin
+with no separator, nothing predicts their first token, which is charged 8 bits.) Separators that only fill up a pack are
+charged to nobody; in packs the last document of a shard has an end, too.
 
 A model that has learnt from whole documents (`stream.samples: documents`) is measured on such, unless
 `evaluate.samples` says otherwise: each document is cut to `seq_len` + 1 tokens, counting the separator before it, which
@@ -52,16 +52,18 @@ Questions = Iterator[tuple[Array, Array, dict[str, Tensor], int]]
 
 
 def measure_language(
-    model: nn.Module, config: ModelConfig, held: HeldOut, custom: CustomMetrics, samples: str = "windows"
+    model: nn.Module, config: ModelConfig, held: HeldOut, custom: CustomMetrics, samples: str = "sequences"
 ) -> Evaluation:
     """Metrics of a model of tokens; see the module's rule."""
     assert config.seq_len is not None
     zone, manifest, split, device = held.zone, held.manifest, held.split, held.device
     spec = manifest.header["spec"]
     vocabulary, separator = spec["vocab_size"], spec.get("separator")
-    task = task_of(spec, config.documents).for_model(model)
+    task = task_of(spec, config.document_mask).for_model(model)
     if samples == "documents" and spec.get("pack_len") is not None:
-        raise ParamsError("evaluate.samples: these shards hold packs (shard.pack_len), of which only windows are read.")
+        raise ParamsError(
+            "evaluate.samples: these shards hold packs (shard.pack_len), of which only sequences are read."
+        )
     token_cost = {d: TokenCost(no_tokens(vocabulary)) for d in domains_of(manifest, split)}
     compressed, no_bytes = Compressed(), why_no_bytes(spec)
     if no_bytes:
@@ -70,7 +72,7 @@ def measure_language(
         for domain, own in token_cost.items():
             for shard in open_split(zone, manifest, split, domain):
                 pieces, kept, cut = shown(shard, config.seq_len, held.batch, samples, task, separator, device)
-                own.firsts += samples == "windows" and bool(len(shard.tokens))
+                own.firsts += samples == "sequences" and bool(len(shard.tokens))
                 for inputs, targets, beside, alone in pieces:
                     own.nats += cost(model, inputs, targets, device, custom, beside)
                     own.tokens += token_counts(inputs[targets != IGNORED], targets[targets != IGNORED], vocabulary)
@@ -80,7 +82,7 @@ def measure_language(
                 if not no_bytes:
                     compressed.take(kept)
     train = counts_of_streams((known_tokens(shard, task) for shard in open_split(zone, manifest, "train")), vocabulary)
-    if task.documents is not None and task.documents.packed and train.ndim == 2:
+    if task.document_mask is not None and task.document_mask.packed and train.ndim == 2:
         train[separator, separator] = 0  # what fills up packs
 
     def metrics_of(own: TokenCost) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def shown(
     """What a model is asked of a shard, the documents that this is of, and how many of their tokens are cut off."""
     known_tokens(shard, task)
     whole = texts(shard, separator)
-    if samples == "windows":
+    if samples == "sequences":
         return questions(shard, length, batch, task, device), whole, 0
     bare = separator is None  # so nothing predicts a document's first token
     kept = [text[: length + bare] for text in whole]
@@ -122,7 +124,7 @@ def _alone(rows: int, length: int) -> dict[str, Array]:
     return {"documents": np.zeros_like(positions), "positions": positions}
 
 
-def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Array]]:
+def sequences(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Array]]:
     """Inputs and targets, int64 [≤ batch, length]: every token but the first is a target once; the rest is IGNORED."""
     count = -(-(len(tokens) - 1) // length) if len(tokens) > 1 else 0
     for first in range(0, count, batch):
@@ -134,18 +136,18 @@ def windows(tokens: Array, length: int, batch: int) -> Iterator[tuple[Array, Arr
 
 
 def questions(shard: Shard, length: int, batch: int, task: Task, device: torch.device) -> Questions:
-    """The windows of a shard with what the model is given beside them, and the number of tokens that nothing predicts.
-    Targets that don't count are IGNORED."""
+    """The sequences of a shard with what the model is given beside them, and the number of tokens that nothing
+    predicts. Targets that don't count are IGNORED."""
     first = np.arange(0, len(shard.tokens), length)
-    for inputs, targets in windows(shard.tokens, length, batch):
-        if task.documents is None:
+    for inputs, targets in sequences(shard.tokens, length, batch):
+        if task.document_mask is None:
             yield inputs, targets, {}, 0
             continue
         arrays = {"tokens": np.concatenate([inputs[:, :1], targets], axis=1)}
         arrays["documents"], arrays["positions"] = documents_of(shard.offsets, first[: len(inputs)], length + 1)
         first = first[len(inputs) :]
-        real = (targets != IGNORED) & ~task.documents.fills(arrays)
-        kept = real & task.documents.counts(arrays)
+        real = (targets != IGNORED) & ~task.document_mask.fills(arrays)
+        kept = real & task.document_mask.counts(arrays)
         yield inputs, np.where(kept, targets, IGNORED), task.beside(arrays, device), int((real & ~kept).sum())
 
 

@@ -1,12 +1,12 @@
-"""Documents that share a window of tokens: what a model is told of them, and which targets count.
+"""Documents that share a sequence of tokens: what a model is told of them, and which targets count.
 
-With `stream.documents` a model answers for each document as if it stood alone in the window: its attention stays inside
-the document, whose positions begin at 0. The contract of a model, ours or anybody's: its `forward` takes at least one
-of these by keyword, and gets those that it names:
+With `stream.document_mask` a model answers for each document as if it stood alone in the sequence: its attention stays
+inside the document, whose positions begin at 0. The contract of a model, ours or anybody's: its `forward` takes at
+least one of these by keyword, and gets those that it names:
 
-- `documents`, int32 [B, T]: the number of each token's document within its window, from 0, rising from left to right.
-- `positions`, int64 [B, T]: the token's place in its document, from 0; in one that began before the window, its place
-  in the window. So they are below seq_len, and a document begins wherever they are 0.
+- `documents`, int32 [B, T]: the number of each token's document within its sequence, from 0, rising from left to right.
+- `positions`, int64 [B, T]: the token's place in its document, from 0; in one that began before the sequence, its place
+  in the sequence. So they are below seq_len, and a document begins wherever they are 0.
 
 A target counts if it is of the same document as the token that it is predicted from. The separator counts always:
 it stands before each document, so to the document before it is the mark of its end, the same whatever comes next, and a
@@ -31,16 +31,16 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Documents:
-    """How a dataset's windows are read. apart: documents are kept apart; separator: the token before each document,
-    or None; packed: windows are packs filled up with separators; takes: what the model is given."""
+class DocumentMask:
+    """How a dataset's sequences are read. apart: documents are kept apart; separator: the token before each document,
+    or None; packed: sequences are packs filled up with separators; takes: what the model is given."""
 
     apart: bool
     separator: int | None
     packed: bool = False
     takes: tuple[str, ...] = NAMES
 
-    def given_to(self, model: nn.Module) -> "Documents":
+    def given_to(self, model: nn.Module) -> "DocumentMask":
         """The same for `model`. Raises ParamsError when its forward takes neither of the names."""
         plain = getattr(model, "_orig_mod", model)  # what torch.compile wraps in a forward that takes anything
         parameters = inspect.signature(plain.forward).parameters.values()
@@ -49,9 +49,9 @@ class Documents:
         takes = tuple(name for name in NAMES if anything or name in named)
         if self.apart and not takes:
             raise ParamsError(
-                f"stream.documents=true, but {type(plain).__name__}.forward takes neither documents nor positions, so "
-                "its attention would go on from one document to the next. Let it take one of them (docs/streaming.md), "
-                "or set stream.documents to false."
+                f"stream.document_mask=true, but {type(plain).__name__}.forward takes neither documents nor "
+                "positions, so its attention would go on from one document to the next. Let it take one "
+                "of them (docs/streaming.md), or set stream.document_mask to false."
             )
         return replace(self, takes=takes)
 
@@ -61,7 +61,7 @@ class Documents:
         if not self.apart:
             return {}
         documents, positions = (torch.from_numpy(arrays[name][:, :-1]).to(device, non_blocking=True) for name in NAMES)
-        before = torch.where(documents == 0, positions[:, :1], 0)  # what came before the window of its first document
+        before = torch.where(documents == 0, positions[:, :1], 0)  # what came before the sequence of its first document
         made = {"documents": documents, "positions": (positions - before).long()}
         return {name: made[name] for name in self.takes}
 

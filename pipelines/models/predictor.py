@@ -125,8 +125,8 @@ class Predictor:
         random = torch.Generator().manual_seed(seed)
         context = list(prompt)
         for _ in range(tokens):
-            window = torch.tensor([context[-(self.config.seq_len or len(context)) :]], device=self.device)
-            logits = self.module(window)[0, -1].float().cpu()  # [vocab_size]
+            sequence = torch.tensor([context[-(self.config.seq_len or len(context)) :]], device=self.device)
+            logits = self.module(sequence)[0, -1].float().cpu()  # [vocab_size]
             token = _draw(logits, temperature, top_k, random)
             if token == self.config.spec.get("separator"):
                 return

@@ -8,7 +8,8 @@ The contract of a model, ours or anybody's:
 - `forward(x)` takes a batch as it is stored and returns logits:
   tokens `int64 [B, T]` → `[B, T, vocab_size]`; samples `[B, *input_shape]` in the storage's dtype, which the model
   converts and normalises by `mean` and `std` → `[B, num_classes]`, or `[B]` when `num_classes` is None (a regression).
-- With `stream.documents`, `forward` is given what it names of `documents` and `positions`, by keyword: `documents.py`.
+- With `stream.document_mask`, `forward` is given what it names of `documents` and `positions`, by keyword:
+  `documents.py`.
 - Its randomness comes from torch's default generators, so that a resumed training repeats it.
 """
 

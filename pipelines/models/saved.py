@@ -22,23 +22,25 @@ from storage.atomic import write_atomically
 from storage.digest import DIGEST_LENGTH, digest_bytes, digest_file
 from storage.errors import DigestError, FormatError, ParamsError
 
+#: Names of former files → present ones.
+FORMER = {"documents": "document_mask"}
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 DIGEST = f"{WEIGHTS}.b3"  # a line of b3sum; models from before there were digests have none
 CONFIG = "config.json"
 _LINE = re.compile(rf"([0-9a-f]{{{DIGEST_LENGTH}}})  {re.escape(WEIGHTS)}\n")
 
-Samples = Literal["windows", "documents"]
+Samples = Literal["sequences", "documents"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """All that is needed to make the model again, and the dataset version that it learnt from.
 
-    model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a window, None for samples; task: its name;
-    manifest: digest of the shards manifest; samples: of text, whether it learnt from windows or whole documents;
-    documents: whether those that share a window are kept apart; code: of a model of the user's own, its files when the
-    training began, path from the recipe's folder → digest.
+    model: {"name", "args"}; spec: the shards manifest's; seq_len: tokens a sequence, None for samples; task: its name;
+    manifest: digest of the shards manifest; samples: of text, whether it learnt from sequences or whole documents;
+    document_mask: whether documents that share a sequence are kept apart; code: of a model of the user's own, its files
+    when the training began, path from the recipe's folder → digest.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # of config.json
@@ -48,14 +50,14 @@ class ModelConfig:
     seq_len: Annotated[int, Field(ge=1)] | None
     task: str
     manifest: str
-    samples: Samples = "windows"
-    documents: bool = False
+    samples: Samples = "sequences"
+    document_mask: bool = False
     code: dict[str, str] = field(default_factory=dict)
 
     @property
-    def window(self) -> int | None:
-        """Tokens of a window, where samples are windows of tokens."""
-        return self.seq_len if self.samples == "windows" else None
+    def sequence_len(self) -> int | None:
+        """Tokens of a sequence, where samples are sequences of tokens."""
+        return self.seq_len if self.samples == "sequences" else None
 
     def build(self, seed: int = 0, folders: Sequence[Path] = ()) -> nn.Module:
         """A fresh model of this configuration, its code looked for in `folders` (none: the current one) first."""
@@ -63,7 +65,7 @@ class ModelConfig:
         return build_model(model, args, self.spec, self.seq_len, seed=seed, folders=folders)
 
     def get_task(self) -> Task:
-        return task_of(self.spec, self.documents)
+        return task_of(self.spec, self.document_mask)
 
 
 def weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ def save_model(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> N
     write_atomically(folder / WEIGHTS, data)
     write_atomically(folder / DIGEST, f"{digest_bytes(data)}  {WEIGHTS}\n".encode())
     values = {"format": FORMAT, **asdict(config)}
-    for name, usual in (("samples", "windows"), ("documents", False), ("code", {})):
+    for name, usual in (("samples", "sequences"), ("document_mask", False), ("code", {})):
         if values[name] == usual:  # as files have always been, so that older versions read them
             del values[name]
     text = json.dumps(values, indent=2, sort_keys=True)
@@ -95,6 +97,9 @@ def load_config(folder: Path, own: Own = NOBODY) -> ModelConfig:
     try:
         values = json.loads(file.read_text())
         found = values.pop("format")
+        for former, name in FORMER.items():
+            if former in values:
+                values[name] = values.pop(former)
     except FileNotFoundError:
         raise FormatError(f"{folder}: holds no trained model. Run the train stage: `dvc repro train`.") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.models.document_mask import Documents
+from pipelines.models.document_mask import DocumentMask
 from storage.errors import DataError, ParamsError
 
 TOKENS = "tokens"  # the array of a token batch
@@ -28,7 +28,7 @@ class Task:
     """language: the next token; classification: a class; regression: a number.
 
     `target` names the array with the answers (samples); `scale` is the unit of a regression's errors; `criterion` takes
-    the place of cross-entropy or squared error; `documents`: how a window's are told apart. `counts_vary`: how
+    the place of cross-entropy or squared error; `documents`: how a sequence's are told apart. `counts_vary`: how
     many targets count differs from sample to sample, and the others are IGNORED. `classes`: how many classes or tokens
     there are, None for a regression.
     """
@@ -38,29 +38,29 @@ class Task:
     scale: float = 1.0
     criterion: Criterion | None = None
     counts_vary: bool = False
-    documents: Documents | None = None
+    document_mask: DocumentMask | None = None
     classes: int | None = None
 
     def for_model(self, model: nn.Module) -> "Task":
         """The task as `model` takes it. Raises ParamsError when it can't."""
-        return replace(self, documents=self.documents.given_to(model)) if self.documents else self
+        return replace(self, document_mask=self.document_mask.given_to(model)) if self.document_mask else self
 
     def targets_per_sample(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Answers that a sample asks for: seq_len of a window of seq_len + 1 tokens, else 1. With `counts_vary`, some
+        """Answers that a sample asks for: seq_len of a sequence of seq_len + 1 tokens, else 1. With `counts_vary`, some
         of them are IGNORED."""
         return arrays[TOKENS].shape[1] - 1 if self.name == "language" else 1
 
     def counted(self, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
         """Targets of these samples that count."""
-        if self.documents is not None:
-            return int(self.documents.counts(arrays).sum())
+        if self.document_mask is not None:
+            return int(self.document_mask.counts(arrays).sum())
         if LENGTHS in arrays:
             return int(np.maximum(arrays[LENGTHS] - 1, 0).sum())
         return len(arrays[self.target]) * self.targets_per_sample(arrays)
 
     def beside(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
         """What the model is given beside the inputs, by name, a row a sample."""
-        return self.documents.beside(arrays, device) if self.documents else {}
+        return self.document_mask.beside(arrays, device) if self.document_mask else {}
 
     def pair(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets on `device`; narrow types travel, and widen there.
@@ -73,8 +73,8 @@ class Task:
         if self.name == "language":
             tokens = torch.from_numpy(arrays[TOKENS]).to(device, non_blocking=True).long()
             inputs, targets = tokens[:, :-1], tokens[:, 1:]
-            if self.documents is not None:
-                counts = torch.from_numpy(self.documents.counts(arrays)).to(device, non_blocking=True)
+            if self.document_mask is not None:
+                counts = torch.from_numpy(self.document_mask.counts(arrays)).to(device, non_blocking=True)
                 targets = targets.where(counts, IGNORED)
             if LENGTHS in arrays:
                 lengths = torch.from_numpy(arrays[LENGTHS]).to(device, non_blocking=True)
@@ -154,16 +154,16 @@ class Task:
         return {"loss": loss, "perplexity": exp(min(loss, 700.0))}
 
 
-def task_of(spec: dict[str, Any], documents: bool = False, *, counts_vary: bool = False) -> Task:
-    """The task that the shards manifest's spec sets; with `documents`, those that share a window are kept apart. Raises
-    DataError when it sets none, ParamsError for documents of samples."""
+def task_of(spec: dict[str, Any], document_mask: bool = False, *, counts_vary: bool = False) -> Task:
+    """The task that the shards manifest's spec sets; with `documents`, those that share a sequence are kept apart.
+    Raises DataError when it sets none, ParamsError for documents of samples."""
     if "vocab_size" in spec:
         packed = spec.get("pack_len") is not None
-        told = Documents(documents, spec.get("separator"), packed) if documents or packed else None
+        told = DocumentMask(document_mask, spec.get("separator"), packed) if document_mask or packed else None
         vocabulary = int(spec["vocab_size"])
-        return Task("language", counts_vary=counts_vary or told is not None, documents=told, classes=vocabulary)
-    if documents:
-        raise ParamsError("stream.documents=true, but these shards hold samples, not tokens: set it to false.")
+        return Task("language", counts_vary=counts_vary or told is not None, document_mask=told, classes=vocabulary)
+    if document_mask:
+        raise ParamsError("stream.document_mask=true, but these shards hold samples, not tokens: set it to false.")
     target = spec.get("target")
     if not target:
         raise DataError("The shards have no target to learn: set `curate.label` to the column to predict.")

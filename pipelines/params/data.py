@@ -160,8 +160,8 @@ class Stream(Section):
     and ends at batch_size; each size is a multiple of the first. None: batch_size at all steps."""
     seq_len: int = Field(256, ge=2)
     """Sequence length: tokens that the model sees at once (token datasets)."""
-    samples: Literal["windows", "documents"] = "windows"
-    """What a sample of a token dataset is. windows: a sequence of seq_len tokens, cut from all documents end to end.
+    samples: Literal["sequences", "documents"] = "sequences"
+    """What a sample of a token dataset is. sequences: a stretch of seq_len tokens, cut from all documents end to end.
     documents: a whole document, truncated to seq_len."""
     bucket_batches: int = Field(64, ge=1, le=4096)
     """Consecutive batches among which samples of varying length (samples: documents) are sorted by length, so that
@@ -169,7 +169,7 @@ class Stream(Section):
     pad_multiple: int = Field(16, ge=1, le=65_536)
     """Batches of whole documents are padded to the length of their longest, rounded up to a multiple of this number of
     tokens. A larger number makes fewer different shapes."""
-    documents: bool = False
+    document_mask: bool = False
     """Document mask: keep apart documents that share a sequence, in attention, positions and loss (token datasets;
     docs/streaming.md)."""
     lanes: int | None = Field(None, ge=1)
@@ -210,10 +210,10 @@ class Stream(Section):
         return self
 
     @model_validator(mode="after")
-    def _documents_share_windows(self) -> "Stream":
-        if self.documents and self.samples == "documents":
+    def _documents_share_sequences(self) -> "Stream":
+        if self.document_mask and self.samples == "documents":
             raise ValueError(
-                "documents = true keeps documents of a window apart, but with samples = documents each is a sample of "
-                "its own: leave stream.documents out"
+                "document_mask = true keeps documents of a sequence apart, but with samples = documents each is a "
+                "sample of its own: leave stream.document_mask out"
             )
         return self

@@ -13,7 +13,7 @@ from pipelines.params.schema.section import FILENAME
 from storage.errors import ParamsError
 
 #: Parameters that were renamed: former name → present one. A file that has a former one is told so.
-RENAMED = {"train.network": "train.communication"}
+RENAMED = {"train.network": "train.communication", "stream.documents": "stream.document_mask"}
 
 
 class _Loader(yaml.SafeLoader):

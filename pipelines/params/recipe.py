@@ -51,13 +51,13 @@ class Params(Section):
         for section in ("stream", "evaluate"):
             if getattr(self, section).samples == "documents":
                 raise ValueError(
-                    f"shard.pack_len = {packs} lays documents out in windows, but {section}.samples = documents takes "
-                    f"each by itself: set shard.pack_len to null, or {section}.samples to windows"
+                    f"shard.pack_len = {packs} lays documents out in sequences, but {section}.samples = documents "
+                    f"takes each by itself: set shard.pack_len to null, or {section}.samples to sequences"
                 )
         if packs != seq_len:
             raise ValueError(
-                f"shard.pack_len = {packs}, but stream.seq_len = {seq_len}: packs are the windows that the model sees, "
-                f"so set both to one number, or shard.pack_len to null"
+                f"shard.pack_len = {packs}, but stream.seq_len = {seq_len}: packs are the sequences that the model "
+                f"sees, so set both to one number, or shard.pack_len to null"
             )
         return self
 

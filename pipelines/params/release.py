@@ -27,9 +27,9 @@ class Evaluate(Section):
     """Split on which the model is evaluated."""
     batch_size: int = Field(64, ge=1)
     """Samples that are evaluated at a time, which changes no result."""
-    samples: Literal["auto", "windows", "documents"] = "auto"
-    """What a sample of a token dataset is in the evaluation. windows: a sequence of stream.seq_len tokens. documents: a
-    whole document, truncated to stream.seq_len. auto: what the model was trained on."""
+    samples: Literal["auto", "sequences", "documents"] = "auto"
+    """What a sample of a token dataset is in the evaluation. sequences: a stretch of stream.seq_len tokens. documents:
+    a whole document, truncated to stream.seq_len. auto: what the model was trained on."""
     metrics: list[str | Metric] = []
     """Metrics besides those of the task: names of torchmetrics classes, import paths, or {name, args, key}."""
 

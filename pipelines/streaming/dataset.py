@@ -35,8 +35,8 @@ class Dataset:
     domain: str | None = None
 
     def __post_init__(self) -> None:
-        if self.text.documents and self.text.samples == "documents":
-            raise ParamsError("documents=True is for samples='windows': a whole document is alone in its sample.")
+        if self.text.document_mask and self.text.samples == "documents":
+            raise ParamsError("document_mask=True is for samples='sequences': a whole document is alone in its sample.")
 
     @cached_property
     def table(self) -> pa.Table:
@@ -50,12 +50,12 @@ class Dataset:
 
     @cached_property
     def samples(self) -> Ints:
-        """Samples in each shard, int64 [shards]: rows, or windows of seq_len tokens that have a next one."""
+        """Samples in each shard, int64 [shards]: rows, or sequences of seq_len tokens that have a next one."""
         if self.manifest.header["kind"] != "tokens":
             if self.text.samples == "documents":
-                raise ParamsError("These shards hold no documents of tokens: leave stream.samples at windows.")
-            if self.text.documents:
-                raise ParamsError("These shards hold no documents of tokens: leave stream.documents at false.")
+                raise ParamsError("These shards hold no documents of tokens: leave stream.samples at sequences.")
+            if self.text.document_mask:
+                raise ParamsError("These shards hold no documents of tokens: leave stream.document_mask at false.")
             return int64(self.table["rows"])
         if self.text.seq_len is None:
             raise ParamsError("These shards hold tokens, so the stream needs a sequence length: set stream.seq_len.")
@@ -63,12 +63,12 @@ class Dataset:
         if packs is not None and self.text.samples == "documents":
             raise ParamsError(
                 f"stream.samples=documents, but these shards hold packs of {packs} tokens (shard.pack_len), of which "
-                "only windows are read. Set stream.samples to windows, or shard.pack_len to null."
+                "only sequences are read. Set stream.samples to sequences, or shard.pack_len to null."
             )
         if packs not in (None, self.text.seq_len):
             raise ParamsError(
                 f"stream.seq_len={self.text.seq_len}, but these shards hold packs of {packs} tokens (shard.pack_len), "
-                f"the windows too. Set stream.seq_len to {packs}, or shard.pack_len to {self.text.seq_len} or null."
+                f"the sequences too. Set stream.seq_len to {packs}, or shard.pack_len to {self.text.seq_len} or null."
             )
         if self.text.samples == "documents":
             return int64(self.table["rows"])
@@ -90,7 +90,7 @@ class Dataset:
                 ),
             )
         if self.manifest.header["kind"] == "tokens":
-            return (Tokens.of("tokens", spec["dtype"], self.text.seq_len or 0, self.text.documents),)
+            return (Tokens.of("tokens", spec["dtype"], self.text.seq_len or 0, self.text.document_mask),)
         columns = dict(spec["inputs"])
         if target := spec.get("target"):
             columns[target["name"]] = target
@@ -122,9 +122,9 @@ class Dataset:
                 f"{where} has {rows} samples, fewer than one batch of {batch_size}, and last='drop' drops the rest. "
                 f"Lower stream.batch_size to {rows} or less, keep the last batch, or raise curate.split.{split}."
             )
-        if self.text.seq_len is not None and self.text.samples == "windows":
+        if self.text.seq_len is not None and self.text.samples == "sequences":
             return (
-                f"{where} has no window of {self.text.seq_len} tokens and the next one. "
+                f"{where} has no sequence of {self.text.seq_len} tokens and the next one. "
                 f"Lower stream.seq_len, raise curate.split.{split}, or add sources."
             )
         return f"{where} is empty. Raise curate.split.{split}, or add sources."
@@ -206,7 +206,7 @@ def same_fields(datasets: Mapping[str, Dataset]) -> tuple[Field, ...]:
             raise DataError(
                 f"The datasets {first!r} and {name!r} of the mixture have the separators {ends} and {other}, but whole "
                 "documents (stream.samples) are all ended by one. Make their shards alike, leave one out, or set "
-                "stream.samples to windows."
+                "stream.samples to sequences."
             )
     return fields
 

@@ -25,7 +25,7 @@ def parts_of_train(settings: Settings, manifest: Manifest) -> Parts:
         text=Text(
             seq_len=settings.seq_len if manifest.header["kind"] == "tokens" else None,
             samples=settings.samples,
-            documents=settings.documents,
+            document_mask=settings.document_mask,
             pad_multiple=settings.pad_multiple,
         ),
         mixing=Mixing(mixture=settings.mixture),

@@ -18,7 +18,7 @@ from storage.errors import ParamsError
 LAST_SEED = (1 << 63) - 1
 
 #: What a sample of a token dataset is.
-Unit = Literal["windows", "documents"]
+Unit = Literal["sequences", "documents"]
 
 #: What becomes of an epoch's last batch where it is short.
 Last = Literal["keep", "drop", "pad"]
@@ -43,10 +43,10 @@ class Text:
 
     seq_len: int | None = None
     """Tokens that a model sees at once. Needed where shards hold tokens."""
-    samples: Unit = "windows"
-    """Windows of `seq_len` + 1 tokens out of all documents end to end, or whole documents, each cut to that."""
-    documents: bool = False
-    """Of windows: also which document each token is of, and where in it (see `Tokens`)."""
+    samples: Unit = "sequences"
+    """Sequences of `seq_len` + 1 tokens out of all documents end to end, or whole documents, each cut to that."""
+    document_mask: bool = False
+    """Of sequences: also which document each token is of, and where in it (see `Tokens`)."""
     pad_multiple: int = 1
     """Of whole documents: a batch is padded to its longest, rounded up to a multiple of so many tokens."""
 
@@ -99,8 +99,8 @@ _LEAST = {
 }  # fmt: skip
 _MOST = {"seed": LAST_SEED}
 _OR_NONE = {"seq_len", "lanes", "first_window", "epochs", "steps"}
-_FLAGS = {"shuffle", "keep_lanes", "documents"}
-_CHOICES = {"last": ("keep", "drop", "pad"), "samples": ("windows", "documents")}
+_FLAGS = {"shuffle", "keep_lanes", "document_mask"}
+_CHOICES = {"last": ("keep", "drop", "pad"), "samples": ("sequences", "documents")}
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:

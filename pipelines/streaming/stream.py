@@ -279,6 +279,6 @@ class Stream:
 
     def _order_settings(self) -> dict[str, Any]:
         """All that the order depends on besides the data."""
-        unit: dict[str, str] = {} if self.unit == "windows" else {"stream.samples": self.unit}
+        unit: dict[str, str] = {} if self.unit == "sequences" else {"stream.samples": self.unit}
         unit |= {} if self.domain is None else {"domain": self.domain}
         return {**self.order.settings(), "split": self.split, "stream.seq_len": self.seq_len, **unit}

@@ -204,7 +204,7 @@ def open_session(ws: Workspace, ranks: Ranks, *, before: int | None = None) -> I
     manifest = zone.manifest()
     task, config = aim(params, manifest)
     config = replace(config, code=code_behind(params.model.name, ws))
-    validates = _validates(params, manifest, config.window)
+    validates = _validates(params, manifest, config.sequence_len)
     device = pick_device(train.device, ranks.local_rank, ranks.local_world)
     precision = Precision.choose(train.precision, device)
     layout = Layout.of(params, ranks.world, ranks.rank)
@@ -254,10 +254,10 @@ def aim(params: Params, manifest: Manifest) -> tuple[Task, ModelConfig]:
     spec, stream = manifest.header["spec"], params.stream
     if fault := why_malformed(spec):
         raise DataError(f"The shards manifest (version {manifest.digest[:12]}) is malformed: {fault}.")
-    task = task_of(spec, stream.documents, counts_vary=stream.samples == "documents")
+    task = task_of(spec, stream.document_mask, counts_vary=stream.samples == "documents")
     seq_len = stream.seq_len if task.name == "language" else None
     config = ModelConfig(
-        params.model.model_dump(), spec, seq_len, task.name, manifest.digest, stream.samples, stream.documents
+        params.model.model_dump(), spec, seq_len, task.name, manifest.digest, stream.samples, stream.document_mask
     )
     return with_loss(task, params.train, spec), config
 
@@ -281,7 +281,7 @@ def _validates(params: Params, manifest: Manifest, seq_len: int | None) -> bool:
 
 
 def samples_in(manifest: Manifest, split: str, seq_len: int | None, domain: str | None = None) -> int:
-    """Samples of a split, or of one domain of it: rows (of whole documents, too), or windows of `seq_len` tokens that
+    """Samples of a split, or of one domain of it: rows (of whole documents, too), or sequences of `seq_len` tokens that
     have a next one."""
     shards = manifest.select(split, domain)
     if seq_len is None:

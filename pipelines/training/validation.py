@@ -40,7 +40,7 @@ def _unread(s: Session) -> dict[Domain, float]:
 def _sizes(s: Session) -> dict[Domain, int]:
     """Samples of each domain in the val split, without those that have none."""
     names: list[Domain] = [*s.data.manifest.domains] or [None]
-    sizes = {name: samples_in(s.data.manifest, "val", s.goal.config.window, name) for name in names}
+    sizes = {name: samples_in(s.data.manifest, "val", s.goal.config.sequence_len, name) for name in names}
     return {name: samples for name, samples in sizes.items() if samples}
 
 

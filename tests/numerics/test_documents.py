@@ -1,4 +1,5 @@
-"""Documents that share a window are trained as if each stood alone (`stream.documents`). Over ranks: test_layouts.
+"""Documents that share a sequence are trained as if each stood alone (`stream.document_mask`). Over ranks:
+test_layouts.
 
 Stated tolerances, float32: logits 1e-5 absolute, gradients 1e-5 relative to the largest one.
 """
@@ -20,7 +21,7 @@ NO_SEPARATOR = {"vocab_size": VOCABULARY}
 
 
 def packed(lengths: list[int] = LENGTHS) -> dict[str, np.ndarray[Any, Any]]:
-    """One window that holds documents of these lengths but for the last one's last token, as a batch."""
+    """One sequence that holds documents of these lengths but for the last one's last token, as a batch."""
     offsets = np.cumsum([0, *lengths])
     tokens = np.random.default_rng(3).integers(1, VOCABULARY, (1, offsets[-1])).astype(np.uint16)
     documents, positions = documents_of(offsets, np.zeros(1, np.int64), int(offsets[-1]))
@@ -51,7 +52,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 def test_logits_and_gradients_are_those_of_each_document_alone() -> None:
     model, batch = make(), packed()
-    task = task_of(NO_SEPARATOR, documents=True).for_model(model)
+    task = task_of(NO_SEPARATOR, document_mask=True).for_model(model)
     inputs, targets = task.pair(batch, CPU)
     logits = model(inputs, **task.beside(batch, CPU))
     apart = [model(document) for document in alone(batch)]
@@ -70,7 +71,7 @@ def test_logits_and_gradients_are_those_of_each_document_alone() -> None:
 @torch.no_grad()
 def test_without_the_mask_or_with_other_positions_they_are_not() -> None:
     model, batch = make(), packed()
-    task = task_of(NO_SEPARATOR, documents=True)
+    task = task_of(NO_SEPARATOR, document_mask=True)
     inputs, _ = task.pair(batch, CPU)
     beside = task.beside(batch, CPU)
     wanted = torch.cat([model(document) for document in alone(batch)], 1)[:, :-1]
@@ -81,7 +82,7 @@ def test_without_the_mask_or_with_other_positions_they_are_not() -> None:
 def test_positions_begin_at_the_window_where_the_document_began_before_it() -> None:
     documents, positions = documents_of(np.array([0, 30, 33, 40]), np.array([26]), 9)
     batch = {"tokens": np.ones((1, 9), np.uint16), "documents": documents, "positions": positions}
-    beside = task_of(NO_SEPARATOR, documents=True).beside(batch, CPU)
+    beside = task_of(NO_SEPARATOR, document_mask=True).beside(batch, CPU)
     assert positions[0, :4].tolist() == [26, 27, 28, 29]
     assert beside["documents"].tolist() == [[0, 0, 0, 0, 1, 1, 1, 2]]
     assert beside["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0]]
@@ -91,7 +92,7 @@ def test_a_document_learns_its_end_but_no_other_beginning() -> None:
     tokens = np.array([[9, 4, 5, 9, 6, 7, 3]], np.uint16)
     documents, positions = documents_of(np.array([0, 3, 5, 7]), np.zeros(1, np.int64), 7)
     batch = {"tokens": tokens, "documents": documents, "positions": positions}
-    _, targets = task_of({"vocab_size": 10, "separator": 9}, documents=True).pair(batch, CPU)
+    _, targets = task_of({"vocab_size": 10, "separator": 9}, document_mask=True).pair(batch, CPU)
     assert targets.tolist() == [[4, 5, 9, 6, -100, 3]]
 
 
@@ -103,7 +104,7 @@ def test_a_loss_of_ones_own_sees_the_targets_that_count() -> None:
         return answers[:, 0].sum()
 
     batch = packed()
-    task = replace(task_of(NO_SEPARATOR, documents=True), criterion=loss)
+    task = replace(task_of(NO_SEPARATOR, document_mask=True), criterion=loss)
     inputs, targets = task.pair(batch, CPU)
     task.loss(torch.zeros(*inputs.shape, VOCABULARY), targets)
     assert seen[0].tolist() == targets[targets >= 0].tolist()

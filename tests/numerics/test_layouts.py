@@ -59,7 +59,7 @@ EQUAL = {
     },
 }
 #: Documents kept apart: how many targets count differs by step and rank, as no document begins with the separator.
-APART: dict[str, dict[str, Any]] = {"stream": {"documents": True}}
+APART: dict[str, dict[str, Any]] = {"stream": {"document_mask": True}}
 KEPT_APART = {
     "apart, DDP in 3 pieces": APART | case(2, accumulate=3),
     "apart, ZeRO-3, recomputed": APART | case(2, parallel={"shard": 2, "activation_checkpointing": True}),

@@ -148,7 +148,7 @@ def tokens() -> tuple[Gatherer, list[list[Sample]]]:
             for window in windows
         ])  # fmt: skip
     table = Manifest.build("shards", records, kind="tokens").table
-    field = Tokens.of("tokens", "uint16", SEQ_LEN, documents=True)
+    field = Tokens.of("tokens", "uint16", SEQ_LEN, document_mask=True)
     return Gatherer(Fetcher([(Tiered(zone), table)]), np.array(counts), (field,)), expected
 
 

@@ -73,7 +73,7 @@ def test_rows_beyond_4_gib_and_far_apart(tmp_path: Any) -> None:
     """Of a sparse file, of which only a few pages are touched; one row lies across the border of two windows."""
     size = (5 << 30) + 3
     source: Any = np.memmap(tmp_path / "sparse", np.uint8, "w+", shape=(size,))
-    border = -source.ctypes.data % (1 << views._WINDOW)
+    border = -source.ctypes.data % (1 << views._SPAN)
     starts, lengths = [(4 << 30) + 5, 7, size - 9, border - 100, border], [3000, 2, 9, 300, 20]
     for start, length in zip(starts, lengths, strict=True):
         source[start : start + length] = np.arange(length) % 251

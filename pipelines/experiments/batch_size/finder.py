@@ -43,7 +43,7 @@ def largest_batch(ws: Workspace) -> int:
     from pipelines.training.session import aim, samples_in
 
     manifest = ws.zone("shards").manifest()
-    return max(1, samples_in(manifest, "train", aim(ws.params, manifest)[1].window))
+    return max(1, samples_in(manifest, "train", aim(ws.params, manifest)[1].sequence_len))
 
 
 def search(attempt: Try, most: int) -> list[Trial]:

@@ -5,7 +5,7 @@ each into the pack with the least room that holds it, else into a new one. So no
 one is cut as few times as can be.
 
 Unlike there, a long document stays in one stretch of tokens, so that its pieces follow each other: its rest is its end,
-first in a pack, or its beginning, last in a pack. So a pack holds at most two rests. Packs are the windows of a token
+first in a pack, or its beginning, last in a pack. So a pack holds at most two rests. Packs are the sequences of a token
 stream in which documents have another order, and there are gaps between some of them.
 """
 

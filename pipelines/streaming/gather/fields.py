@@ -157,33 +157,33 @@ class Fixed(Field):
 
 @dataclass(frozen=True)
 class Tokens(Field):
-    """A token stream: sample i is the window of `seq_len` + 1 tokens from token i · seq_len on. So its last token is
-    the first of the next window: inputs and targets are the window without its last and without its first.
+    """A token stream: sample i is the sequence of `seq_len` + 1 tokens from token i · seq_len on. So its last token is
+    the first of the next sequence: inputs and targets are the sequence without its last and without its first.
 
-    Gives `tokens` [n, seq_len + 1]. With `documents`, which go on from window to window, also int32 [n, seq_len + 1]:
-    `documents`, the number of the token's document within its window, from 0; and `positions`, its place in its
-    document, from 0, wherever that began. So attention can be kept inside documents.
+    Gives `tokens` [n, seq_len + 1]. With `document_mask`, where documents go on from sequence to sequence, also int32
+    [n, seq_len + 1]: `documents`, the number of the token's document within its sequence, from 0; and `positions`, its
+    place in its document, from 0, wherever that began. So attention can be kept inside documents.
     """
 
     seq_len: int
-    documents: bool = False
+    document_mask: bool = False
 
     @classmethod
-    def of(cls, name: str, dtype: str, seq_len: int, documents: bool = False) -> "Tokens":
-        return cls(name, Column(np.dtype(dtype)), seq_len, documents)
+    def of(cls, name: str, dtype: str, seq_len: int, document_mask: bool = False) -> "Tokens":
+        return cls(name, Column(np.dtype(dtype)), seq_len, document_mask)
 
     @property
     def stride(self) -> int:
-        """Bytes between the beginnings of two windows."""
+        """Bytes between the beginnings of two sequences."""
         return self.seq_len * self.stored.nbytes
 
     @property
     def nbytes(self) -> int:
-        return (self.seq_len + 1) * (self.stored.nbytes + 8 * self.documents)
+        return (self.seq_len + 1) * (self.stored.nbytes + 8 * self.document_mask)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.name, "documents", "positions") if self.documents else (self.name,)
+        return (self.name, "documents", "positions") if self.document_mask else (self.name,)
 
     def inspect(self, shard: Shard, samples: int) -> tuple[int, ...]:
         tokens = shard.column(self.name)
@@ -191,7 +191,7 @@ class Tokens(Field):
         return (tokens.ctypes.data,)
 
     def id(self, shard: Shard, row: int) -> str:
-        """The document that the window begins in, and the offset."""
+        """The document that the sequence begins in, and the offset."""
         token = row * self.seq_len
         document = int(np.searchsorted(shard.offsets, token, side="right")) - 1
         return f"{shard.ids[document]}+{token - int(shard.offsets[document])}"
@@ -202,14 +202,14 @@ class Tokens(Field):
 
     def gather(self, samples: Samples, place: Rows, part: slice, buffers: Buffers, meter: Meter) -> Arrays:
         out = place.gather(part, (self.seq_len + 1,), self.stored.dtype, buffers)
-        if not self.documents:
+        if not self.document_mask:
             return {self.name: out}
         shard, row = samples.shard[part], samples.row[part]
         documents, positions = buffers.empty(out.shape, np.int32), buffers.empty(out.shape, np.int32)
         for index in np.unique(shard).tolist():
-            windows = np.flatnonzero(shard == index)
-            first = row[windows] * self.seq_len
-            documents[windows], positions[windows] = documents_of(
+            sequences = np.flatnonzero(shard == index)
+            first = row[sequences] * self.seq_len
+            documents[sequences], positions[sequences] = documents_of(
                 samples.shards[index].offsets, first, self.seq_len + 1
             )
         return {self.name: out, "documents": documents, "positions": positions}

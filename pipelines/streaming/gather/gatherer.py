@@ -227,7 +227,7 @@ class Gatherer:
         return {**arrays, "mask": np.arange(share) < count}
 
     def ids(self, shard: Ints, row: Ints) -> list[str]:
-        """The names of the samples at (shard, row): of a token window, the document it begins in and the offset."""
+        """The names of the samples at (shard, row): of a token sequence, the document it begins in and the offset."""
         block = self.locate(shard, row)
         if block.error is not None:
             raise block.error

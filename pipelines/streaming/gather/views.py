@@ -21,8 +21,8 @@ Bytes = npt.NDArray[np.uint8]
 LONGEST = (1 << 31) - 1  # bytes of a row: a view's length is an int32
 
 _INLINE = 12  # bytes up to which a view holds the row itself
-_WINDOW = 30  # a view's place is an int32 too: memory is seen as windows of 2 GiB, one from each GiB on
-_NEAR = 64  # windows up to which none is left out, which is quicker than to look which are needed
+_SPAN = 30  # a view's place is an int32 too: memory is seen as spans of 2 GiB, one from each GiB on
+_NEAR = 64  # spans up to which none is left out, which is quicker than to look which are needed
 _END_TO_END = pc.CastOptions.safe(pa.large_binary())
 
 
@@ -48,26 +48,26 @@ def cells_at(address: int, count: int, stride: int, nbytes: int) -> npt.NDArray[
 def views_of(addresses: Ints, lengths: Ints) -> pa.Array:
     """The rows of `lengths` [n] bytes, LONGEST at most, that begin at `addresses` [n], as a binary_view array without a
     copy of them. The caller keeps their memory alive. 16 bytes a row."""
-    windows, window = _windows(addresses >> _WINDOW)
+    spans, span = _spans(addresses >> _SPAN)
     views = np.empty((len(lengths), 4), np.int32)
     views[:, 0] = lengths
     views[:, 1] = 0  # the first bytes of the row, which only comparisons look at
-    views[:, 2] = window
-    views[:, 3] = addresses & ((1 << _WINDOW) - 1)
+    views[:, 2] = span
+    views[:, 3] = addresses & ((1 << _SPAN) - 1)
     short = np.flatnonzero(lengths <= _INLINE)
     if len(short):
         _put_inside(addresses[short], lengths[short], short, views.view(np.uint8))
-    memory = [pa.foreign_buffer(number << _WINDOW, 2 << _WINDOW) for number in windows]
+    memory = [pa.foreign_buffer(number << _SPAN, 2 << _SPAN) for number in spans]
     return pa.Array.from_buffers(pa.binary_view(), len(views), [None, pa.py_buffer(views), *memory])
 
 
-def _windows(numbers: Ints) -> tuple[Iterable[int], Ints]:
+def _spans(numbers: Ints) -> tuple[Iterable[int], Ints]:
     """Windows among which are all those of `numbers` [n], and which of them each is."""
     low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
     if high - low < _NEAR:
         return range(low, high + 1), numbers - low
-    windows, which = np.unique(numbers, return_inverse=True)
-    return windows.tolist(), which
+    spans, which = np.unique(numbers, return_inverse=True)
+    return spans.tolist(), which
 
 
 def _put_inside(addresses: Ints, lengths: Ints, rows: Ints, views: Bytes) -> None:

@@ -15,7 +15,7 @@ from storage.shards import Shard
 @dataclass(frozen=True)
 class WholeDocuments(Field):
     """A token stream: sample i is document i, cut to `seq_len` + 1 tokens. One that isn't cut is ended by a
-    `separator`, where the data has one (it begins each document, so in windows it ends the one before).
+    `separator`, where the data has one (it begins each document, so in sequences it ends the one before).
 
     Gives `tokens` [n, width + 1] and `lengths`, int32 [n], the tokens of each sample; what follows them is padding.
     width + 1 is the longest sample's; width is rounded up to a multiple of `multiple`, to `seq_len` at most, so that

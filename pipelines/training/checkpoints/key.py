@@ -43,7 +43,9 @@ HELD = {
 }  # fmt: skip
 
 #: Parameters that were renamed since: in keys they have their former names.
-FORMER = {"train.communication": "train.network"}
+FORMER = {"train.communication": "train.network", "stream.document_mask": "stream.documents"}
+#: Values likewise.
+FORMER_VALUES = {("stream.samples", "sequences"): "windows"}
 
 
 def checkpoint_key(manifest: str, params: Params, code: Sequence[str] = ()) -> str:
@@ -66,5 +68,6 @@ def _held(section: Section, path: str) -> dict[str, Any]:
         held = FORMER.get(f"{path}.{name}", f"{path}.{name}")
         known = held.rpartition(".")[2]
         if known in HELD.get(path, ()) or value != field.get_default(call_default_factory=True, validated_data={}):
-            values[known] = _held(value, held) if isinstance(value, Section) else dumped[name]
+            former = FORMER_VALUES.get((held, value), dumped[name]) if isinstance(value, str) else dumped[name]
+            values[known] = _held(value, held) if isinstance(value, Section) else former
     return values

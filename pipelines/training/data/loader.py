@@ -16,7 +16,7 @@ Tensors = dict[str, Any]
 class Loader:
     """What is left of the stream's epoch, batch by batch: {"inputs", "targets", "weight", "count"}.
 
-    With `stream.documents`, also what the model is given beside the inputs: {"documents", "positions"}, [n, T] each
+    With `stream.document_mask`, also what the model is given beside the inputs: {"documents", "positions"}, [n, T] each
     (`pipelines.models.document_mask`).
 
     count: targets of the *global* batch that count, without those that are IGNORED (all ranks iterate together then,

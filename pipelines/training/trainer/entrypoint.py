@@ -119,7 +119,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[TrainerJo
     manifest = zone.manifest()
     task, config = aim(params, manifest)
     config = replace(config, code=code_behind(params.model.name, ws))
-    if not samples_in(manifest, "train", config.window):
+    if not samples_in(manifest, "train", config.sequence_len):
         raise DataError(f"The shards (version {manifest.digest[:12]}) hold no training sample: see curate.split.train.")
     device = pick_device(params.train.device, ranks.local_rank, ranks.local_world)
     home = ws.state / FOLDER / checkpoint_key(manifest.digest, params, digests(ws, "train"))[:16]
@@ -138,7 +138,7 @@ def opened(ws: Workspace, ranks: Ranks, stop: StopRequest) -> Iterator[TrainerJo
             return Loader(stack.enter_context(stream), task, group)
 
         train = loader("train")
-        val = loader("val") if samples_in(manifest, "val", config.window) else None
+        val = loader("val") if samples_in(manifest, "val", config.sequence_len) else None
         steps = params.train.steps or train.stream.steps_until(float(params.train.epochs or 0))
         run = stack.enter_context(_run(ws, ranks, home))
         run.set_tags({"task": task.name, "device": str(device), "ranks": str(ranks.world)})

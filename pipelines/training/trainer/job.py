@@ -186,7 +186,7 @@ class TrainerJob:
             return {}
         loss, hits, count = 0.0, 0.0, 0
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        documents = self.task.for_model(model).documents
+        documents = self.task.for_model(model).document_mask
         model.eval()
         for batch in self.val:
             count += batch["count"]

@@ -1,4 +1,4 @@
-"""Bits per byte: every token once, whatever the windows; on models whose answers are known."""
+"""Bits per byte: every token once, whatever the sequences; on models whose answers are known."""
 
 from math import log, log2
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import nn
 
 from pipelines.evaluation import evaluate_model
 from pipelines.evaluation.baselines import table_bits, token_counts
-from pipelines.evaluation.language import IGNORED, windows
+from pipelines.evaluation.language import IGNORED, sequences
 from pipelines.evaluation.measure import measure as measure_all
 from pipelines.evaluation.token_cost import Compressed
 from pipelines.models import ModelConfig
@@ -30,7 +30,7 @@ Z = np.zeros(0, np.int64)
 def test_windows_ask_for_every_token_but_the_first_exactly_once(count: int, length: int) -> None:
     tokens = np.arange(100, 100 + count).astype(np.uint16)
     asked = []
-    for inputs, targets in windows(tokens, length, batch=2):
+    for inputs, targets in sequences(tokens, length, batch=2):
         assert inputs.shape == targets.shape == (len(inputs), length)
         assert len(inputs) <= 2
         real = targets != IGNORED
@@ -51,7 +51,7 @@ class Uniform(nn.Module):
 
 
 class Told(Uniform):
-    """It must be told of a window's documents, and begins each at 0."""
+    """It must be told of a sequence's documents, and begins each at 0."""
 
     def forward(self, tokens: torch.Tensor, documents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         assert (documents.shape, positions.shape) == (tokens.shape, tokens.shape)
@@ -108,12 +108,12 @@ def test_a_model_that_knows_nothing_pays_the_vocabulary(ws: Workspace) -> None:
     assert metrics["perplexity"] == pytest.approx(257, rel=1e-4)
 
 
-@pytest.mark.parametrize("samples", ["windows", "documents"])
+@pytest.mark.parametrize("samples", ["sequences", "documents"])
 def test_without_separators_nothing_predicts_where_a_document_begins(samples: str, tmp_path: Path) -> None:
     ws = make_text(tmp_path, separator=None)
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    config = ModelConfig({}, manifest.header["spec"], 10_000, "language", "", samples, documents=True)
+    config = ModelConfig({}, manifest.header["spec"], 10_000, "language", "", samples, document_mask=True)
     metrics = evaluate_model(Told(256), config, zone, manifest, ws.params)
     (tokens,) = tokens_of(ws, "test")
     assert (metrics["documents"], metrics["bytes"]) == (4, len(tokens))
@@ -154,7 +154,7 @@ def with_spec(manifest: Manifest, **changes: Any) -> Manifest:
     return type(manifest)(manifest.header | {"spec": manifest.header["spec"] | changes}, manifest.table)
 
 
-@pytest.mark.parametrize("samples", ["windows", "documents"])
+@pytest.mark.parametrize("samples", ["sequences", "documents"])
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -18,9 +18,9 @@ def without(manifest: Manifest, domain: str) -> Manifest:
     return Manifest.build("shards", [{k: v for k, v in r.items() if k != "domain"} for r in records], **header)
 
 
-@pytest.mark.parametrize("kind", ["windows", "documents", "class", "value"])
+@pytest.mark.parametrize("kind", ["sequences", "documents", "class", "value"])
 def test_a_domains_figures_are_those_of_its_samples_alone(kind: str, tmp_path: Path) -> None:
-    text = kind in ("windows", "documents")
+    text = kind in ("sequences", "documents")
     ws = make_text(tmp_path) if text else make_points(tmp_path, rows=(70, 30, 50), target=kind)
     manifest = with_domains(ws)
     spec, model = manifest.header["spec"], ws.params.model.model_dump()

@@ -42,9 +42,9 @@ def test_no_batch_is_larger_than_the_data(
     monkeypatch.setattr("pipelines.experiments.batch_size.finder._start", attempt)
     find_batch(make_points(tmp_path / "points", rows=(70, 1, 1)), 4096)
     find_batch(make_text(tmp_path / "text", documents=6), 4096)
-    windows = samples_in(make_text(tmp_path / "text", documents=6).zone("shards").manifest(), "train", SEQ_LEN)
+    sequences = samples_in(make_text(tmp_path / "text", documents=6).zone("shards").manifest(), "train", SEQ_LEN)
     assert max(tried[: tried.index(70) + 1]) == 70
-    assert tried[-1] == windows < 4096
+    assert tried[-1] == sequences < 4096
     assert "largest that fits: 70 samples" in capsys.readouterr().out
 
 

@@ -185,7 +185,7 @@ def test_an_empty_prompt_begins_a_document():
     assert predictor("text").encode("") == [TEXT["separator"]]
 
 
-@pytest.mark.parametrize("samples", ["windows", "documents"])
+@pytest.mark.parametrize("samples", ["sequences", "documents"])
 def test_without_a_separator_a_prompt_begins_as_documents_do_and_an_empty_one_is_refused(samples):
     spec = {name: value for name, value in TEXT.items() if name != "separator"} | {"vocab_size": 256}
     config = ModelConfig({"name": "m", "args": {}}, spec, 16, "language", "0", samples=samples)

@@ -98,7 +98,7 @@ def test_a_configuration_that_is_none_is_named(saved: Path, text: str) -> None:
 
 def test_a_configurations_fields_have_their_types(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
-    for name, wrong in {"model": [], "spec": "x", "seq_len": "8", "task": 1, "documents": 1, "unknown": 0}.items():
+    for name, wrong in {"model": [], "spec": "x", "seq_len": "8", "task": 1, "document_mask": 1, "unknown": 0}.items():
         (saved / "config.json").write_text(json.dumps(config | {name: wrong}))
         with pytest.raises(FormatError, match=rf"not a model's configuration \({name}\b"):
             load_model(saved)

@@ -185,7 +185,7 @@ def test_documents_of_token_windows(zone: Zone) -> None:
     spec = {"dtype": "uint16", "vocab_size": 1000}
     records = [record(zone, data, 4, tokens=len(tokens))]
     manifest = zone.commit(Manifest.build("shards", records, kind="tokens", spec=spec))
-    with make(zone, manifest, seq_len=7, documents=True, shuffle=False, epochs=1) as stream:
+    with make(zone, manifest, seq_len=7, document_mask=True, shuffle=False, epochs=1) as stream:
         [batch] = stream
     assert batch["tokens"].shape == batch["documents"].shape == batch["positions"].shape == (3, 8)
     assert (batch["positions"] == batch["tokens"] % 100).all()

@@ -17,6 +17,7 @@ AT_LEAST_1 = (
     "steps",
 )  # fmt: skip
 AT_LEAST_0 = ("prefetch", "ahead", "memory")
+FLAGS = ("shuffle", "keep_lanes", "document_mask")
 NO_INTS = (True, 1.5, "1", [1])
 WRONG = [
     *((name, value, f"an int of at least {least}")
@@ -24,9 +25,9 @@ WRONG = [
     *((name, None, "an int") for name in ("batch_size", "window", "prefetch", "seed")),
     *(("seed", value, f"an int from 0 to {2**63 - 1}") for value in (-1, 2**63, 2**64, *NO_INTS)),
     *(("rank", value, "an int from 0 to 0") for value in (1, -1, *NO_INTS)),
-    *((name, value, "True or False") for name in ("shuffle", "keep_lanes", "documents") for value in (1, "no", None)),
+    *((name, value, "True or False") for name in FLAGS for value in (1, "no", None)),
     *(("last", value, "one of keep, drop, pad") for value in ("all", True, None, ["keep"])),
-    *(("samples", value, "one of windows, documents") for value in ("rows", None)),
+    *(("samples", value, "one of sequences, documents") for value in ("rows", None)),
     *(("split", value, "the name of a split") for value in (None, 3)),
 ]  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_what_goes_to_the_edge_is_taken(zone: Zone) -> None:
         ({"batch_ramp": {0: 4, -9: 8}}, r"a step of batch_ramp=-9: must be an int of at least 0"),
         ({"world": 9}, r"9 ranks share stream\.batch_size=8"),
         ({"lanes": 3}, r"stream\.lanes=3 does not divide stream\.batch_size=8"),
-        ({"documents": True}, r"hold no documents of tokens: leave stream\.documents at false"),
+        ({"document_mask": True}, r"hold no documents of tokens: leave stream\.document_mask at false"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(zone: Zone, settings: dict[str, Any], message: str) -> None:
@@ -80,7 +81,7 @@ def test_a_split_without_a_batch_is_refused(zone: Zone) -> None:
 OLD = {
     "order": ("shuffle", "lanes", "window", "first_window", "keep_lanes"),
     "batching": ("batch_ramp", "last", "bucket_batches"),
-    "text": ("seq_len", "samples", "documents", "pad_multiple"),
+    "text": ("seq_len", "samples", "document_mask", "pad_multiple"),
     "mixing": ("mixture", "domain", "weights", "steps"),
     "loading": ("tiers", "ahead", "memory", "prefetch", "allocate"),
 }

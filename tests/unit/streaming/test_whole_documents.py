@@ -58,7 +58,7 @@ def make(zone: Zone, manifest: Manifest, **settings: Any) -> Stream:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"last": "pad"}, {"samples": "windows"}, {"samples": "windows", "seq_len": 400}]
+    "settings", [{}, {"last": "pad"}, {"samples": "sequences"}, {"samples": "sequences", "seq_len": 400}]
 )
 def test_arrays_lie_in_the_memory_that_was_asked_for(zone: Zone, manifest: Manifest, settings: dict[str, Any]) -> None:
     """Pinned memory, say; windows of 400 tokens are copied in another way than those of 20."""
@@ -131,7 +131,7 @@ def test_states_of_other_samples_or_buckets_are_refused(zone: Zone, manifest: Ma
         with pytest.raises(ParamsError, match=r"stream.bucket_batches was 8 and is None"):
             plain.load_state_dict(stream.state_dict())
         with (
-            make(zone, manifest, samples="windows", bucket_batches=1) as windows,
+            make(zone, manifest, samples="sequences", bucket_batches=1) as windows,
             pytest.raises(ParamsError, match=r"stream.samples was 'documents' and is None"),
         ):
             windows.load_state_dict(plain.state_dict())
@@ -177,8 +177,8 @@ def test_blobs_are_bucketed_by_their_bytes(tmp_path: Path) -> None:
 
 
 def test_what_does_not_go_together_is_refused(zone: Zone, manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="documents=True is for samples='windows'"):
-        make(zone, manifest, documents=True)
+    with pytest.raises(ParamsError, match="document_mask=True is for samples='sequences'"):
+        make(zone, manifest, document_mask=True)
     with pytest.raises(ParamsError, match="pad_multiple=0"):
         make(zone, manifest, pad_multiple=0)
     other = Zone(tmp_path / "samples")

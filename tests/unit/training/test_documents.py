@@ -1,4 +1,4 @@
-"""`stream.documents` from the parameter to the model, its evaluation and a trainer of one's own."""
+"""`stream.document_mask` from the parameter to the model, its evaluation and a trainer of one's own."""
 
 import json
 import sys
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from pipelines.evaluation import evaluate_model
 from pipelines.models import ModelConfig, Own, load_model
-from pipelines.models.document_mask import Documents
+from pipelines.models.document_mask import DocumentMask
 from pipelines.profiling.replay import replay
 from pipelines.training import train
 from storage.errors import ParamsError
 from storage.shards import Shard
 
-STREAM = {"batch_size": 8, "seq_len": SEQ_LEN, "documents": True}
+STREAM = {"batch_size": 8, "seq_len": SEQ_LEN, "document_mask": True}
 OWN = """
 import torch
 from torch import nn
@@ -70,7 +70,7 @@ def test_a_model_of_ones_own_gets_what_it_names(tmp_path: Path) -> None:
     train(ws)
     own = Own.of(ws.params)
     model, config = load_model(ws.model, own)
-    assert config.documents
+    assert config.document_mask
     zone = ws.zone("shards")
     found = evaluate_model(model, config, zone, zone.manifest(), ws.params)
     blind, _ = load_model(ws.model, own)
@@ -83,7 +83,9 @@ def test_a_model_of_ones_own_gets_what_it_names(tmp_path: Path) -> None:
 
 def test_a_model_that_takes_neither_is_refused(tmp_path: Path) -> None:
     ws = make_text(tmp_path / "ws", model={"name": "told:Plain"}, stream=STREAM)
-    with pytest.raises(ParamsError, match=r"stream\.documents=true, but Plain\.forward takes neither documents nor"):
+    with pytest.raises(
+        ParamsError, match=r"stream\.document_mask=true, but Plain\.forward takes neither documents nor"
+    ):
         train(ws)
 
 
@@ -94,14 +96,14 @@ def test_a_compiled_model_gets_what_the_plain_one_names() -> None:
             return x + positions
 
     compiled: Any = torch.compile(Told())
-    assert Documents(apart=True, separator=256).given_to(compiled).takes == ("positions",)
+    assert DocumentMask(apart=True, separator=256).given_to(compiled).takes == ("positions",)
 
 
 def test_samples_have_no_documents(tmp_path: Path) -> None:
-    ws = make_points(tmp_path / "ws", stream={"batch_size": 8, "documents": True})
-    with pytest.raises(ParamsError, match=r"stream\.documents=true, but these shards hold samples"):
+    ws = make_points(tmp_path / "ws", stream={"batch_size": 8, "document_mask": True})
+    with pytest.raises(ParamsError, match=r"stream\.document_mask=true, but these shards hold samples"):
         train(ws)
-    with pytest.raises(ParamsError, match="documents = true keeps documents of a window apart, but with samples"):
+    with pytest.raises(ParamsError, match="document_mask = true keeps documents of a sequence apart, but with samples"):
         make_text(tmp_path / "text", stream=STREAM | {"samples": "documents"})
 
 
@@ -113,9 +115,9 @@ def test_a_trainer_of_ones_own_is_given_them(tmp_path: Path) -> None:
 
 def test_a_saved_model_says_so_only_where_it_is(tmp_path: Path) -> None:
     for documents in (False, True):
-        ws = make_text(tmp_path / str(documents), train={"steps": 2}, stream=STREAM | {"documents": documents})
+        ws = make_text(tmp_path / str(documents), train={"steps": 2}, stream=STREAM | {"document_mask": documents})
         train(ws)
-        assert ("documents" in json.loads((ws.model / "config.json").read_text())) is documents
+        assert ("document_mask" in json.loads((ws.model / "config.json").read_text())) is documents
         assert len(losses(ws)) == 1
 
 
@@ -124,7 +126,9 @@ def test_held_out_documents_are_measured_as_if_each_stood_alone(tmp_path: Path) 
     ws = make_text(tmp_path / "ws", stream=STREAM, separator=None)
     zone = ws.zone("shards")
     manifest = zone.manifest()
-    config = ModelConfig(ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", documents=True)
+    config = ModelConfig(
+        ws.params.model.model_dump(), manifest.header["spec"], SEQ_LEN, "language", "", document_mask=True
+    )
     model = config.build(0).eval()
     metrics = evaluate_model(model, config, zone, manifest, ws.params)
 

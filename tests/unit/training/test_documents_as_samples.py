@@ -105,7 +105,7 @@ def test_a_training_repeats_is_evaluated_as_it_learnt_and_writes_documents(
         int((Shard.open(ws.zone("shards").folder / path).tokens != 256).sum())
         for path in ws.zone("shards").manifest().select("test")["path"].to_pylist()
     ) - size > 0  # fmt: skip
-    chosen = ws.params.evaluate.model_copy(update={"samples": "windows"})
+    chosen = ws.params.evaluate.model_copy(update={"samples": "sequences"})
     params, zone = ws.params.model_copy(update={"evaluate": chosen}), ws.zone("shards")
     other = evaluate_model(*load_model(ws.model), zone, zone.manifest(), params)
     assert "samples" not in other
@@ -120,7 +120,7 @@ def test_a_model_that_keeps_documents_apart_is_given_each_by_itself(tmp_path: Pa
     params = ws.params.model_copy(update={"evaluate": chosen})
     figures = [
         evaluate_model(config.build(), config, zone, zone.manifest(), params)
-        for config in (plain, replace(plain, documents=True), replace(plain, samples="documents"))
+        for config in (plain, replace(plain, document_mask=True), replace(plain, samples="documents"))
     ]
     assert figures[0]["bits_per_byte"] == pytest.approx(figures[1]["bits_per_byte"], abs=2e-6)
     assert figures[0] == figures[2]
@@ -131,7 +131,7 @@ def test_windows_leave_no_trace_of_the_choice(tmp_path: Path) -> None:
     ws = make_text(tmp_path, train={"steps": 1})
     train(ws)
     assert "samples" not in json.loads(outs(ws)["data/model/config.json"])
-    assert load_config(ws.model).samples == "windows"
+    assert load_config(ws.model).samples == "sequences"
 
 
 def test_a_loss_of_ones_own_sees_no_padding() -> None:

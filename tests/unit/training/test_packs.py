@@ -54,7 +54,7 @@ def opened(ws: Workspace, manifest: Manifest, split: str) -> list[Shard]:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_window_is_a_pack_whose_fill_is_nobodys_target(apart: bool, tmp_path: Path) -> None:
-    ws, manifest = packs(tmp_path, documents=apart)
+    ws, manifest = packs(tmp_path, document_mask=apart)
     files = opened(ws, manifest, "train")
     with open_session(ws, Ranks()) as session:
         session.data.stream.epochs = 1
@@ -71,13 +71,13 @@ def test_it_trains_and_is_charged_for_the_same_tokens_as_without_packs(tmp_path:
 
     monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
     without_mlflow()
-    ws, manifest = packs(tmp_path / "packs", documents=True)
+    ws, manifest = packs(tmp_path / "packs", document_mask=True)
     train(ws)
     model, config = load_model(ws.model)
     model.forward = lambda x, **_: torch.zeros(*x.shape, 257)  # knows nothing
     found = evaluate_model(model, config, ws.zone("shards"), manifest, ws.params)
-    plain, windows = shards(tmp_path / "windows")
-    wanted = evaluate_model(model, config, plain.zone("shards"), windows, plain.params)
+    plain, sequences = shards(tmp_path / "sequences")
+    wanted = evaluate_model(model, config, plain.zone("shards"), sequences, plain.params)
     assert (found["bytes"], found["documents"]) == (wanted["bytes"], wanted["documents"])
     assert found["baseline"]["zlib"]["bytes"] == wanted["baseline"]["zlib"]["bytes"]
     shards_of_each = len(opened(ws, manifest, "test"))

@@ -196,7 +196,7 @@ def test_a_mixture_needs_domains_in_the_sources_and_in_the_shards(folder: Path) 
     about = {"split": "train", "batch_size": 8, "seed": 7, "seq_len": 32}
     with pytest.raises(ParamsError, match=r"stream.mixture.poems: unknown domain.*The shards are of version"):
         flat_stream(ws.zone("shards"), shards(ws), mixture={**mixture, "poems": 1.0}, **about)
-    with pytest.raises(DataError, match=r"domain 'code' has no window of 9000 tokens.*Or set stream.mixture.code to"):
+    with pytest.raises(DataError, match=r"domain 'code' has no sequence of 9000 tokens.*Or set stream.mixture.code to"):
         flat_stream(ws.zone("shards"), shards(ws), mixture=mixture, **{**about, "seq_len": 9000})
 
 

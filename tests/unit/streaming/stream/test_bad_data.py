@@ -26,7 +26,7 @@ def test_a_version_without_shards_says_so(zone: Zone, kind: str, window: dict[st
 
 
 def test_too_little_data_says_what_to_lower(zone: Zone, tokens: Manifest) -> None:
-    with pytest.raises(DataError, match=r"no window of 50 tokens.*Lower stream\.seq_len"):
+    with pytest.raises(DataError, match=r"no sequence of 50 tokens.*Lower stream\.seq_len"):
         make(zone, tokens, seq_len=50)
     with pytest.raises(DataError, match=r"11 samples, fewer than one batch of 12.*Lower stream\.batch_size to 11"):
         make(zone, tokens, seq_len=SEQ_LEN, batch_size=12, last="drop")

@@ -36,7 +36,7 @@ def test_targets_are_counted_without_the_device(tmp_path: Path, monkeypatch: pyt
     """From the device meta no value comes back, so nothing waits for it. A group of one stands for the ranks' hosts."""
     monkeypatch.setattr(loader, "arrived", lambda device: lambda: None)
     device, ranks = torch.device("meta"), Ranks(0, 2)
-    with open_session(make_text(tmp_path, stream={"batch_size": 8, "documents": True}), Ranks()) as s:
+    with open_session(make_text(tmp_path, stream={"batch_size": 8, "document_mask": True}), Ranks()) as s:
         expected = s.goal.task.counted(s.data.stream.batch(0).arrays)
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         try:
