@@ -1,204 +1,23 @@
-"""Domains: sources by name, mixed in training by weights, in one dataset version."""
+"""Domains in training: mixed by weights that change with the step, through interruptions, and whole documents too."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from conftest import REPOSITORY, TINY, write_params, write_texts
+from conftest import TINY
 from support.flat_streams import flat_stream
-from support.training_samples import without_mlflow
+from support.two_domains import MIXTURE, SOURCES, make, shards, write
 
 from pipelines.caching.warm import _ahead
 from pipelines.evaluation import evaluate
-from pipelines.ingest import data_stage
-from pipelines.ingest.stage import Summary, journal_of, run
 from pipelines.profiling.replay import replay
-from pipelines.reproduce.inspect import show_zone
-from pipelines.streaming import Batching, Loading, Mixing, Ordering, Stream, Text
+from pipelines.streaming import Batching, Mixing, Ordering, Stream, Text
 from pipelines.training import train
 from pipelines.training.session import samples_in
 from pipelines.workspace import Workspace
-from storage.errors import DataError, ParamsError, SourceError
-from storage.manifest import Manifest
-from storage.shards import Shard
-
-PAGE = (REPOSITORY / "docs" / "mixtures.md").read_text()
-[SECTIONS] = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
-[SNIPPET] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-STAGES = ("ingest", "curate", "shard")
-SOURCES = {"code": ["texts/**/*.txt"], "prose": ["books/*.md", "letters.jsonl"]}
-MIXTURE = {"code": 3.0, "prose": {2: 1.0, 8: 5.0}}
-TRAIN = {
-    "steps": 12, "eval_every": 12, "checkpoint_every": 4, "log_every": 2, "lr": 0.003, "threads": 1, "eval_batches": 3,
-}  # fmt: skip
-
-
-def write(folder: Path, **changes: Any) -> Workspace:
-    """The tiny recipe with two domains, one of files and JSON lines."""
-    params = {**TINY, "ingest": {"sources": SOURCES}, "train": TRAIN, "curate": {**TINY["curate"], "reader": "text"}}  # type: ignore[dict-item]
-    write_params(folder, {**params, **changes})
-    return Workspace.open(folder)
-
-
-def make(ws: Workspace) -> list[Summary]:
-    return [run(data_stage(name, ws), journal_of(ws, name), ws.params.compute) for name in STAGES]
-
-
-def shards(ws: Workspace) -> Manifest:
-    return ws.zone("shards").manifest()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / ".dvc").mkdir()
-    write_texts(tmp_path / "texts", 30)
-    (tmp_path / "books").mkdir()
-    for index in range(20):
-        (tmp_path / "books" / f"doc{index:03d}.md").write_text(f"Once upon {index} times, " * (8 + index % 5))
-    (tmp_path / "letters.jsonl").write_text("Dear reader, all is well here.\n" * 9)
-    return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import pipelines.tracking
-
-    monkeypatch.setattr(pipelines.tracking, "open_run", pipelines.tracking.open_run)
-    monkeypatch.chdir(tmp_path)
-    without_mlflow()
-
-
-# -- the data stages ---------------------------------------------------------------------------------------------------
-
-
-def test_without_domains_nothing_changes(recipe: Path) -> None:
-    """Pinned before there were domains; the last two change with pyarrow alone, which writes its version into them."""
-    summaries = make(Workspace.open(recipe))
-    assert [summary.manifest.digest[:16] for summary in summaries] == [
-        "4ceaf62b1e75a232",
-        "7f60f88572e0e370",
-        "9d51de4202b573b5",
-    ]
-    assert all("domain" not in summary.manifest.table.column_names for summary in summaries)
-
-
-def test_a_domain_goes_with_its_files_and_no_object_or_shard_mixes_two(folder: Path) -> None:
-    raw, curated, sharded = (summary.manifest for summary in make(write(folder)))
-    assert raw.domains == curated.domains == sharded.domains == ["code", "prose"]
-    assert Counter(raw.table["domain"].to_pylist()) == {"code": 30, "prose": 21}
-    assert all(record["name"].startswith(f"{record['domain']}/") for record in raw.records())
-    ws = Workspace.open(folder)
-    for split in sharded.splits:
-        for domain in sharded.domains:
-            with Stream(
-                ws.zone("shards"),
-                sharded,
-                split=split,
-                batch_size=4,
-                seed=0,
-                epochs=1,
-                text=Text(seq_len=8),
-                mixing=Mixing(domain=domain),
-                loading=Loading(prefetch=0),
-            ) as stream:
-                ids = [name for batch in stream for name in batch.ids()]
-            assert ids
-            assert {name.split("/")[0] for name in ids} == {domain}
-
-
-def test_one_more_file_in_one_domain_is_one_item_in_each_stage(folder: Path) -> None:
-    ws = write(folder)
-    before = make(ws)
-    other = {record["path"] for record in shards(ws).records() if record["domain"] == "prose"}
-    (folder / "texts" / "doc005b.txt").write_text("one more\n" * 30)
-    after = make(ws)
-    assert [summary.worked for summary in after] == [1, 1, 1]
-    assert after[2].manifest.digest != before[2].manifest.digest
-    assert other <= set(shards(ws).table["path"].to_pylist())
-    (folder / "texts" / "zzz.txt").write_text("the last of its domain\n" * 30)
-    assert [summary.worked for summary in make(ws)] == [1, 1, 1]
-
-
-def test_readers_are_chosen_for_each_domain_and_kinds_must_agree(folder: Path) -> None:
-    (folder / "letters.jsonl").write_text("".join(json.dumps({"text": f"Dear {i}, " * 20}) + "\n" for i in range(9)))
-    sources = {"code": ["texts/**/*.txt"], "letters": ["letters.jsonl"]}
-    ws = write(folder, ingest={"sources": sources}, curate=TINY["curate"])
-    assert make(ws)[1].manifest.domains == ["code", "letters"]
-    (folder / "table.csv").write_text("a,b\n1,2\n")
-    ws = write(folder, ingest={"sources": {**sources, "numbers": ["table.csv"]}}, curate=TINY["curate"])
-    with pytest.raises(DataError, match=r"different kinds of data: text \(letters/.*\); table \(numbers/table.csv"):
-        make(ws)
-
-
-def test_a_domain_is_no_class(folder: Path) -> None:
-    """The class of an image is its folder's name, so that one without a folder is set aside, in a domain too."""
-    from PIL import Image
-
-    for path in ("pictures/cat/a.png", "pictures/dog/b.png", "pictures/c.png"):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 2), (ord(path[-5]), 0, 0)).save(folder / path)
-    ws = write(
-        folder,
-        ingest={"sources": {"photos": ["pictures/**/*.png"]}},
-        curate={"split": {"train": 1.0, "val": 0.0, "test": 0.0}},
-    )
-    assert make(ws)[2].manifest.header["spec"]["classes"] == ["cat", "dog"]
-    assert '"photos/c.png"' in (ws.zone("curated").folder / "quarantine.jsonl").read_text()
-
-
-def test_a_file_in_two_domains_is_refused(folder: Path) -> None:
-    ws = write(folder, ingest={"sources": {"all": ["texts/*.txt"], "some": ["texts/doc00*.txt"]}})
-    with pytest.raises(SourceError, match=r"doc000.txt is in the domains 'all' and 'some'"):
-        make(ws)
-
-
-def test_of_equal_files_that_of_the_domain_that_comes_first_is_kept(folder: Path) -> None:
-    (folder / "books" / "doc000.md").write_bytes((folder / "texts" / "doc000.txt").read_bytes())
-    ws = write(folder, ingest={"sources": {"a-b": ["books/*.md"], "a": ["texts/doc00*.txt"]}})
-    make(ws)
-    zone = ws.zone("shards")
-    paths = shards(ws).table["path"].to_pylist()
-    names = [name for path in paths for name in Shard.open(zone.local_path(path)).ids.to_pylist()]
-    assert "a/doc000.txt" in names
-    assert "a-b/doc000.md" not in names
-
-
-def test_the_page_s_example_runs_as_it_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ws = write(folder, **SECTIONS)
-    assert ws.params.stream.mixture == MIXTURE
-    make(ws)
-    exec(compile(SNIPPET, "docs/mixtures.md", "exec"), {})
-    assert capsys.readouterr().out == ("['code', 'prose']\n{'code': 0.5, 'prose': 0.5} {'code': 0.25, 'prose': 0.75}\n")
-    with Stream(
-        ws.zone("shards"),
-        shards(ws),
-        split="train",
-        seed=7,
-        batch_size=8,
-        mixing=Mixing(mixture=ws.params.stream.mixture),
-        text=Text(seq_len=32),
-    ) as stream:
-        counts = [
-            Counter(name.split("/")[0] for name in batch.ids()) for _, batch in zip(range(12), stream, strict=False)
-        ]
-    assert (counts[0], counts[9]) == ({"code": 6, "prose": 2}, {"code": 3, "prose": 5})
-
-
-def test_a_zone_is_shown_with_its_domains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ws = write(folder)
-    make(ws)
-    for zone in ("raw", "shards"):
-        show_zone(ws, zone)
-    out = capsys.readouterr().out
-    assert "domain    prose: 21 files" in out
-    assert "domain    code: " in out and "objects, test " in out  # noqa: PT018
-
-
-# -- the mixture -------------------------------------------------------------------------------------------------------
+from storage.errors import DataError, ParamsError
 
 
 def trained(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -405,18 +224,3 @@ def test_a_domain_that_the_shards_do_not_have_cannot_be_read(folder: Path, recip
     make(ws)
     with pytest.raises(DataError, match=r"have no domain 'pros'. Did you mean 'prose'"):
         flat_stream(ws.zone("shards"), shards(ws), domain="pros", **about)
-
-
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        ({"my code": ["x"]}, r"ingest.sources: 'my code' is no name for a domain"),
-        ({"code": "x"}, r"ingest.sources: code: must be a list"),
-        ({"code": []}, r"ingest.sources: code: must have at least 1 item"),
-        ({}, r"ingest.sources: must have at least 1 item"),
-        ([3], r"ingest.sources: 3 is no URL, glob or folder"),
-    ],
-)
-def test_sources_that_make_no_sense_are_refused(folder: Path, sources: Any, message: str) -> None:
-    with pytest.raises(ParamsError, match=message):
-        write(folder, ingest={"sources": sources})
