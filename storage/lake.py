@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -123,21 +123,25 @@ class Zone:
         return stored
 
     def publish_from(self, fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> StoredObject:
-        """Copy file `path` of `fs` into the zone in one pass and bounded memory (4 MiB), digesting as it goes.
+        """Copy file `path` of `fs` into the zone; see `publish_stream`."""
+        return self.publish_stream(lambda: fs.open(path, "rb"), suffix)
+
+    def publish_stream(self, opened: Callable[[], AbstractContextManager[BinaryIO]], suffix: str) -> StoredObject:
+        """Copy what `opened()` reads into the zone in one pass and bounded memory (4 MiB), digesting as it goes.
 
         It waits in a temporary file (in `objects/`, or where objects are remote in the system's temporary folder)
         until its digest, and so its name, is known.
         """
 
         def chunks() -> Iterator[bytes]:
-            with fs.open(path, "rb") as source:
+            with opened() as source:
                 while chunk := source.read(_CHUNK):
                     yield chunk
 
         return self._publish_chunks(chunks(), suffix)
 
     def publish_parts(self, parts: Iterable[Buffer], suffix: str) -> StoredObject:
-        """Store what `parts` hold, one after the other, without putting them together in memory; see `publish_from`.
+        """Store what `parts` hold, one after the other, without putting them together in memory; see `publish_stream`.
 
         Unlike with the others, an object that is there is written anew, since it may be damaged.
         """

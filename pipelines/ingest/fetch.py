@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fsspec.core import url_to_fs
-
 from pipelines.ingest.domains import mark, salt
-from pipelines.ingest.sources.listing import list_sources
+from pipelines.ingest.sources.gather import list_sources, source_of
 from pipelines.ingest.stage import Item, Result
 from pipelines.params import Ingest
+from pipelines.runtime.own_code import digests
 from pipelines.workspace import Workspace
 from storage.digest import digest_json
 from storage.errors import ShardlineError, SourceError
@@ -32,29 +31,38 @@ class IngestStage:
     zone: Zone
     name: str = "ingest"
     max_quarantined: int = 0
+    code: tuple[str, ...] = ()
+    """Digests of the files of sources of the user's own."""
 
     @classmethod
     def of(cls, ws: Workspace) -> "IngestStage":
-        return cls(ws.params.ingest, ws.root, ws.state, ws.zone("raw"))
+        own = any(not isinstance(source, str) for _, source in ws.params.ingest.each)
+        code = tuple(digests(ws, "ingest")) if own else ()
+        return cls(ws.params.ingest, ws.root, ws.state, ws.zone("raw"), code=code)
 
     def plan(self) -> list[Item]:
         """One item a file. Lists the sources; reads no content beyond the fingerprints."""
         return [
             Item(
-                key=_key(file.name, file.fingerprint, file.domain),
+                key=_key(file.name, file.fingerprint, file.domain, () if file.source is None else self.code),
                 label=file.name,
                 bytes=file.bytes,
-                payload={"name": file.name, "url": file.url, "digest": file.digest, **mark(file.domain)},
+                payload={
+                    "name": file.name, "url": file.url, "digest": file.digest, **mark(file.domain),
+                    **({} if file.source is None else {"source": file.source}),
+                },
             )
             for file in list_sources(self.params, self.root, self.state)
-        ]
+        ]  # fmt: skip
 
     def work(self, item: Item) -> Result:
         """Copy one file into the zone in bounded memory."""
         name, url, domain = item.payload["name"], item.payload["url"], item.payload.get("domain")
+        position = item.payload.get("source")
+        source = source_of(url if position is None else self.params.each[position][1], self.root)
         try:
-            fs, path = url_to_fs(url)
-            stored = self.zone.publish_from(fs, path, "" if _odd(name) else PurePosixPath(name).suffix.lower())
+            suffix = "" if _odd(name) else PurePosixPath(name).suffix.lower()
+            stored = self.zone.publish_stream(lambda: source.open(url), suffix)
         except ShardlineError:
             raise
         except Exception as error:
@@ -80,9 +88,9 @@ class IngestStage:
         return Manifest.build("raw", records, kind="files", counts={"files": len(records)}), []
 
 
-def _key(name: str, fingerprint: str, domain: str | None) -> str:
-    """The key of a file with this content."""
-    return digest_json(["ingest", VERSION, name, fingerprint, *salt(domain), *_odd(name)])
+def _key(name: str, fingerprint: str, domain: str | None, code: Sequence[str] = ()) -> str:
+    """The key of a file with this content, which `code` of the user's own may make."""
+    return digest_json(["ingest", VERSION, name, fingerprint, *salt(domain), *_odd(name), *code])
 
 
 def _odd(name: str) -> list[str]:

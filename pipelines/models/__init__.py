@@ -1,13 +1,19 @@
-"""Models: what a recipe can train, by name or import path, and what their outputs mean."""
+"""Models: what a recipe can train, by name or import path, and what their outputs mean.
 
-from pipelines.models.importing import Own
-from pipelines.models.losses import with_loss
-from pipelines.models.registry import MODELS, build_model, data_facts
-from pipelines.models.saved import ModelConfig, load_model, save_model
-from pipelines.models.tasks import Task, task_of
+What needs torch is imported when it is first asked for: the parameters in `members` are read without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.models.importing import Own
+    from pipelines.models.losses import with_loss
+    from pipelines.models.registry import build_model, data_facts
+    from pipelines.models.saved import ModelConfig, load_model, save_model
+    from pipelines.models.tasks import Task, task_of
 
 __all__ = [
-    "MODELS",
     "ModelConfig",
     "Own",
     "Task",
@@ -18,3 +24,18 @@ __all__ = [
     "task_of",
     "with_loss",
 ]
+
+_LIES_IN = {
+    "importing": ("Own",),
+    "losses": ("with_loss",),
+    "registry": ("build_model", "data_facts"),
+    "saved": ("ModelConfig", "load_model", "save_model"),
+    "tasks": ("Task", "task_of"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LIES_IN.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

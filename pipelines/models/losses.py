@@ -1,9 +1,10 @@
 """From `train.loss` and `train.loss_args` to what training minimises.
 
-The contract of a loss, ours or anybody's: `loss(answers, targets, **train.loss_args)` returns the *sum* over the
-targets, a scalar. Training divides by the number of targets of the global batch, so that neither ranks nor pieces of a
-batch change the result; a mean would. answers are float32 logits [n, classes] and targets int64 [n] (of text, a target
-is a token); of a regression both are float32 [n], in units of the target's standard deviation.
+The contract of a loss, ours or anybody's: `loss(answers, targets)` returns the *sum* over the targets, a scalar. A
+function of the user's own also gets `train.loss_args`, by keyword; a `Loss` (`member.py`) has them as its fields.
+Training divides by the number of targets of the global batch, so that neither ranks nor pieces of a batch change the
+result; a mean would. answers are float32 logits [n, classes] and targets int64 [n] (of text, a target is a token); of a
+regression both are float32 [n], in units of the target's standard deviation.
 """
 
 import inspect
@@ -14,42 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pipelines.models.importing import import_named
+from pipelines.models.member import Loss
 from pipelines.models.tasks import Criterion, Task
 from pipelines.params import Train, suggestion
+from pipelines.params.train.training import LOSSES
 from storage.errors import ParamsError
 
 AUTO = "auto"
-
-
-def cross_entropy(answers: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(answers, targets, reduction="sum")
-
-
-def focal(answers: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy, weighted by (1 - p)^gamma: less for what is already right (Lin et al. 2017, arXiv:1708.02002)."""
-    each = F.cross_entropy(answers, targets, reduction="none")
-    return (each * (1 - torch.exp(-each)) ** gamma).sum()
-
-
-def squared(answers: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(answers, targets, reduction="sum")
-
-
-def absolute(answers: Tensor, targets: Tensor) -> Tensor:
-    return F.l1_loss(answers, targets, reduction="sum")
-
-
-def huber(answers: Tensor, targets: Tensor, delta: float = 1.0) -> Tensor:
-    """Squared up to `delta` standard deviations, absolute beyond (Huber 1964)."""
-    return F.huber_loss(answers, targets, reduction="sum", delta=delta)
-
-
-#: Of classes and tokens, and of numbers.
-CLASSES: Mapping[str, Criterion] = {"cross_entropy": cross_entropy, "focal": focal}
-NUMBERS: Mapping[str, Criterion] = {"squared": squared, "absolute": absolute, "huber": huber}
 
 
 def with_loss(task: Task, train: Train, spec: Mapping[str, Any]) -> Task:
@@ -59,34 +32,31 @@ def with_loss(task: Task, train: Train, spec: Mapping[str, Any]) -> Task:
     """
     name, args = train.loss, train.loss_args
     if name == AUTO or (name == "cross_entropy" and task.name != "regression"):
-        if args:
-            raise ParamsError(f"train.loss_args={args}: train.loss={name!r} takes none.")
         return task
-    criterion = _find(name, task)
+    criterion = _find(name, args, task)
     if train.label_smoothing:
         raise ParamsError(
             f"train.label_smoothing={train.label_smoothing:g} goes with train.loss=cross_entropy only, not with "
             f"{name!r}: set it to 0, or let your loss do it."
         )
-    named = list(inspect.signature(criterion).parameters)[2:]
-    for arg in args:
-        if arg not in named and "kwargs" not in named:
-            raise ParamsError(f"train.loss_args.{arg}: loss {name!r} takes no such argument{suggestion(arg, named)}")
-    criterion = partial(criterion, **args)
     _check_sum(name, criterion, task, spec)
     return replace(task, criterion=criterion)
 
 
-def _find(name: str, task: Task) -> Criterion:
-    own = NUMBERS if task.name == "regression" else CLASSES
-    if ":" in name:
-        found: Criterion = import_named(name, "train.loss")
-        if not callable(found):
-            raise ParamsError(f"train.loss={name!r}: {found!r} is no function.")
-        return found
-    if name in own:
-        return own[name]
-    raise ParamsError(f"train.loss={name!r} is not for {task.name}: that has {', '.join(own)}.")
+def _find(name: str, args: Mapping[str, Any], task: Task) -> Criterion:
+    found = LOSSES.find(name)
+    if isinstance(found, type) and issubclass(found, Loss):
+        if task.name not in found.tasks:
+            own = [loss for loss, member in LOSSES.members.items() if task.name in member.tasks]  # type: ignore[attr-defined]
+            raise ParamsError(f"train.loss={name!r} is not for {task.name}: that has {', '.join(own)}.")
+        return LOSSES.with_args(found, args).criterion()
+    if not callable(found):
+        raise ParamsError(f"train.loss={name!r}: {found!r} is no function.")
+    named = list(inspect.signature(found).parameters)[2:]
+    for arg in args:
+        if arg not in named and "kwargs" not in named:
+            raise ParamsError(f"train.loss_args.{arg}: loss {name!r} takes no such argument{suggestion(arg, named)}")
+    return partial(found, **args)
 
 
 def _check_sum(name: str, criterion: Criterion, task: Task, spec: Mapping[str, Any]) -> None:

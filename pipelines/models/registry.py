@@ -4,6 +4,7 @@ The contract of a model, ours or anybody's:
 
 - It is a `torch.nn.Module`. Its constructor takes keyword arguments: those of `model.args`, and of the facts of the
   data those that it names (`data_facts`). What `model.args` sets wins over a fact.
+- Or `model.name` names an `Architecture` (`member.py`), as ours do: typed parameters, and the module that takes them.
 - `forward(x)` takes a batch as it is stored and returns logits:
   tokens `int64 [B, T]` → `[B, T, vocab_size]`; samples `[B, *input_shape]` in the storage's dtype, which the model
   converts and normalises by `mean` and `std` → `[B, num_classes]`, or `[B]` when `num_classes` is None (a regression).
@@ -20,22 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.models.architectures.cnn import CNN
-from pipelines.models.architectures.mlp import MLP
-from pipelines.models.architectures.resnet import ResNet
-from pipelines.models.architectures.transformer import Transformer
-from pipelines.models.architectures.vit import ViT
-from pipelines.models.importing import import_named
+from pipelines.models.member import Architecture
 from pipelines.params import suggestion
+from pipelines.params.train.training import MODELS
 from storage.errors import ParamsError
-
-MODELS: dict[str, type[nn.Module]] = {
-    "transformer": Transformer,
-    "mlp": MLP,
-    "cnn": CNN,
-    "resnet": ResNet,
-    "vit": ViT,
-}
 
 
 def build_model(
@@ -48,7 +37,7 @@ def build_model(
     out of a file, `Own.check` comes before. Raises ParamsError for a model that cannot be found, imported or made with
     these arguments.
     """
-    cls = find_model(name, folders)
+    cls, args = find_model(name, args, folders)
     facts = data_facts(spec, seq_len)
     parameters = inspect.signature(cls).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -101,16 +90,16 @@ def data_facts(spec: dict[str, Any], seq_len: int | None = None) -> dict[str, An
     }
 
 
-def find_model(name: str, folders: Sequence[Path] = ()) -> type[nn.Module]:
-    """The class of a registered name or of an import path `package.module:Class`. Raises ParamsError."""
-    if ":" not in name:
-        if name in MODELS:
-            return MODELS[name]
-        raise ParamsError(
-            f"model.name={name!r}: no such model{suggestion(name, list(MODELS))} "
-            "A model of your own is named by its import path, package.module:Class."
-        )
-    cls = import_named(name, "model.name", folders)
+def find_model(name: str, args: dict[str, Any], folders: Sequence[Path] = ()) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a registered name or of an import path `package.module:Class`, and arguments for it: `args` with the
+    defaults of an architecture. Raises ParamsError, also for those that it refuses."""
+    cls = MODELS.find(name, folders)
+    if isinstance(cls, type) and issubclass(cls, Architecture):
+        declared = MODELS.with_args(cls, args)
+        return declared.module(), args | declared.model_dump()
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise ParamsError(f"model.name={name!r}: {cls!r} must be a class of torch.nn.Module.")
-    return cls
+        raise ParamsError(
+            f"model.name={name!r}: {cls!r} must be a class of torch.nn.Module, or of {Architecture.__module__}."
+            f"{Architecture.__name__}."
+        )
+    return cls, args

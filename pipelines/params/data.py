@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.params.batch_ramp import Ramp, check_ramp
-from pipelines.params.domains import Mixture, Sources
+from pipelines.params.domains import Mixture, Sources, shown
 from pipelines.params.schema.registry import Named, Registry
 from pipelines.params.schema.section import Section
 from storage.redact import mask
@@ -41,8 +41,9 @@ class Ingest(Section):
 
     sources: Sources
     """Where the raw data comes from: fsspec URLs, globs or folders (data/**/*.csv, s3://bucket/prefix/*.jsonl,
-    https://…, {python_stdlib}/**/*.py). One list, or a list per domain, to be weighted by stream.mixture: {code:
-    [src/**/*.py], prose: [books/*.txt]}."""
+    https://…, {python_stdlib}/**/*.py), or a source of your own: {name: package.module:Class, args}
+    (docs/your-own-data.md). One list, or a list per domain, to be weighted by stream.mixture: {code: [src/**/*.py],
+    prose: [books/*.txt]}."""
     exclude: list[str] = []
     """Globs of source files to leave out, e.g. **/test/**. They match a file's path below the fixed part of its
     source's glob."""
@@ -54,10 +55,15 @@ class Ingest(Section):
     def listed(self) -> list[str]:
         """For people: without passwords."""
         named = [(f"{domain}: " if domain else "", part) for domain, part in self.by_domain]
-        return [name + mask(source) for name, part in named for source in part]
+        return [name + shown(source) for name, part in named for source in part]
 
     @property
-    def by_domain(self) -> list[tuple[str | None, list[str]]]:
+    def each(self) -> list[tuple[str | None, str | Named]]:
+        """(domain, source) of every source."""
+        return [(domain, source) for domain, part in self.by_domain for source in part]
+
+    @property
+    def by_domain(self) -> list[tuple[str | None, list[str | Named]]]:
         """(domain, its sources); (None, all of them) where no domains are named."""
         return [*self.sources.items()] if isinstance(self.sources, dict) else [(None, self.sources)]
 

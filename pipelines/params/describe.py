@@ -6,13 +6,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipelines.params.recipe import Params
-from pipelines.params.schema.choice import choices, section_of
+from pipelines.params.schema.choice import choices, entry_of, section_of
 from pipelines.params.schema.registry import Registry
 
 
 def describe() -> list[tuple[str, str, str, str]]:
     """(name, type, default, description) of every parameter, in order."""
     rows: list[tuple[str, str, str, str]] = []
+    families: dict[str, Registry] = {}
 
     def visit(model: type[BaseModel], prefix: str, of: str = "") -> None:
         for name, field in model.model_fields.items():
@@ -24,7 +25,9 @@ def describe() -> list[tuple[str, str, str, str]]:
                 continue
             options = choices(annotation)
             family = next((meta for meta in field.metadata if isinstance(meta, Registry)), None)
-            names = [*family.words, *family.members, "package.module:Class"] if family else list(options)
+            if family:
+                families[family.args] = family
+            names = [*family.words, *family.members, family.own] if family else list(options)
             shown = " | ".join(names) or _type(annotation)
             limits = ", ".join(
                 f"{sign} {getattr(meta, attribute)}"
@@ -37,8 +40,11 @@ def describe() -> list[tuple[str, str, str, str]]:
             rows.append((prefix + name + of, f"{shown} {limits}".strip(), default, field.description or ""))
             for option, section in options.items():
                 visit(section, f"{prefix}{name}.", f" ({option})")
-            for member, section in family.members.items() if family else ():
-                visit(section, f"{prefix}{name}.args.", f" ({member})")
+            if kept := families.pop(prefix + name, None) or families.pop(f"{prefix}{name}.args", None):
+                for member, section in kept.members.items():
+                    visit(section, f"{kept.args}.", f" ({member})")
+            if entry := entry_of(annotation):
+                visit(entry, f"{prefix}{name}.", " (each)")
             if inner := section_of(annotation):
                 visit(inner, f"{prefix}{name}.")
 
@@ -52,4 +58,4 @@ def _type(annotation: Any) -> str:
         return f"{section.__name__} | None"
     shown = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     shown = re.sub(r"[\w.]*Annotated\[(\w+), FieldInfo\(.*?\]\)\]", r"\1", shown)
-    return shown.replace("typing.", "").replace("NoneType", "None")
+    return re.sub(r"\b[a-z_]\w*\.(?:[a-z_]\w*\.)*(?=\w)", "", shown).replace("NoneType", "None")

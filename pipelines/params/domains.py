@@ -5,10 +5,19 @@ from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ValidationError
 
 from pipelines.params.schema.names import suggestion
+from pipelines.params.schema.registry import Named, Registry
 from pipelines.params.schema.section import NAME
+from storage.redact import mask
+
+SOURCES = Registry("ingest.sources", "pipelines.ingest.sources.members")
+
+
+def shown(source: str | Named) -> str:
+    """For people: without passwords."""
+    return mask(source) if isinstance(source, str) else source.name
 
 
 def _sources(value: Any) -> Any:
@@ -25,9 +34,21 @@ def _sources(value: Any) -> Any:
         if not sources:
             raise ValueError(f"{where}must have at least 1 item")
         for source in sources:
-            if not isinstance(source, str):
-                raise ValueError(f"{where}{source!r} is no URL, glob or folder")
+            _check(source, where)
     return value
+
+
+def _check(source: Any, where: str) -> None:
+    if isinstance(source, dict) and "name" in source:
+        try:
+            source = Named.model_validate(source)
+        except ValidationError as error:
+            wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+            raise ValueError(f"{where}a source is a URL, glob or folder, or {{name, args}}; wrong: {wrong}") from error
+    if isinstance(source, Named):
+        SOURCES.check(source)
+    elif not isinstance(source, str):
+        raise ValueError(f"{where}{source!r} is no URL, glob or folder")
 
 
 def _mixture(value: Any) -> Any:
@@ -91,6 +112,6 @@ def check_names(mixture: Collection[str], domains: Collection[str]) -> None:
 
 
 #: Sources, or domain → sources.
-Sources = Annotated[list[str] | dict[str, list[str]], BeforeValidator(_sources)]
+Sources = Annotated[list[str | Named] | dict[str, list[str | Named]], BeforeValidator(_sources)]
 #: Domain → weight, or domain → (step → weight).
 Mixture = Annotated[dict[str, float | dict[int, float]] | None, BeforeValidator(_mixture)]

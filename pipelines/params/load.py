@@ -66,7 +66,9 @@ def _explain(file: Path, error: ValidationError) -> str:
             message = item["msg"].removeprefix("Value error, ")
             given = "" if isinstance(item["input"], dict) else f" (given: {item['input']!r})"
             end = "" if message.endswith((".", "?")) else "."
-            lines.append(f"  {place + ': ' * bool(place)}{message}{given}{end} {_description(item['loc'])}".rstrip())
+            where = f"{place}: " if place and not message.startswith(place) else ""
+            told = f"{where}{message}{given}{end} {_description(item['loc'])}".rstrip()
+            lines.append("  " + told.replace("\n", "\n  "))
     lines.append("Run `shardline params` for all parameters with their defaults and ranges.")
     return "\n".join(lines)
 

@@ -76,8 +76,11 @@ def _likely_tasks(params: Params) -> tuple[TaskName, ...]:
     if ":" in reader:
         return TASKS
     if reader == "auto":
-        names = [PurePosixPath(source) for _, sources in params.ingest.by_domain for source in sources]
-        if any(not re.fullmatch(r"\.\w+", name.suffix) or "::" in str(name) for name in names):
+        sources = [source for _, source in params.ingest.each]
+        names = [PurePosixPath(source) for source in sources if isinstance(source, str)]
+        if len(names) < len(sources) or any(
+            not re.fullmatch(r"\.\w+", name.suffix) or "::" in str(name) for name in names
+        ):
             return TASKS
         from pipelines.ingest.readers import detect
 

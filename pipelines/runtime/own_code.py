@@ -35,6 +35,7 @@ AGAIN = (
 
 #: What runs the code of each setting. A model's code is in the package, too.
 STAGES = {
+    "ingest.sources": ("ingest",),
     "curate.reader": ("curate",),
     "model.name": ("train", "evaluate", "package"),
     "train.loss": ("train",),
@@ -46,7 +47,8 @@ STAGES = {
 
 def import_paths(params: Params) -> Iterator[tuple[str, str]]:
     """Settings that are import paths, package.module:name, or a script.py."""
-    named = [("curate.reader", READERS.name_of(params.curate.reader))]
+    named = [("ingest.sources", source.name) for _, source in params.ingest.each if not isinstance(source, str)]
+    named.append(("curate.reader", READERS.name_of(params.curate.reader)))
     named += [("model.name", params.model.name), ("train.loss", params.train.loss)]
     named.append(("train.entrypoint", params.train.entrypoint or ""))
     metrics = params.evaluate.metrics

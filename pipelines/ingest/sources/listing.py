@@ -1,4 +1,4 @@
-"""Listing sources: which files there are, and a fingerprint of each that changes when its content does."""
+"""Listing files that fsspec reaches: which there are, and a fingerprint of each that changes when its content does."""
 
 import fnmatch
 import re
@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,80 +14,31 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from pipelines.ingest.domains import inside
 from pipelines.ingest.sources import examples
+from pipelines.ingest.sources.member import Place, SourceFile
 from pipelines.ingest.sources.walk import walk
-from pipelines.params import Ingest
 from storage.digest import digest_file
 from storage.errors import SourceError
 from storage.redact import mask
 
 _MAGIC = re.compile(r"[*?\[]")
 _NOTED = 64  # fingerprints at a time
-_BRACKETS = " [ab] stands for a or b; for a bracket itself write [[]."
 
-Files = dict[str, dict[str, Any]]  # path or name → what is known of it
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of a source. `name` is its path below the source's fixed part, after that of its domain where there is
-    one: the same on every machine."""
-
-    name: str
-    url: str
-    bytes: int
-    fingerprint: str
-    domain: str | None = None
-
-    @property
-    def digest(self) -> str | None:
-        """BLAKE3 of a local file; of others only their store's fingerprint is known, which says what it is of."""
-        return None if ":" in self.fingerprint else self.fingerprint
+Infos = dict[str, dict[str, Any]]  # path or name → what is known of it
 
 
-def list_sources(ingest: Ingest, root: Path, state: Path) -> list[SourceFile]:
-    """Every file that `ingest.sources` matches, by name. Relative paths start at `root`, the recipe's folder.
-
-    A local file's fingerprint is its BLAKE3, kept by size and time in `state` so that it is read once; a remote one's
-    is what its store gives (ETag, checksum, version). Raises SourceError for a source that can't be listed, matches
-    nothing or gives two files the same name; for a file that can't be read, a link to nothing, a file in two domains.
-    """
-    found: dict[str, SourceFile] = {}
-    owner: dict[str, str | None] = {}
-    sources = [(domain, source) for domain, part in ingest.by_domain for source in part]
-    with Fingerprints(state / "fingerprints.db") as fingerprints:
-        for domain, source in sources:
-            files = _list_one(source, ingest, root, state, fingerprints)
-            if not files:
-                raise SourceError(
-                    f"ingest.sources: {mask(source)!r} matches no file. Check the path (relative ones start at {root}),"
-                    f" the glob, and ingest.exclude.{_BRACKETS if '[' in source else ''}"
-                )
-            for file in (replace(file, name=inside(domain, file.name), domain=domain) for file in files):
-                if (other := found.setdefault(file.name, file)).url != file.url:
-                    raise SourceError(
-                        mask(f"ingest.sources: {other.url} and {file.url} would both be named {file.name!r}. ")
-                        + "Give one glob that starts at a folder above both."
-                    )
-                if (first := owner.setdefault(file.url, domain)) != domain:
-                    raise SourceError(
-                        mask(f"ingest.sources: {file.url} is in the domains {first!r} and {domain!r}, and a sample ")
-                        + "belongs to one. Narrow the sources of one of them."
-                    )
-    return [found[name] for name in sorted(found)]
-
-
-def _excluded(name: str, patterns: list[str]) -> bool:
+def excluded(name: str, patterns: list[str]) -> bool:
     rooted = f"/{name}"  # so that **/test/** also matches a test folder at the top
     return any(fnmatch.fnmatchcase(rooted, p if p.startswith("*") else f"/{p}") for p in patterns)
 
 
-def _list_one(source: str, ingest: Ingest, root: Path, state: Path, fingerprints: "Fingerprints") -> list[SourceFile]:
+def list_files(source: str, place: Place) -> list[SourceFile]:
+    """The files of a URL, glob or folder. Raises SourceError."""
+    ingest, root, state = place.ingest, place.root, place.state
     expanded, literal, exclude = examples.expand(source, state), "", ingest.exclude
-    *archives, place = expanded.split("::")
-    if "://" not in place and not Path(place).is_absolute():
-        expanded = "::".join([*archives, str(root / place)])
+    *archives, last = expanded.split("::")
+    if "://" not in last and not Path(last).is_absolute():
+        expanded = "::".join([*archives, str(root / last)])
         literal = "" if archives else f"{root}/"
     try:
         fs, path = url_to_fs(expanded)
@@ -108,13 +58,13 @@ def _list_one(source: str, ingest: Ingest, root: Path, state: Path, fingerprints
         ) from error
     web = expanded.startswith(("http://", "https://"))  # whose query may hold a signature: no part of a name
     names = {path: _below(base, path.split("?")[0] if web else path, source) for path in infos}
-    infos = {path: info for path, info in infos.items() if not _excluded(names[path], exclude)}
+    infos = {path: info for path, info in infos.items() if not excluded(names[path], exclude)}
     if isinstance(fs, LocalFileSystem):
         _refuse_lost(source, {names[path]: info["leads"] for path, info in infos.items() if "leads" in info})
         if ingest.links == "inside" and "{" not in source:  # an interpreter's own library may be linked together
             _refuse_outside(source, {names[path]: info["outside"] for path, info in infos.items() if "outside" in info})
         try:
-            marks = dict(zip(infos, fingerprints.of(list(infos)), strict=True))
+            marks = dict(zip(infos, place.digests(list(infos)), strict=True))
         except (OSError, UnicodeError) as error:
             raise SourceError(
                 f"ingest.sources: {source!r}: a file cannot be read: {error}. Mend it, or leave it out with "
@@ -169,7 +119,7 @@ def _urls(fs: fsspec.AbstractFileSystem, paths: list[str], source: str) -> list[
     return plain
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str], literal: int) -> tuple[str, Files]:
+def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str], literal: int) -> tuple[str, Infos]:
     """(fixed part, path → info) of the files at `path`: a file, a folder (all below it) or a glob. Its first `literal`
     characters are no pattern."""
     local = isinstance(fs, LocalFileSystem)
@@ -190,8 +140,8 @@ def _find(fs: fsspec.AbstractFileSystem, path: str, exclude: list[str], literal:
     return base, {name: info for name, info in sorted(found.items()) if info["type"] == "file"}
 
 
-def _walk(base: str, pattern: str, exclude: list[str]) -> Files:
-    return walk(base, pattern, lambda name: _excluded(name, exclude))
+def _walk(base: str, pattern: str, exclude: list[str]) -> Infos:
+    return walk(base, pattern, lambda name: excluded(name, exclude))
 
 
 def _escaped(path: str) -> str:

@@ -31,3 +31,10 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     if len(rest) == 1 and isinstance(rest[0], type) and issubclass(rest[0], BaseModel):
         return rest[0]
     return None
+
+
+def entry_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that an entry of a list may be, `list[str | Section]`; None for any other annotation."""
+    (entry,) = get_args(annotation) if get_origin(annotation) is list else (None,)
+    parts = get_args(entry) if get_origin(entry) in (Union, UnionType) else (entry,)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)

@@ -1,10 +1,10 @@
-"""Names that stand for code: ours, or an import path. A wrong one is refused before the data stages have worked."""
+"""Names: what was meant by a wrong one, and import paths."""
 
 import difflib
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 
 def suggestion(name: str, known: Sequence[str], instead: Sequence[str] | None = None) -> str:
@@ -13,17 +13,4 @@ def suggestion(name: str, known: Sequence[str], instead: Sequence[str] | None = 
     return f". Did you mean {near[0]!r}?" if near else f". Known here: {', '.join(instead or known)}."
 
 
-MODELS = ("transformer", "mlp", "cnn", "resnet", "vit")
-LOSSES = ("auto", "cross_entropy", "focal", "squared", "absolute", "huber")
-
-
-def _known(name: str, what: str, known: tuple[str, ...], own: str) -> str:
-    """`name`, where it is one of `known` or an import path. Raises ValueError with the nearest one."""
-    if name not in known and ":" not in name:
-        raise ValueError(f"no such {what}{suggestion(name, known)} One of your own is named by its import path, {own}")
-    return name
-
-
-ModelName = Annotated[str, AfterValidator(lambda name: _known(name, "model", MODELS, "package.module:Class"))]
-LossName = Annotated[str, AfterValidator(lambda name: _known(name, "loss", LOSSES, "package.module:function"))]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]

@@ -1,10 +1,10 @@
 """From batches to a model: model, train."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.params.schema.names import LossName, ModelName
+from pipelines.params.schema.registry import Registry
 from pipelines.params.schema.section import Section
 from pipelines.params.train.checkpoints import Checkpoints
 from pipelines.params.train.communication import Communication
@@ -16,13 +16,19 @@ from pipelines.params.train.step import Ema, NonFinite, Stop
 ENTRYPOINT = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*|.+\.py)$"
 
 
+MODELS = Registry("model.name", "pipelines.models.members.architectures", apart="model.args")
+LOSSES = Registry(
+    "train.loss", "pipelines.models.members.losses", ("auto",), apart="train.loss_args", own="package.module:name"
+)
+
+
 class Model(Section):
     """The model."""
 
-    name: ModelName = "mlp"
-    """Model: transformer, mlp, cnn, resnet, vit, or the import path package.module:Class of a torch.nn.Module."""
-    args: dict[str, Any] = {}
-    """Keyword arguments of the model's constructor (docs/models.md)."""
+    name: Annotated[str, AfterValidator(MODELS.check_name), MODELS] = "mlp"
+    """Model: one of Shardline's, or the import path package.module:Class of your own (docs/models.md)."""
+    args: Annotated[dict[str, Any], AfterValidator(MODELS.check_args("name"))] = Field({}, validate_default=True)
+    """The model's own parameters; of a torch.nn.Module of your own, keyword arguments of its constructor."""
 
 
 class Train(Section):
@@ -61,11 +67,11 @@ class Train(Section):
     accumulate: int = Field(1, ge=1)
     """Pieces into which a batch is cut to save memory (gradient accumulation); the step is the same up to rounding. 1:
     not cut."""
-    loss: LossName = "auto"
+    loss: Annotated[str, AfterValidator(LOSSES.check_name), LOSSES] = "auto"
     """Loss: auto, cross_entropy or focal for classes and tokens; squared, absolute or huber for numbers; or the import
-    path package.module:function of one that sums over the targets. auto: cross_entropy or squared."""
-    loss_args: dict[str, Any] = {}
-    """Keyword arguments of the loss function (docs/models.md)."""
+    path of your own, which sums over the targets. auto: cross_entropy or squared."""
+    loss_args: Annotated[dict[str, Any], AfterValidator(LOSSES.check_args("loss"))] = Field({}, validate_default=True)
+    """The loss's own parameters; of a function of your own, its keyword arguments (docs/models.md)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target's probability that is spread over the other classes. 0: none."""
     steps: int | None = Field(None, ge=1)

@@ -14,7 +14,8 @@ from fsspec.implementations.ftp import FTPFileSystem
 from fsspec.implementations.github import GithubFileSystem
 
 from pipelines.ingest.fetch import IngestStage
-from pipelines.ingest.sources.listing import Fingerprints, _urls, list_sources
+from pipelines.ingest.sources.gather import list_sources
+from pipelines.ingest.sources.listing import Fingerprints, _urls
 from pipelines.params import Ingest
 from storage.errors import SourceError
 from storage.lake import Zone

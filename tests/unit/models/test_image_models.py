@@ -116,9 +116,9 @@ def test_order_matters_to_a_vit_and_learned_positions_are_parameters() -> None:
     ("name", "args", "said"),
     [
         ("resnet", {"widths": [8], "depths": [1, 1]}, "must be as many"),
-        ("resnet", {"norm": "layer"}, "must be group or batch"),
+        ("resnet", {"norm": "layer"}, r"model\.args\.norm: .*'group' or 'batch' \(given: 'layer'\)"),
         ("vit", {"dim": 30}, "must be a multiple"),
-        ("vit", {"positions": "rotary"}, "must be sincos or learned"),
+        ("vit", {"positions": "rotary"}, r"model\.args\.positions: .*'sincos' or 'learned'"),
     ],
 )
 def test_impossible_sizes_are_refused(name: str, args: dict[str, object], said: str) -> None:

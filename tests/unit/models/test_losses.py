@@ -93,7 +93,6 @@ def test_a_loss_of_ones_own_sees_tokens_one_by_one() -> None:
         (CLASSES, {"loss": "own_losses:broken"}, "no_such_thing"),
         (NUMBER, {"loss": "own_losses:hinge"}, "cannot be called"),
         (CLASSES, {"loss": "own_losses:hinge", "loss_args": {"margn": 1}}, "Did you mean 'margin'?"),
-        (CLASSES, {"loss_args": {"gamma": 1.0}}, "takes none"),
         (CLASSES, {"loss": "focal", "label_smoothing": 0.1}, "train.label_smoothing=0.1 goes with"),
     ],
 )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.models import MODELS, build_model, data_facts
+from pipelines.models import build_model, data_facts
 from pipelines.models.importing import import_named
+from pipelines.params.train.training import MODELS
 from pipelines.training.trainer.entrypoint import find_script
 from storage.errors import ParamsError
 
@@ -44,7 +45,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_registry_holds_what_the_documents_name() -> None:
-    assert sorted(MODELS) == ["cnn", "mlp", "resnet", "transformer", "vit"]
+    assert list(MODELS.members) == ["cnn", "mlp", "resnet", "transformer", "vit"]
 
 
 def test_facts_of_the_data_are_injected_by_name() -> None:
@@ -79,7 +80,7 @@ def test_an_argument_wins_over_a_fact(own_module: Path) -> None:
         ("my_models.nets:Net", {"width": 0}, "width must be positive"),
         ("my_models.nets:Needy", {}, "needs secret"),
         ("mlp", {"hiden": [3]}, "Did you mean 'hidden'?"),
-        ("cnn", {"channels": "wide"}, "model.args={'channels': 'wide'}"),
+        ("cnn", {"channels": "wide"}, "model.args.channels: Input should be a valid list (given: 'wide')"),
         ("transformer", {}, "is for text: it needs vocab_size, seq_len"),
     ],
 )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipelines.evaluation import evaluate_model
-from pipelines.models import MODELS, ModelConfig, Task, build_model, task_of
+from pipelines.models import ModelConfig, Task, build_model, task_of
+from pipelines.params.train.training import MODELS
 from pipelines.training import train
 from pipelines.training.session import aim
 from pipelines.workspace import Workspace
@@ -31,7 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "transformer": {"dim": 8, "layers": 1, "heads": 2}, "mlp": {"hidden": [4]}, "cnn": {"channels": [4]},
     "resnet": {"widths": [8], "depths": [1]}, "vit": {"dim": 8, "layers": 1, "heads": 2},
 }  # fmt: skip
-CASES = [(name, spec) for name in MODELS for spec in ((TEXT,) if name == "transformer" else (IMAGES, NUMBERS))]
+CASES = [(name, spec) for name in MODELS.members for spec in ((TEXT,) if name == "transformer" else (IMAGES, NUMBERS))]
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES)

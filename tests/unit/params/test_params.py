@@ -1,14 +1,13 @@
 """Parameters: every wrong one is named with what it may be; every recipe that ships is right."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, TINY, write_params
+from conftest import REPOSITORY, TINY, Run, write_params
 
-from pipelines.models import losses, registry
 from pipelines.params import Params, describe, load_params
-from pipelines.params.schema import names
 from storage.errors import ParamsError
 
 
@@ -36,8 +35,25 @@ def loaded(folder: Path, **sections: object) -> Params:
         ({"lake": {"zones": {"shard": "s3://x"}}}, r"lake.zones.shard"),
         ({"lake": {"url": "s3//bucket/x"}}, r"lake: s3//bucket/x would be a folder .* begins with s3://"),
         ({"lake": {"zones": {"raw": "gs:/bucket"}}}, r"lake: gs:/bucket would be a folder"),
-        ({"model": {"name": "transfomer"}}, r"model.name: no such model. Did you mean 'transformer'\?.*Class \("),
-        ({"train": {"steps": 3, "loss": "mse"}}, r"train.loss: no such loss. Known here: auto, .*huber"),
+        ({"model": {"name": "transfomer"}}, r"model.name: no such name. Did you mean 'transformer'\?.*Class \("),
+        ({"train": {"steps": 3, "loss": "mse"}}, r"train.loss: no such name. Known here: auto, .*huber"),
+        (
+            {"model": {"name": "transformer", "args": {"dim": "64"}}},
+            r"  model\.args\.dim: .*valid integer \(given: '64'",
+        ),
+        ({"model": {"name": "transformer", "args": {"layer": 1}}}, r"  model\.args\.layer: .*Did you mean 'layers'"),
+        ({"model": {"args": {"hiden": [1]}}}, r"  model\.args\.hiden: unknown parameter of Mlp. Did you mean 'hidden'"),
+        (
+            {"model": {"name": "resnet", "args": {"widths": [8]}}},
+            r"model\.args: widths=\[8\] and depths=.* be as many\. ",
+        ),
+        ({"model": {"name": "vit", "args": {"dim": 30}}}, r"model\.args: dim=30 must be a multiple"),
+        ({"train": {"steps": 3, "loss": "focal", "loss_args": {"gama": 1.0}}}, r"  train\.loss_args\.gama: .*'gamma'"),
+        (
+            {"train": {"steps": 3, "loss": "huber", "loss_args": {"delta": 0}}},
+            r"train\.loss_args\.delta: .*greater than 0",
+        ),
+        ({"train": {"steps": 3, "loss_args": {"delta": 1.0}}}, r"train\.loss_args: train\.loss=auto takes none"),
     ],
 )
 def test_a_wrong_parameter_is_named(tmp_path: Path, sections: dict[str, object], message: str) -> None:
@@ -68,9 +84,22 @@ def test_the_recipes_that_ship_are_valid(file: Path) -> None:
     assert params.recipe == (file.parent.name if file.parent != REPOSITORY else "python_lm")
 
 
-def test_names_that_parameters_take_are_those_that_there_are() -> None:
-    assert set(names.MODELS) == set(registry.MODELS)
-    assert set(names.LOSSES) == {losses.AUTO, *losses.CLASSES, *losses.NUMBERS}
+def test_a_model_s_parameters_stay_what_the_user_wrote(tmp_path: Path) -> None:
+    model = {"name": "transformer", "args": {"dropout": 0, "dim": 8, "seq_len": 4}}
+    assert loaded(tmp_path, model=model).model.model_dump_json() == json.dumps(model, separators=(",", ":"))
+
+
+def test_parameters_of_models_and_losses_are_checked_and_listed_without_torch(tmp_path: Path, run: Run) -> None:
+    write_params(tmp_path, {**TINY, "model": {"name": "transformer", "args": {"dim": "64"}}})
+    code = (
+        "import sys\nfrom pipelines.params import describe, load_params\nfrom storage.errors import ParamsError\n"
+        "names = [row[0] for row in describe()]\n"
+        "assert {'model.args.dim (vit)', 'train.loss_args.gamma (focal)'} <= {*names}\n"
+        "try: load_params()\n"
+        "except ParamsError as error: assert 'model.args.dim' in str(error)\n"
+        "print([name for name in ('torch', 'numpy', 'pyarrow', 'mlflow') if name in sys.modules])"
+    )
+    assert run("python", "-c", code, cwd=tmp_path).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x", "file:///a", "memory://x", "s3-data/x", "data//x", "./s3//x", "/s3"])
@@ -80,3 +109,9 @@ def test_urls_and_folders_are_taken(tmp_path: Path, url: str) -> None:
 
 def test_every_parameter_says_what_it_is() -> None:
     assert [name for name, _, _, meaning in describe() if not meaning] == []
+
+
+def test_what_an_entry_of_a_list_may_say_is_listed() -> None:
+    rows = {row[0]: row for row in describe()}
+    assert rows["evaluate.metrics"][1] == "list[str | Metric]"
+    assert rows["evaluate.metrics.args (each)"][1:3] == ("dict[str, Any]", "{}")

@@ -1,0 +1,1 @@
+"""Models and losses by name: their parameters, without torch."""
