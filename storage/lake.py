@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, BinaryIO
 
-import fsspec
 from blake3 import blake3
 from typing_extensions import Buffer
 
@@ -121,10 +120,6 @@ class Zone:
                 pass  # it is damaged: written anew
         self.reader.put(stored.path, packed)
         return stored
-
-    def publish_from(self, fs: fsspec.AbstractFileSystem, path: str, suffix: str) -> StoredObject:
-        """Copy file `path` of `fs` into the zone; see `publish_stream`."""
-        return self.publish_stream(lambda: fs.open(path, "rb"), suffix)
 
     def publish_stream(self, opened: Callable[[], AbstractContextManager[BinaryIO]], suffix: str) -> StoredObject:
         """Copy what `opened()` reads into the zone in one pass and bounded memory (4 MiB), digesting as it goes.

@@ -98,7 +98,7 @@ def test_an_empty_zone_and_an_empty_object(zone: Zone) -> None:
 def test_copying_in_gives_the_same_object_as_publishing(zone: Zone, tmp_path: Path) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(NOISE)
-    copied = zone.publish_from(fsspec.filesystem("file"), str(source), ".bin")
+    copied = zone.publish_stream(lambda: source.open("rb"), ".bin")
     assert copied == zone.publish(NOISE, ".bin")
     assert zone.read(copied.path, copied.digest) == NOISE
     assert zone.sizes() == {copied.path: len(NOISE)}

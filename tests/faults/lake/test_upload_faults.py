@@ -29,10 +29,10 @@ def test_an_upload_outlives_errors_and_cuts(proxy: FaultyProxy, zone: Zone) -> N
 
 #: Copies a file into the zone, whose upload never ends.
 UPLOAD = """
-import sys, fsspec
+import sys
 from pathlib import Path
 from storage.lake import Zone
-Zone(Path(sys.argv[1]), "s3://lake/faults").publish_from(fsspec.filesystem("file"), sys.argv[2], ".bin")
+Zone(Path(sys.argv[1]), "s3://lake/faults").publish_stream(lambda: open(sys.argv[2], "rb"), ".bin")
 """
 
 

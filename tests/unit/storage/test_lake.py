@@ -64,5 +64,5 @@ def test_a_source_that_may_not_be_read_is_not_taken_for_a_lake_that_may_not_be_w
             raise PermissionError(errno.EACCES, "Permission denied", path)
 
     with pytest.raises(PermissionError, match=r"Permission denied: '/?theirs.txt'"):
-        Zone(tmp_path).publish_from(Denied(), "theirs.txt", "")
+        Zone(tmp_path).publish_stream(lambda: Denied().open("theirs.txt", "rb"), "")
     assert not [*(tmp_path / "objects").iterdir()]

@@ -1,4 +1,4 @@
-"""A folder with files of two domains; runs record nothing."""
+"""Sources of two domains."""
 
 from pathlib import Path
 

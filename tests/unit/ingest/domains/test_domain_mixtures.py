@@ -1,4 +1,4 @@
-"""Domains in training: mixed by weights that change with the step, through interruptions, and whole documents too."""
+"""Domains mixed in training by weights."""
 
 import json
 from collections import Counter
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import TINY
+from support.domains import MIXTURE, SOURCES, make, shards, write
 from support.flat_streams import flat_stream
-from support.two_domains import MIXTURE, SOURCES, make, shards, write
 
 from pipelines.caching.warm import _ahead
 from pipelines.evaluation import evaluate
@@ -224,3 +224,18 @@ def test_a_domain_that_the_shards_do_not_have_cannot_be_read(folder: Path, recip
     make(ws)
     with pytest.raises(DataError, match=r"have no domain 'pros'. Did you mean 'prose'"):
         flat_stream(ws.zone("shards"), shards(ws), domain="pros", **about)
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"my code": ["x"]}, r"ingest.sources: 'my code' is no name for a domain"),
+        ({"code": "x"}, r"ingest.sources: code: must be a list"),
+        ({"code": []}, r"ingest.sources: code: must have at least 1 item"),
+        ({}, r"ingest.sources: must have at least 1 item"),
+        ([3], r"ingest.sources: 3 is no URL, glob or folder"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused(folder: Path, sources: Any, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        write(folder, ingest={"sources": sources})

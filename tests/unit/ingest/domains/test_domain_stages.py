@@ -3,16 +3,15 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import TINY
-from support.two_domains import MIXTURE, SECTIONS, SNIPPET, make, shards, write
+from support.domains import MIXTURE, SECTIONS, SNIPPET, make, shards, write
 
 from pipelines.reproduce.inspect import show_zone
 from pipelines.streaming import Loading, Mixing, Stream, Text
 from pipelines.workspace import Workspace
-from storage.errors import DataError, ParamsError, SourceError
+from storage.errors import DataError, SourceError
 from storage.shards import Shard
 
 
@@ -137,18 +136,3 @@ def test_a_zone_is_shown_with_its_domains(folder: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "domain    prose: 21 files" in out
     assert "domain    code: " in out and "objects, test " in out  # noqa: PT018
-
-
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        ({"my code": ["x"]}, r"ingest.sources: 'my code' is no name for a domain"),
-        ({"code": "x"}, r"ingest.sources: code: must be a list"),
-        ({"code": []}, r"ingest.sources: code: must have at least 1 item"),
-        ({}, r"ingest.sources: must have at least 1 item"),
-        ([3], r"ingest.sources: 3 is no URL, glob or folder"),
-    ],
-)
-def test_sources_that_make_no_sense_are_refused(folder: Path, sources: Any, message: str) -> None:
-    with pytest.raises(ParamsError, match=message):
-        write(folder, ingest={"sources": sources})

@@ -1,4 +1,4 @@
-"""For tests of domains: the tiny recipe with two of them, its stages, and docs/mixtures.md."""
+"""A tiny recipe with two domains, and its data stages."""
 
 import re
 from pathlib import Path
