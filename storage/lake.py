@@ -25,7 +25,7 @@ from storage.errors import DigestError, LakeError
 from storage.manifest import FILENAME, Manifest
 from storage.objects import compression
 from storage.objects.compression import Compression, is_compressed
-from storage.objects.retries import TIMEOUT, RangeReader, missing_object
+from storage.objects.retries import TIMEOUT, RangeReader, missing_object, readable
 from storage.redact import mask
 
 ZONES = ("raw", "curated", "shards")
@@ -354,20 +354,6 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     """A file from its beginning on."""
     file.seek(0)
     return iter(lambda: file.read(_CHUNK), b"")
-
-
-@contextmanager
-def readable(what: str, *, missing: bool = True) -> Iterator[None]:
-    """Turn the operating system's errors of reading into a LakeError that names `what`: missing objects too, unless
-    `missing` leaves them as they are."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if not missing:
-            raise
-        raise missing_object(what) from error
-    except OSError as error:
-        raise LakeError(f"{what}: cannot be read ({error.strerror or error}). Check its permissions.") from error
 
 
 def _memory(what: str, size: int) -> bytearray:

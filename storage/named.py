@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.atomic import storage_errors, write_atomically
-from storage.lake import Zone, readable
+from storage.lake import Zone
+from storage.objects.retries import readable
 
 
 @dataclass(frozen=True)

@@ -323,3 +323,17 @@ def missing_object(what: str) -> LakeError:
         f"{what}: an object that the manifest names is missing. "
         "Restore it with `dvc pull` (or `dvc checkout`), or delete the manifest and run the stage again."
     )
+
+
+@contextmanager
+def readable(what: str, *, missing: bool = True) -> Iterator[None]:
+    """Turn the operating system's errors of reading into a LakeError that names `what`: missing objects too, unless
+    `missing` leaves them as they are."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not missing:
+            raise
+        raise missing_object(what) from error
+    except OSError as error:
+        raise LakeError(f"{what}: cannot be read ({error.strerror or error}). Check its permissions.") from error
