@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 pytestmark = pytest.mark.long
 
-LOADER = str(REPOSITORY / "tests" / "mutated_files.py")
+LOADER = str(REPOSITORY / "tests" / "support" / "mutated_files.py")
 SEED = int(os.environ.get("MUTATIONS_SEED", "0"))
 COUNT = int(os.environ.get("MUTATIONS", "4000"))
 #: What nobody knows the digest of may be read with other values, if no more.

@@ -75,7 +75,7 @@ STARVING = """
 import resource
 import torch
 from torch import nn
-from training_samples import without_mlflow
+from support.training_samples import without_mlflow
 
 without_mlflow()
 
@@ -111,7 +111,7 @@ def test_out_of_memory_names_the_step_and_the_settings_to_change(tmp_path: Path)
 HANGING = """
 import threading
 from torch import nn
-from training_samples import without_mlflow
+from support.training_samples import without_mlflow
 
 without_mlflow()
 

@@ -19,7 +19,7 @@ CHANGES = {
 }
 SCRIPT = """
 from torch._dynamo.utils import counters
-from training_samples import without_mlflow
+from support.training_samples import without_mlflow
 from pipelines.models import Own, load_model
 from pipelines.training import train
 from pipelines.workspace import Workspace
