@@ -75,6 +75,12 @@ def test_a_configuration_chooses_no_code(saved: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "it_ran").exists(), "or this test shows nothing"
 
 
+def test_a_document_mask_by_its_former_name_is_read(saved: Path) -> None:
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"documents": True}))
+    assert load_config(saved).document_mask is True
+
+
 @pytest.mark.parametrize("model", [None, "mlp", {}, {"name": "mlp"}, {"name": "mlp", "args": "x"}, {"args": {}}])
 def test_a_malformed_configuration_is_named(saved: Path, model: object) -> None:
     config = json.loads((saved / "config.json").read_text())

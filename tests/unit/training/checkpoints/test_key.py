@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from pipelines.params import Communication, Params, Section, Stream
+from pipelines.params import Communication, Params, Section, Stream, Train
 from pipelines.training.checkpoints import checkpoint_key
+from pipelines.training.checkpoints.key import _held
 
 
 def test_the_key_follows_results_and_nothing_else() -> None:
@@ -64,3 +65,13 @@ def test_a_younger_parameter_leaves_the_keys_of_older_trainings_alone() -> None:
     for key, params in zip(keys, (usual, rich), strict=True):
         assert widened(params) == key
         assert len({key, widened(params, sparse=True), widened(params, size=4)}) == 3
+
+
+def test_renamed_parameters_have_their_former_names_in_keys() -> None:
+    """Else a training that was interrupted before they were renamed would begin anew."""
+    masked, documents = _held(Stream(document_mask=True), "stream"), _held(Stream(samples="documents"), "stream")
+    assert (masked["documents"], masked["samples"], documents["samples"]) == (True, "windows", "documents")
+    assert "document_mask" not in masked
+    train = _held(Train(steps=5, communication=Communication(compression="bf16")), "train")
+    assert train["network"]["compression"] == "bf16"
+    assert "communication" not in train
