@@ -26,7 +26,7 @@ GATED = """
 import gc, time
 from pathlib import Path
 from torch import nn
-from training_samples import without_mlflow
+from support.training_samples import without_mlflow
 from pipelines.training.process.heartbeat import beat, last_step
 from pipelines.training.process.signals import StopRequest
 
