@@ -56,14 +56,15 @@ def start(environment: dict[str, str]) -> Iterator[Start]:
                 command, cwd=cwd, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
-            stack.callback(end, process)
+            stack.callback(end, process, cwd)
             return process
 
         yield call
 
 
-def end(process: "subprocess.Popen[str]") -> None:
-    for left in (*below(process), process):
+def end(process: "subprocess.Popen[str]", folder: Path) -> None:
+    """Kill it, what is below it, and a training that outlived what started it, which would hold its pipe open."""
+    for left in (*below(process), process, *stages(folder)):
         left.kill()
     process.communicate()
 
@@ -147,15 +148,37 @@ def test_a_job_waits_for_dvc_and_dvc_for_nobody_s_ruin(start: Start, run: Run, g
     assert run("dvc", "params", "diff", "--json", cwd=gated).stdout.count("0.002") == 1
 
 
+@pytest.mark.parametrize("command", [["repro"], ["exp", "run"]])
+def test_a_job_waits_for_dvc_at_a_stage_of_somebody_s_own(start: Start, gated: Path, command: list[str]) -> None:
+    """Which knows no locks of ours. Nothing else is run beside it, either: the parameters may be an experiment's."""
+    pipeline = yaml.safe_load((gated / "dvc.yaml").read_text())
+    waits = "touch begun; until [ -e go ]; do sleep 0.05; done; touch last.txt"
+    pipeline["stages"]["last"] = {"cmd": waits, "deps": ["data/package"], "outs": ["last.txt"]}
+    (gated / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    (gated / "open").touch()  # training, at which nothing is to be begun yet, would not wait
+    first = start("dvc", *command, "--single-item", "last", cwd=gated)
+    wait_for(lambda: (gated / "begun").exists(), "the stage begins", 120)
+    job = start("shardline", "repro", cwd=gated)
+    lines = said(job, "waiting for it")
+    assert f"(process {first.pid})" in lines[-1]
+    assert "Running stage" not in "".join(lines)
+    (gated / "go").touch()
+    for process in (first, job):
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, output
+    assert "Running stage 'train'" in output
+
+
 def test_dvc_beside_a_job_is_refused_before_it_changes_anything(start: Start, run: Run, gated: Path) -> None:
     """The job is first. DVC's own commands name it and leave all as it is; `shardline dvc` and a second job wait."""
     job = start("shardline", "repro", cwd=gated)
     wait_for(lambda: training(gated), "training starts", 120)
     files = {file: file.read_bytes() for file in (gated / "params.yaml", gated / "dvc.lock")}
-    for command in (["exp", "run", "--set-param", "train.lr=0.002"], ["repro", "--force", "--single-item", "package"]):
+    alone = ["repro", "--force", "--single-item"]
+    for command in (["exp", "run", "--set-param", "train.lr=0.002"], [*alone, "package"], [*alone, "ingest"]):
         refused = run("dvc", *command, cwd=gated, code=255)
         assert f"(PID {job.pid}" not in refused.stderr  # the process that holds the table is below it
-        assert "`shardline repro` (process" in refused.stderr
+        assert "`shardline repro` (process" in refused.stderr, "also where the job's stage has nothing to do with it"
     assert {file: file.read_bytes() for file in files} == files
     assert (gated / "data" / "package").exists()
     run("dvc", "status", "ingest", cwd=gated)
