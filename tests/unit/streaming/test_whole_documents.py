@@ -185,7 +185,7 @@ def test_what_does_not_go_together_is_refused(zone: Zone, manifest: Manifest, tm
     data = encode_samples({"x": np.zeros((3, 2), np.float32)}, list("abc"))
     spec = {"inputs": {"x": {"dtype": "float32", "shape": [2]}}}
     samples = other.commit(Manifest.build("shards", [record(other, data, 3)], kind="samples", spec=spec))
-    with pytest.raises(ParamsError, match=r"leave stream\.samples at windows"):
+    with pytest.raises(ParamsError, match=r"leave stream\.samples at sequences"):
         make(other, samples)
 
 
