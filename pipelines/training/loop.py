@@ -60,7 +60,8 @@ def fit(s: Session, report: Reporter, stop: StopRequest) -> None:
 
 def forward_backward(s: Session, batch: Batch) -> tuple[Tensor, int]:
     """Gradients of the mean loss over the *global* batch. Returns this rank's sum of losses, and the global number of
-    targets. Every rank divides by the global number, so how samples fall on ranks or pieces changes only rounding."""
+    targets. Every rank divides by the global number, so how samples fall on ranks or microbatches changes
+    only rounding."""
     task, learner, group = s.goal.task, s.learner, s.group
     inputs, targets = task.pair(batch.arrays, group.device)
     count = global_targets(batch, task, group)

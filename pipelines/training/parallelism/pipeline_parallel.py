@@ -1,4 +1,4 @@
-"""A pipeline: each rank runs one stage of the model on pieces of the batch that follow each other."""
+"""A pipeline: each rank runs one stage of the model on microbatches of the batch that follow each other."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -22,8 +22,8 @@ SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"1f1b": Schedule1F1B, "gpi
 class Pipelined:
     """1F1B (Narayanan et al. 2019, PipeDream-flush) or GPipe (Huang et al. 2019, arXiv:1811.06965).
 
-    Every piece has the same number of rows, as the stages' buffers are made once a shape: a short batch is filled up
-    with zero samples, which the objective never sees.
+    Every microbatch has the same number of rows, as the stages' buffers are made once a shape: a short batch is filled
+    up with zero samples, which the objective never sees.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Pipelined:
         return self.layout.place("pipeline") == 0
 
     def _filled(self, inputs: Tensor) -> Tensor:
-        """The inputs and zero samples, so that they make pieces of one size."""
+        """The inputs and zero samples, so that they make microbatches of one size."""
         rows = -(-max(1, len(inputs)) // self.microbatches) * self.microbatches
         return torch.cat([inputs, inputs.new_zeros(rows - len(inputs), *inputs.shape[1:])])
 
@@ -82,7 +82,7 @@ class Pipelined:
         return {name: self._filled(values) for name, values in beside.items()}
 
     def _loss(self, answers: Tensor, places: Tensor) -> Tensor:
-        """Of one piece, whose rows stand at `places` of the batch."""
+        """Of one microbatch, whose rows stand at `places` of the batch."""
         assert self._batch is not None
         targets, objective = self._batch
         mine = places[places < len(targets)]
@@ -91,7 +91,7 @@ class Pipelined:
         return scaled
 
     def _schedule(self, filled: Tensor, *, learns: bool) -> PipelineScheduleSingle:
-        """The schedule for pieces of this shape, made once."""
+        """The schedule for microbatches of this shape, made once."""
         key = (filled.shape, learns)
         if key not in self._made:
             microbatch = filled[: len(filled) // self.microbatches]

@@ -26,7 +26,7 @@ class Runner(Protocol):
         self, inputs: Tensor, targets: Tensor, objective: Objective, most: int, beside: Beside = NOTHING
     ) -> Tensor:
         """Add this rank's gradients up over the ranks. Returns the sum of its losses (0 where another rank speaks for
-        the same samples). `most`: samples of the rank that has most, so that all take the same number of pieces;
+        the same samples). `most`: samples of the rank that has most, so that all take the same number of microbatches;
         `beside`: what the model is given beside the inputs."""
 
     def answers(self, inputs: Tensor, beside: Beside = NOTHING) -> Tensor | None:
@@ -40,12 +40,13 @@ class Direct:
         self, module: nn.Module, model: nn.Module, autocast: Callable[[], AbstractContextManager[None]], *,
         accumulate: int, zero: int, owns_loss: bool,
     ) -> None:  # fmt: skip
-        """`zero`: of sharded models; 1: gradients are summed up after the last piece only, else after each, so that no
-        rank holds more than its shard of them; 1 and 2: weights that are gathered stay for the next piece."""
+        """`zero`: of sharded models; 1: gradients are summed up after the last microbatch only, else after each, so
+        that no rank holds more than its shard of them; 1 and 2: weights that are gathered stay for the next
+        microbatch."""
         self.module, self.model, self.autocast = module, model, autocast
         self.accumulate, self.zero, self.owns_loss = accumulate, zero, owns_loss
         self.sums = not owns_loss or isinstance(module, DistributedDataParallel | FSDPModule)
-        """Whether a batch in one piece takes more than a pass: others speak for it, or gradients are summed up."""
+        """Whether a batch in one microbatch takes more than a pass: others speak for it, or gradients are summed up."""
         self.local = False
 
     def backward(
@@ -63,7 +64,7 @@ class Direct:
         )
         for index, (x, y, more) in enumerate(pairs, start=1):
             real = len(x) > 0
-            if not real:  # every rank takes part in every piece: with a zero sample of weight 0
+            if not real:  # every rank takes part in every microbatch: with a zero sample of weight 0
                 x, y, more = a_zero(x), a_zero(y), {name: a_zero(values) for name, values in more.items()}
             with self._summing(index == microbatches):
                 loss = self._microbatch(x, y, objective, more, real)
@@ -89,7 +90,7 @@ class Direct:
 
     @contextmanager
     def _summing(self, last: bool) -> Iterator[None]:
-        """Inside, a backward pass sums up over the ranks what a piece must."""
+        """Inside, a backward pass sums up over the ranks what a microbatch must."""
         if isinstance(self.module, DistributedDataParallel) and (self.local or not last):
             with self.module.no_sync():
                 yield
@@ -104,7 +105,7 @@ class Direct:
 
 
 def cut(beside: Beside, microbatches: int) -> list[dict[str, Tensor]]:
-    """Its pieces, as `tensor_split` makes them."""
+    """Its microbatches, as `tensor_split` makes them."""
     parts = {name: values.tensor_split(microbatches) for name, values in beside.items()}
     return [{name: part[index] for name, part in parts.items()} for index in range(microbatches)]
 
